@@ -18,7 +18,7 @@ from .errors import ShapeError
 from .settings import RouterSettings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerBasis:
     """The N adapters of one Linear `in → out` and what is needed to choose among them.
 
@@ -92,7 +92,7 @@ class LayerBasis:
         return self.key_dim if self.query_projection is None else self.query_projection.shape[1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Basis:
     """All layers of one trained basis, and how their coefficients are computed.
 

@@ -1,0 +1,117 @@
+"""The coefficients of one or several analogies: the socket `LORWEB_COEFFICIENTS`.
+
+A plain dict, so that it can cross between the pack and other packs without sharing classes:
+
+    {"format_version": 1, "basis_id": str, "layers": {layer name: float32 CPU [B, N]}, "settings": {…}}
+
+They belong to the basis whose id they carry: another basis' adapters mean something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from .basis import Basis
+from .errors import CheckpointError, ShapeError
+from .router import route_query
+
+FORMAT_VERSION = 1
+
+
+class Coefficients(TypedDict):
+    """The dict's entries; `settings` holds the router settings and the basis' name, for people and messages."""
+
+    format_version: int
+    basis_id: str
+    layers: dict[str, Tensor]
+    settings: dict[str, Any]
+
+
+def encode_coefficients(basis: Basis, query_embedding: Tensor) -> Coefficients:
+    """Return the coefficients that the basis' router gives for query embeddings [B, Q] or [B, images, P]."""
+    settings = {**asdict(basis.settings), "basis_name": basis.name}
+    return Coefficients(
+        format_version=FORMAT_VERSION,
+        basis_id=basis.basis_id,
+        layers=route_query(basis, query_embedding),
+        settings=settings,
+    )
+
+
+def count_mixes(coefficients: Mapping[str, Any]) -> int:
+    """Return B, how many analogies the coefficients hold."""
+    return int(next(iter(coefficients["layers"].values())).shape[0])
+
+
+def require_coefficients_of(basis: Basis, coefficients: Mapping[str, Any]) -> Coefficients:
+    """Return the coefficients as typed, once they are known to belong to this basis and to be whole.
+
+    Raises:
+        CheckpointError: for coefficients of another basis, of a newer format, or that are no coefficients.
+        ShapeError: when layers are missing, batches differ, N is wrong or numbers are not finite.
+    """
+    _require_format(coefficients)
+    if coefficients["basis_id"] != basis.basis_id:
+        other = coefficients["settings"].get("basis_name", "an unnamed basis")
+        raise CheckpointError(
+            expected=f"coefficients of the basis {basis.name} (id {basis.basis_id})",
+            got=f"coefficients of {other} (id {coefficients['basis_id']})",
+            remedy="Connect the same basis to Encode Analogy and to this node, or encode the analogy again.",
+        )
+    layers: Mapping[str, Tensor] = coefficients["layers"]
+    missing = [name for name in basis.layers if name not in layers]
+    extra = [name for name in layers if name not in basis.layers]
+    if missing or extra:
+        raise ShapeError(
+            expected=f"coefficients for the basis' {len(basis.layers)} layers",
+            got=f"{len(missing)} missing and {len(extra)} unknown (such as {', '.join((missing + extra)[:3])})",
+            remedy="Encode the analogy again with this basis.",
+        )
+    _require_tensors(basis, layers)
+    return Coefficients(
+        format_version=FORMAT_VERSION,
+        basis_id=basis.basis_id,
+        layers=dict(layers),
+        settings=dict(coefficients["settings"]),
+    )
+
+
+def _require_format(coefficients: Mapping[str, Any]) -> None:
+    known = isinstance(coefficients, Mapping) and {"format_version", "basis_id", "layers", "settings"} <= set(
+        coefficients
+    )
+    if not known or not coefficients["layers"]:
+        raise CheckpointError(
+            expected="a coefficients dict with format_version, basis_id, layers and settings",
+            got=f"{sorted(coefficients)}" if isinstance(coefficients, Mapping) else type(coefficients).__name__,
+            remedy="Connect the output of Encode Analogy (CLIP).",
+        )
+    if coefficients["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(
+            expected=f"coefficients of format version {FORMAT_VERSION}",
+            got=f"version {coefficients['format_version']}",
+            remedy="Update this node pack, or encode the analogy again with this version.",
+        )
+
+
+def _require_tensors(basis: Basis, layers: Mapping[str, Tensor]) -> None:
+    batch = next(iter(layers.values())).shape[:1]
+    for name, layer in basis.layers.items():
+        mix = layers[name]
+        if mix.shape != (*batch, layer.basis_size) or not mix.shape[0]:
+            raise ShapeError(
+                expected=f"coefficients [{batch[0] if batch else 'batch'}, {layer.basis_size}] for {name}",
+                got=f"shape {list(mix.shape)}",
+                remedy="Give every layer the same batch, or encode the analogy again with this basis.",
+            )
+        if not bool(torch.isfinite(mix).all()):
+            raise ShapeError(
+                expected=f"finite coefficients for {name}",
+                got="NaN or infinity",
+                remedy="Encode the analogy again; if it stays, the basis file is damaged.",
+            )

@@ -1,0 +1,141 @@
+"""One analogy's mixed LoRA as an ordinary LoRA file that stock ComfyUI and stock diffusers load.
+
+    transformer.<layer>.lora_A.weight [R, in]     transformer.<layer>.lora_B.weight [out, R]     (scale 1, no alpha)
+
+R is N·r, or less when a rank is asked for (`rank_reduction`). The header says where the LoRA comes from.
+A basis with per-adapter biases cannot be told as an ordinary LoRA and is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .basis import Basis, LayerBasis
+from .errors import CheckpointError, OutputError, SettingsError
+from .files import write_safetensors_atomically
+from .mixing import mix_layer
+from .rank_reduction import balance_pair, reduce_rank
+
+EXPORT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+METADATA_KEY = "lorweb_mix"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote.
+
+    Attributes:
+        path: the file.
+        rank: highest rank of a layer in it.
+        kept_energy: layer name → share of the delta's squared Frobenius norm that is kept, in 0…1.
+    """
+
+    path: Path
+    rank: int
+    kept_energy: Mapping[str, float]
+
+    def describe(self) -> str:
+        """Return one line for people: layers, rank, and the energy kept when a rank was asked for."""
+        worst = min(self.kept_energy, key=lambda name: self.kept_energy[name])
+        mean = sum(self.kept_energy.values()) / len(self.kept_energy)
+        return (
+            f"{len(self.kept_energy)} layers, rank {self.rank}, energy kept {mean:.2%} on average, "
+            f"{self.kept_energy[worst]:.2%} at worst ({worst})"
+        )
+
+
+def export_mixed_lora(
+    path: Path,
+    basis: Basis,
+    coefficients: Mapping[str, Tensor],
+    *,
+    strength: float = 1.0,
+    rank: int = 0,
+    dtype: torch.dtype = torch.bfloat16,
+    on_layer: Callable[[], None] | None = None,
+) -> ExportReport:
+    """Write the mixed LoRA of one analogy as an ordinary LoRA, whole or not at all.
+
+    Args:
+        path: the .safetensors file to write; an existing one is replaced in one step.
+        basis: the basis that the coefficients belong to.
+        coefficients: layer name → [N].
+        strength: factor on the whole delta.
+        rank: ranks kept per layer; 0 keeps all N·r.
+        dtype: of the written tensors.
+        on_layer: called after each layer (progress, interruption).
+    Returns: what was written.
+    Raises:
+        CheckpointError: for a basis with biases.
+        SettingsError: for a negative rank.
+        OutputError: when the file cannot be written, or numbers leave the dtype's range.
+    """
+    if rank < 0:
+        raise SettingsError(
+            expected="rank 0 (keep all) or a positive number", got=str(rank), remedy="Set rank to 0 or above."
+        )
+    _require_no_bias(basis)
+    tensors: dict[str, Tensor] = {}
+    kept_energy: dict[str, float] = {}
+    for name, layer in basis.layers.items():
+        down, up, kept_energy[name] = _factor_layer(layer, coefficients[name], strength=strength, rank=rank)
+        tensors[f"transformer.{name}.lora_A.weight"] = _cast_within_range(down, dtype, name)
+        tensors[f"transformer.{name}.lora_B.weight"] = _cast_within_range(up, dtype, name)
+        if on_layer is not None:
+            on_layer()
+    highest = max(tensor.shape[0] for key, tensor in tensors.items() if key.endswith("lora_A.weight"))
+    provenance = _describe_provenance(basis, strength, rank, kept_energy)
+    write_safetensors_atomically(path, tensors, {"format": "pt", METADATA_KEY: json.dumps(provenance)})
+    return ExportReport(path=path, rank=highest, kept_energy=kept_energy)
+
+
+def _factor_layer(
+    layer: LayerBasis, coefficients: Tensor, *, strength: float, rank: int
+) -> tuple[Tensor, Tensor, float]:
+    mixed = mix_layer(layer, coefficients, strength=strength)
+    if rank and rank < layer.total_rank:
+        reduced = reduce_rank(mixed.down, mixed.up, rank=rank)
+        return reduced.down, reduced.up, reduced.kept_energy
+    down, up = balance_pair(mixed.down, mixed.up)
+    return down, up, 1.0
+
+
+def _require_no_bias(basis: Basis) -> None:
+    biased = [name for name, layer in basis.layers.items() if layer.lora_bias is not None]
+    if biased:
+        raise CheckpointError(
+            expected="a basis without per-adapter biases, since an ordinary LoRA file has no place for them",
+            got=f"{len(biased)} layers with lora_B_bias (such as {biased[0]})",
+            remedy="Use Apply Mixed LoRA to Kontext, which adds the biases itself.",
+        )
+
+
+def _cast_within_range(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    cast = tensor.to(dtype).contiguous()
+    if not bool(torch.isfinite(cast).all()):
+        raise OutputError(
+            expected=f"numbers of {name} within the range of {dtype}",
+            got=f"a largest magnitude of {float(tensor.abs().max()):.3g}",
+            remedy="Export with dtype bf16 or fp32, or with a smaller strength.",
+        )
+    return cast
+
+
+def _describe_provenance(
+    basis: Basis, strength: float, rank: int, kept_energy: Mapping[str, float]
+) -> dict[str, object]:
+    return {
+        "format_version": 1,
+        "basis_id": basis.basis_id,
+        "basis_name": basis.name,
+        "base_model": basis.settings.base_model,
+        "strength": strength,
+        "rank": rank,
+        "mean_kept_energy": sum(kept_energy.values()) / len(kept_energy),
+    }

@@ -1,0 +1,136 @@
+"""Coefficients and a basis → the one LoRA that an analogy stands for.
+
+    delta = strength · Σ_n c_n · up_n @ down_n          (kept factored: rank N·r)
+    y     = base(x) + (x @ downᵀ ∘ c) @ upᵀ  [+ Σ_n c_n · bias_n]
+
+Three forms of the same thing: a factored pair with c folded in (`mix_layer`), the full weight change
+(`layer_delta`), and the contribution to a forward pass with one c per sample (`add_contribution`). Source:
+arXiv 2602.15727, Eq. 2. No files, no host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .basis import LayerBasis
+from .errors import ShapeError
+
+
+@dataclass(frozen=True, eq=False)
+class MixedLayer:
+    """The mixed LoRA of one layer: delta = up @ down, plus an output bias when the basis has one.
+
+    Attributes:
+        down: [N·r, in].
+        up: [out, N·r].
+        bias: [out] or None.
+    """
+
+    down: Tensor
+    up: Tensor
+    bias: Tensor | None = None
+
+
+def mix_layer(layer: LayerBasis, coefficients: Tensor, *, strength: float = 1.0) -> MixedLayer:
+    """Return the mixed LoRA of one layer as an ordinary (down, up) pair.
+
+    delta = strength · Σ_n coefficients[n] · up[n] @ down[n]; the sum is kept factored, so the rank is N·r. The
+    coefficients are folded, in float32, into the side with fewer numbers; the other side is a view of the basis.
+
+    Args:
+        layer: adapters of one layer.
+        coefficients: [N], any real numbers (softmax output sums to 1).
+        strength: factor on the whole delta; negative reverses the edit.
+    Returns: the pair; the folded side is float32, the other has the basis' dtype.
+    Raises: ShapeError: when there are not N coefficients.
+    Source: arXiv 2602.15727, Eq. 2.
+    """
+    require_coefficients(layer, coefficients, dimensions=1)
+    scale = strength * coefficients.float()
+    per_row = expand_to_ranks(layer, scale)
+    down, up = stacked_down(layer), stacked_up(layer).t()
+    if layer.in_features <= layer.out_features:
+        down = down * per_row[:, None]
+    else:
+        up = up * per_row
+    bias = None if layer.lora_bias is None else scale @ layer.lora_bias.float()
+    return MixedLayer(down, up, bias)
+
+
+def layer_delta(layer: LayerBasis, coefficients: Tensor, *, strength: float = 1.0) -> Tensor:
+    """Return the weight change [out, in] of one layer's mixed LoRA in float32; bias not included."""
+    mixed = mix_layer(layer, coefficients, strength=strength)
+    return mixed.up.float() @ mixed.down.float()
+
+
+def add_contribution(
+    output: Tensor, x: Tensor, layer: LayerBasis, coefficients: Tensor, *, strength: float = 1.0
+) -> Tensor:
+    """Return output + the mixed LoRA's contribution, one mix per sample.
+
+    Args:
+        output: the base layer's result, [B, ..., out].
+        x: the base layer's input, [B, ..., in].
+        layer: adapters of this layer, on x's device; cast to x's dtype.
+        coefficients: [B, N], or [1, N] for all samples.
+        strength: factor on the contribution.
+    Returns: [B, ..., out], a new tensor of the output's dtype.
+    Raises: ShapeError: when the batch is no multiple of the mixes, or there are not N coefficients.
+    Source: arXiv 2602.15727, Eq. 2.
+    """
+    require_coefficients(layer, coefficients, dimensions=2)
+    scale = (strength * coefficients.float()).to(x.device)
+    per_rank = per_sample_scale(expand_to_ranks(layer, scale), x)
+    hidden = torch.nn.functional.linear(x, stacked_down(layer).to(x.dtype)) * per_rank.to(x.dtype)
+    result = output + (hidden @ stacked_up(layer).to(x.dtype)).to(output.dtype)
+    if layer.lora_bias is None:
+        return result
+    return result + per_sample_scale(scale @ layer.lora_bias.float(), x).to(output.dtype)
+
+
+def stacked_down(layer: LayerBasis) -> Tensor:
+    """Return all adapters' down matrices as one, [N·r, in]; a view of the basis."""
+    return layer.lora_down.flatten(0, 1)
+
+
+def stacked_up(layer: LayerBasis) -> Tensor:
+    """Return all adapters' up matrices as one, transposed, [N·r, out]; a view of the basis as read from a file."""
+    return layer.lora_up.transpose(1, 2).flatten(0, 1)
+
+
+def expand_to_ranks(layer: LayerBasis, coefficients: Tensor) -> Tensor:
+    """Return coefficients [..., N] repeated for each rank, [..., N·r], in the order of the stacked matrices."""
+    return coefficients.repeat_interleave(layer.rank, dim=-1)
+
+
+def per_sample_scale(scale: Tensor, x: Tensor) -> Tensor:
+    """Return scale [mixes, R] shaped to multiply x's projection [B, ..., R], repeating the mixes over the batch.
+
+    Sample i gets mix i modulo the number of mixes: samplers lay conditional and unconditional batches end to end.
+
+    Raises: ShapeError: when B is no multiple of the number of mixes.
+    """
+    mixes, batch = scale.shape[0], x.shape[0]
+    if batch % mixes:
+        raise ShapeError(
+            expected=f"a latent batch that is a multiple of the {mixes} mixes (one per analogy)",
+            got=f"a batch of {batch}",
+            remedy=f"Make the latent batch {mixes}, or encode one analogy only.",
+        )
+    repeated = scale if mixes in (1, batch) else scale.repeat(batch // mixes, 1)
+    return repeated.reshape(repeated.shape[0], *(1,) * (x.dim() - 2), -1)
+
+
+def require_coefficients(layer: LayerBasis, coefficients: Tensor, *, dimensions: int) -> None:
+    """Raise a ShapeError unless coefficients are [N] (dimensions 1) or [B, N] (dimensions 2)."""
+    if coefficients.dim() == dimensions and coefficients.shape[-1] == layer.basis_size:
+        return
+    wanted = f"[{layer.basis_size}]" if dimensions == 1 else f"[batch, {layer.basis_size}]"
+    raise ShapeError(
+        expected=f"coefficients {wanted}, one for each adapter of the layer",
+        got=f"shape {list(coefficients.shape)}",
+        remedy="Compute them with this basis' own router.",
+    )

@@ -1,0 +1,122 @@
+"""From a query embedding to the coefficients of every layer.
+
+    c = reduce_h( activation( (e · W_qᵀ)_h · k_hᵀ / √d ) ),   d = K / heads
+
+e [Q] is the query embedding of one analogy, W_q [K, Q] the layer's query projection, k [N, K] its keys. The
+scores depend on nothing else, so c holds for every step and token. Always float32, whatever the file's dtype:
+bf16 costs up to 1e-3 on a coefficient. Mixing with c is `mixing`'s subject.
+
+Source: arXiv 2602.15727, Eq. 3 and 4; heads, tanh, sum and clamp as the published checkpoint format defines them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from .basis import Basis, LayerBasis
+from .errors import ShapeError
+from .settings import RouterSettings
+
+#: Float32 query projections stacked at a time; bounds the extra memory of routing a whole basis.
+_STACK_BYTES = 64 * 2**20
+
+
+@torch.no_grad()
+def route_query(basis: Basis, query_embedding: Tensor) -> dict[str, Tensor]:
+    """Return the coefficients of every layer for a batch of analogies.
+
+    Args:
+        basis: keys and query projections of all layers.
+        query_embedding: [B, images, P] or [B, Q], any float dtype; several images are joined in their order.
+    Returns: layer name → float32 CPU [B, N], in the basis' layer order.
+    Raises: ShapeError: when the width is not the basis' Q, or a value is NaN or infinite.
+    Source: arXiv 2602.15727, Eq. 3 and 4.
+    """
+    embedding = join_query_embedding(query_embedding, basis.query_dim).to("cpu", torch.float32)
+    coefficients: dict[str, Tensor] = {}
+    for names, layers in _stackable_runs(basis):
+        queries = project_queries(embedding, [layer.query_projection for layer in layers], len(layers))
+        keys = torch.stack([layer.keys for layer in layers]).float()
+        mixes = coefficients_from_queries(queries, keys, settings=basis.settings)
+        coefficients.update(zip(names, mixes.unbind(0), strict=True))
+    return coefficients
+
+
+def join_query_embedding(query_embedding: Tensor, query_dim: int) -> Tensor:
+    """Return the query embedding as [B, Q], checked to be finite and as wide as the basis expects."""
+    if query_embedding.dim() not in (2, 3) or query_embedding.shape[0] == 0:
+        raise ShapeError(
+            expected="a query embedding [batch, width] or [batch, images, width] with at least one sample",
+            got=f"shape {list(query_embedding.shape)}",
+            remedy="Embed at least one triplet a, a', b and stack the results along the first axis.",
+        )
+    joined = query_embedding.flatten(1)
+    if joined.shape[1] != query_dim:
+        raise ShapeError(
+            expected=f"a query embedding of width {query_dim} in all",
+            got=f"{joined.shape[1]} (shape {list(query_embedding.shape)})",
+            remedy="Embed with the image encoder and the query mode that the basis was trained with.",
+        )
+    if not bool(torch.isfinite(joined).all()):
+        raise ShapeError(
+            expected="a query embedding of finite numbers",
+            got="NaN or infinity",
+            remedy="Check the pictures and the image encoder's file; run the encoder in float32 or bfloat16.",
+        )
+    return joined
+
+
+def project_queries(embedding: Tensor, projections: Iterable[Tensor | None], layer_count: int) -> Tensor:
+    """Return the queries of several layers, [layers, B, K], by one stacked product.
+
+    Args:
+        embedding: [B, Q] float32.
+        projections: per layer [K, Q], equal shapes, or None for all (the embedding itself is the query).
+        layer_count: how many layers there are.
+    """
+    matrices = [matrix for matrix in projections if matrix is not None]
+    if not matrices:
+        return embedding.expand(layer_count, *embedding.shape)
+    stacked = torch.cat(matrices).float()
+    queries = embedding @ stacked.t()
+    return queries.unflatten(1, (layer_count, -1)).transpose(0, 1)
+
+
+def coefficients_from_queries(queries: Tensor, keys: Tensor, *, settings: RouterSettings) -> Tensor:
+    """Return coefficients [..., B, N] from projected queries [..., B, K] and keys [..., N, K].
+
+    Differentiable and free of in-place work, so the trainer uses it as it is. float32 inside and out.
+    """
+    heads = settings.heads
+    query_heads = queries.float().unflatten(-1, (heads, -1)).transpose(-2, -3)  # [..., H, B, d]
+    key_heads = keys.float().unflatten(-1, (heads, -1)).transpose(-2, -3)  # [..., H, N, d]
+    scores = query_heads @ key_heads.transpose(-1, -2) / math.sqrt(query_heads.shape[-1])
+    is_softmax = settings.activation == "softmax"
+    activated = scores.softmax(-1) if is_softmax else scores.tanh()
+    if settings.reduction == "mean":
+        return activated.mean(-3)
+    return activated.sum(-3).clamp(0.0 if is_softmax else -1.0, 1.0)
+
+
+def _stackable_runs(basis: Basis) -> Iterator[tuple[list[str], list[LayerBasis]]]:
+    """Yield consecutive layers of equal N, K, Q, as many at a time as the stack's memory bound allows."""
+    names: list[str] = []
+    layers: list[LayerBasis] = []
+    for name, layer in basis.layers.items():
+        bytes_per_layer = 4 * layer.key_dim * (layer.query_dim if layer.query_projection is not None else 1)
+        is_full = (len(layers) + 1) * bytes_per_layer > _STACK_BYTES
+        if layers and (is_full or _routing_shape(layer) != _routing_shape(layers[0])):
+            yield names, layers
+            names, layers = [], []
+        names.append(name)
+        layers.append(layer)
+    if layers:
+        yield names, layers
+
+
+def _routing_shape(layer: LayerBasis) -> tuple[int, int, int, bool]:
+    return layer.basis_size, layer.key_dim, layer.query_dim, layer.query_projection is not None

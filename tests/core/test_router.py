@@ -1,0 +1,131 @@
+"""Routing: golden coefficients of the reference run, the oracle, and laws."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lorweb_core.checkpoint import load_basis
+from safetensors.torch import load_file
+
+from lorweb_core.errors import ShapeError
+from lorweb_core.router import coefficients_from_queries, route_query
+from lorweb_core.settings import RouterSettings
+from tests import oracle
+from tests.synthetic import SIZES, make_basis
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+MODULES = [case for case in json.loads((GOLDEN / "modules.json").read_text()) if case["external_query"]]
+
+
+@pytest.mark.parametrize("case", "ABCDEFGH")
+def test_coefficients_equal_those_of_the_reference_run(case):
+    basis = load_basis(GOLDEN / f"basis_{case}.safetensors")
+    recorded = load_file(GOLDEN / f"io_{case}.safetensors")
+    coefficients = route_query(basis, recorded["in.external_query"])
+    assert len(coefficients) == 40
+    for name, values in coefficients.items():
+        torch.testing.assert_close(values, recorded[f"coeff.{name}"], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("case", MODULES, ids=lambda case: case["name"])
+def test_single_layers_equal_those_of_the_reference_run(case):
+    recorded = load_file(GOLDEN / "modules.safetensors")
+    name = case["name"]
+    query = recorded[f"{name}.query"].flatten(1)
+    projection = recorded.get(f"{name}.to_q")
+    projected = query if projection is None else query @ projection.t()
+    rules = RouterSettings(
+        activation="softmax" if case["softmax"] else "tanh", heads=case["heads"], reduction=case["mixing"]
+    )
+    values = coefficients_from_queries(projected, recorded[f"{name}.lora_keys"], settings=rules)
+    torch.testing.assert_close(values, recorded[f"{name}.coeff"].reshape(values.shape), atol=2e-6, rtol=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10_000),
+    batch=st.integers(1, 4),
+    heads=st.sampled_from([1, 2, 4]),
+    head_dim=st.integers(1, 5),
+    basis_size=st.integers(1, 6),
+    activation=st.sampled_from(["softmax", "tanh"]),
+    reduction=st.sampled_from(["mean", "sum"]),
+    project=st.booleans(),
+)
+def test_routing_agrees_with_the_oracle(seed, batch, heads, head_dim, basis_size, activation, reduction, project):
+    key_dim = heads * head_dim
+    rules = RouterSettings(activation=activation, heads=heads, reduction=reduction, query_mode="aa'bb'")
+    basis = make_basis(
+        settings=rules, basis_size=basis_size, key_dim=key_dim, query_dim=9 if project else key_dim, project=project
+    )
+    query = torch.randn(batch, basis.query_dim, generator=torch.Generator().manual_seed(seed))
+    for name, values in route_query(basis, query).items():
+        layer = basis.layers[name]
+        expected = oracle.coefficients(
+            query, layer.keys, layer.query_projection, heads=heads, activation=activation, reduction=reduction
+        )
+        np.testing.assert_allclose(values.numpy(), expected, atol=2e-6)
+        if activation == "softmax" and reduction == "mean":
+            np.testing.assert_allclose(values.sum(-1).numpy(), 1.0, atol=1e-5)
+
+
+def test_each_sample_of_a_batch_gets_what_it_gets_alone():
+    basis = make_basis()
+    query = torch.randn(3, 18, generator=torch.Generator().manual_seed(5))
+    together = route_query(basis, query)
+    for index in range(3):
+        alone = route_query(basis, query[index : index + 1])
+        for name in basis.layers:
+            torch.testing.assert_close(together[name][index : index + 1], alone[name], atol=1e-6, rtol=0)
+
+
+def test_three_embeddings_are_joined_in_their_order():
+    basis = make_basis()
+    embeddings = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(5))
+    joined = route_query(basis, embeddings.reshape(2, 18))
+    for name, values in route_query(basis, embeddings).items():
+        assert torch.equal(values, joined[name])
+
+
+def test_layers_of_different_sizes_are_routed_together():
+    small, large = make_basis(basis_size=2, key_dim=4), make_basis(basis_size=5, key_dim=8)
+    names = list(SIZES)
+    mixed_layers = {name: (small if index % 2 else large).layers[name] for index, name in enumerate(names)}
+    mixed = make_basis()
+    mixed = type(mixed)(layers=mixed_layers, settings=mixed.settings, basis_id=mixed.basis_id)
+    coefficients = route_query(mixed, torch.ones(1, 18))
+    assert list(coefficients) == names
+    assert [values.shape[1] for values in coefficients.values()] == [5, 2, 5, 2]
+
+
+def test_float16_files_are_routed_in_float32():
+    basis = make_basis()
+    half = {
+        name: type(layer)(layer.lora_down, layer.lora_up, layer.keys.half(), layer.query_projection.half())
+        for name, layer in basis.layers.items()
+    }
+    coefficients = route_query(type(basis)(half, basis.settings, basis.basis_id), torch.ones(1, 18))
+    for name, values in coefficients.items():
+        expected = oracle.coefficients(torch.ones(1, 18), half[name].keys.float(), half[name].query_projection.float())
+        assert values.dtype == torch.float32
+        np.testing.assert_allclose(values.numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        (torch.ones(1, 17), ["width 18", "17", "image encoder"]),
+        (torch.ones(18), ["[batch, width]", "[18]"]),
+        (torch.ones(0, 18), ["at least one sample", "[0, 18]"]),
+        (torch.full((1, 18), float("nan")), ["finite", "NaN"]),
+    ],
+)
+def test_unusable_queries_are_refused_in_three_parts(query, words):
+    with pytest.raises(ShapeError) as raised:
+        route_query(make_basis(), query)
+    for word in ["Expected", "got", *words]:
+        assert word in str(raised.value)
