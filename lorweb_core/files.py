@@ -1,0 +1,126 @@
+"""Result files: whole or not at all.
+
+Everything is written to a temporary file in the target's folder, flushed to the disk and moved into place in one
+step; after a mistake, a full disk or an interruption the target is as it was before and nothing partial is left.
+A .safetensors file is an 8-byte header length, a JSON header, then the tensors' bytes; it is written here tensor by
+tensor, since the library's own writer wants all of them contiguous in memory at once (twice the file).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+
+from .errors import OutputError
+
+#: Names of number types in the header; source: the safetensors format's specification.
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_safetensors_atomically(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    dtype: torch.dtype | None = None,
+    on_tensor: Callable[[], None] | None = None,
+) -> None:
+    """Write tensors and header strings as a .safetensors file, whole or not at all.
+
+    Args:
+        path: target; an existing file is replaced in one step.
+        tensors: name → tensor; views are made contiguous one at a time while writing.
+        metadata: header strings.
+        dtype: cast every tensor to it; None keeps each as it is.
+        on_tensor: called after each tensor (progress, interruption).
+    Raises: OutputError: when the file cannot be written, or numbers leave the dtype's range.
+    """
+    # Wide numbers first keep every tensor aligned to its own size.
+    ordered = sorted(tensors, key=lambda name: -(dtype or tensors[name].dtype).itemsize)
+    header = _encode_header({name: tensors[name] for name in ordered}, metadata, dtype)
+    with _atomic_file(path) as file:
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        for name in ordered:
+            file.write(_contiguous_bytes(tensors[name], dtype, name))
+            if on_tensor is not None:
+                on_tensor()
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write text as UTF-8 with plain newlines, whole or not at all.
+
+    Raises: OutputError: when the file cannot be written.
+    """
+    with _atomic_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextmanager
+def _atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write, which becomes `path` when the block ends well and vanishes when it does not."""
+    target = Path(os.path.realpath(path))  # through a link, so that the link stays one
+    temporary = target.with_name(f".{target.name[:100]}.{uuid4().hex[:8]}.tmp")
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(f"{target.name} is a folder")
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputError(
+            expected=f"to be able to write {path}",
+            got=error.strerror or str(error),
+            remedy="Choose an existing folder with enough free space that you may write to, and a file no other "
+            "program holds open.",
+        ) from error
+    finally:
+        with suppress(OSError):  # it is gone after a success, or was never there
+            temporary.unlink()
+
+
+def _encode_header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in tensors.items():
+        stored = dtype or tensor.dtype
+        start, end = end, end + tensor.numel() * stored.itemsize
+        entries[name] = {"dtype": DTYPE_NAMES[stored], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    return header + b" " * (-len(header) % 8)
+
+
+def _contiguous_bytes(tensor: Tensor, dtype: torch.dtype | None, name: str) -> memoryview:
+    """Return the tensor's bytes in file order; a view when it already is contiguous in the right dtype."""
+    cast = tensor.detach().to("cpu", dtype or tensor.dtype)
+    if cast.dtype != tensor.dtype and not bool(torch.isfinite(cast).all()):
+        raise OutputError(
+            expected=f"numbers of {name} within the range of {cast.dtype}",
+            got=f"a largest magnitude of {float(tensor.abs().max()):.3g}",
+            remedy="Write the file as bf16 or fp32.",
+        )
+    flat = cast.contiguous().reshape(-1).view(torch.uint8)
+    return memoryview(flat.numpy())
