@@ -1,0 +1,243 @@
+"""Procedural pictures of the demo: pixel-art scenes and mosaics of photographs, the edits, and which are held out.
+
+A picture is 12 × 12 art pixels; `to_image` draws each as a block of 8 px (96 px a side), which the demo's codec carries
+exactly. Scenes are muted (low saturation, ground lighter than the shape) and edits vivid, so that an edit can be seen
+in a' itself, as with real photographs. Nothing here knows tensors of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.float32]
+
+ART_SIZE = 12
+BLOCK_PX = 8
+IMAGE_PX = ART_SIZE * BLOCK_PX
+PICTURES = Path(__file__).parent / "pictures"
+TRAINING_PHOTOS = ("astronaut", "coffee", "rocket", "raccoon")
+TEST_PHOTOS = ("chelsea", "hopper")
+
+#: Twelve vivid colours, 30 degrees apart on the colour circle.
+HUES = ("red", "orange", "yellow", "lime", "green", "mint", "cyan", "azure", "blue", "violet", "magenta", "rose")
+HUE_KINDS = ("frame", "stripes", "corner", "ground", "shape", "outline", "tint", "columns", "bar")
+AMOUNT_KINDS = ("darker", "lighter")
+PLAIN_KINDS = ("grey", "invert")
+KINDS = HUE_KINDS + AMOUNT_KINDS + PLAIN_KINDS
+SCENE_ONLY_KINDS = ("ground", "shape", "outline")
+AMOUNTS = (0.35, 0.5, 0.65)
+
+#: Whole edits that neither the encoder nor the basis sees in training.
+HELD_OUT_KINDS = ("columns", "bar")
+HELD_OUT_AMOUNT = 0.5
+TRAINED_KINDS = tuple(kind for kind in KINDS if kind not in HELD_OUT_KINDS)
+
+_SPRITES = (
+    ".####. ###### ###### ###### ###### .####.",  # disc
+    "###### ###### ###### ###### ######",  # block
+    "..##.. .####. ###### ###### .####. ..##..",  # diamond
+    "..#.. .###. .###. ##### #####",  # triangle
+    "..##.. ..##.. ###### ###### ..##.. ..##..",  # plus
+    ".#.#. ##### ##### .###. ..#..",  # heart
+    "..##.. .####. ###### .####. .####. .####.",  # house
+    "..##.. .####. ###### .####. ...#.. ...#..",  # tree
+    ".####. ##..## #....# #....# ##..## .####.",  # ring
+    "#...# ##.## ##### .###. ##### #.#.#",  # creature
+    "###... ####.. ..#### ...### ..####",  # boot
+    ".####. ###### ###### ..##.. ..##..",  # mushroom
+)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edit with its parameters.
+
+    Attributes:
+        kind: one of `KINDS`.
+        hue: index into `HUES`, for `HUE_KINDS` only.
+        amount: factor on the light (darker) or on the distance to white (lighter), for `AMOUNT_KINDS` only.
+    """
+
+    kind: str
+    hue: int | None = None
+    amount: float | None = None
+
+    @property
+    def name(self) -> str:
+        """A label for tables and file names, such as `frame-azure` or `darker-0.5`."""
+        parameter = HUES[self.hue] if self.hue is not None else self.amount
+        return self.kind if parameter is None else f"{self.kind}-{parameter}"
+
+    @property
+    def is_held_out(self) -> bool:
+        """True when basis and encoder never train on it: a held-out kind, hue of its kind, or amount."""
+        if self.kind in HELD_OUT_KINDS or self.amount == HELD_OUT_AMOUNT:
+            return True
+        return self.hue is not None and self.hue in held_out_hues(self.kind)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture before any edit.
+
+    Attributes:
+        pixels: [12, 12, 3], float 0–1 on the 8-bit grid, RGB.
+        shape_mask: [12, 12] bool, where the main shape is; None for photographs.
+        ground_mask: [12, 12] bool, where the plain ground is; None for photographs.
+    """
+
+    pixels: Pixels
+    shape_mask: NDArray[np.bool_] | None = None
+    ground_mask: NDArray[np.bool_] | None = None
+
+    def takes(self, edit: Edit) -> bool:
+        """True when the edit has a meaning for this picture (a photograph has neither ground nor shape)."""
+        return self.shape_mask is not None or edit.kind not in SCENE_ONLY_KINDS
+
+
+def held_out_hues(kind: str) -> tuple[int, ...]:
+    """Return the three hues of a kind that are kept for testing: each hue is seen with most other kinds."""
+    start = HUE_KINDS.index(kind)
+    return tuple(sorted((start + step) % len(HUES) for step in (0, 4, 7)))
+
+
+@cache
+def all_edits() -> tuple[Edit, ...]:
+    """Return every edit of the demo, in a fixed order."""
+    hues = [Edit(kind, hue=hue) for kind in HUE_KINDS for hue in range(len(HUES))]
+    amounts = [Edit(kind, amount=amount) for kind in AMOUNT_KINDS for amount in AMOUNTS]
+    return (*hues, *amounts, *(Edit(kind) for kind in PLAIN_KINDS))
+
+
+def edits_of(*, kinds: Sequence[str] = KINDS, is_held_out: bool | None = None) -> tuple[Edit, ...]:
+    """Return the edits of some kinds; seen ones, held-out ones, or (None) both."""
+    chosen = (edit for edit in all_edits() if edit.kind in kinds)
+    return tuple(edit for edit in chosen if is_held_out is None or edit.is_held_out == is_held_out)
+
+
+def hue_colour(hue: int) -> Pixels:
+    """Return the vivid colour [3] of a hue index."""
+    return _from_hsv(hue / len(HUES), 1.0, 1.0)
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """Draw a random scene: plain light ground, one darker shape of a dozen, often a small dot."""
+    ground_hue = rng.random()
+    ground = _from_hsv(ground_hue, rng.uniform(0.05, 0.35), rng.uniform(0.55, 0.95))
+    shape = _from_hsv(rng.random(), rng.uniform(0.15, 0.6), rng.uniform(0.1, 0.45))
+    pixels = np.broadcast_to(ground, (ART_SIZE, ART_SIZE, 3)).copy()
+    mask = _place(_sprite(int(rng.integers(len(_SPRITES))), is_mirrored=rng.random() < 0.5), rng)
+    pixels[mask] = shape
+    dot = _draw_dot(mask, rng) if rng.random() < 0.5 else np.zeros_like(mask)
+    pixels[dot] = _from_hsv(rng.random(), rng.uniform(0.1, 0.5), rng.uniform(0.2, 0.9))
+    return Scene(_on_8_bits(pixels), mask, ~(mask | dot))
+
+
+def draw_mosaic(photos: Sequence[str], rng: np.random.Generator) -> Scene:
+    """Draw a 12 × 12 mosaic of a random crop of a random photograph, mirrored half of the time."""
+    photo = _photo(photos[int(rng.integers(len(photos)))])
+    side = int(rng.integers(48, 129))
+    left, top = (int(rng.integers(0, 129 - side)) for _ in range(2))
+    crop = photo.resize((ART_SIZE, ART_SIZE), Image.Resampling.BOX, box=(left, top, left + side, top + side))
+    pixels = np.asarray(crop, np.float32) / 255
+    return Scene(pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels)
+
+
+def draw(edit: Edit, rng: np.random.Generator, *, photos: Sequence[str] = TRAINING_PHOTOS) -> Scene:
+    """Draw a picture that takes the edit: one in three is a mosaic, unless the edit needs a scene."""
+    wants_mosaic = rng.random() < 1 / 3
+    return draw_mosaic(photos, rng) if wants_mosaic and edit.kind not in SCENE_ONLY_KINDS else draw_scene(rng)
+
+
+def apply_edit(scene: Scene, edit: Edit) -> Pixels:
+    """Return the edited picture [12, 12, 3] on the 8-bit grid."""
+    pixels = scene.pixels.copy()
+    if edit.hue is not None:
+        colour = hue_colour(edit.hue)
+        if edit.kind == "tint":
+            pixels = 0.5 * pixels + 0.5 * colour
+        else:
+            pixels[_region(scene, edit.kind)] = colour
+    elif edit.kind == "darker":
+        pixels = pixels * edit.amount
+    elif edit.kind == "lighter":
+        pixels = 1 - (1 - pixels) * edit.amount
+    elif edit.kind == "grey":
+        pixels = np.repeat(pixels @ np.float32([[0.299], [0.587], [0.114]]), 3, axis=-1)
+    else:
+        pixels = 1 - pixels
+    return _on_8_bits(pixels)
+
+
+def to_image(pixels: Pixels) -> Image.Image:
+    """Return the picture with each art pixel as an 8-px block, 96 × 96 px."""
+    small = Image.fromarray(np.round(pixels * 255).astype(np.uint8), "RGB")
+    return small.resize((IMAGE_PX, IMAGE_PX), Image.Resampling.NEAREST)
+
+
+def _region(scene: Scene, kind: str) -> NDArray[np.bool_]:
+    rows, columns = np.indices((ART_SIZE, ART_SIZE))
+    if kind == "frame":
+        return (rows == 0) | (columns == 0) | (rows == ART_SIZE - 1) | (columns == ART_SIZE - 1)
+    if kind == "stripes":
+        return rows % 3 == 1
+    if kind == "columns":
+        return columns % 3 == 1
+    if kind == "bar":
+        return rows >= ART_SIZE - 3
+    if kind == "corner":
+        return (rows < 4) & (columns < 4)
+    if scene.shape_mask is None or scene.ground_mask is None:
+        raise ValueError(f"Expected a scene with a shape for the edit {kind}; got a photograph. Draw with `draw`.")
+    if kind == "ground":
+        return scene.ground_mask
+    return scene.shape_mask if kind == "shape" else _neighbours(scene.shape_mask)
+
+
+def _neighbours(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    padded = np.pad(mask, 1)
+    near = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+    return near & ~mask
+
+
+@cache
+def _sprite(index: int, *, is_mirrored: bool) -> NDArray[np.bool_]:
+    sprite = np.array([[character == "#" for character in row] for row in _SPRITES[index].split()])
+    return sprite[:, ::-1] if is_mirrored else sprite
+
+
+def _place(sprite: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    height, width = sprite.shape
+    mask = np.zeros((ART_SIZE, ART_SIZE), bool)
+    top, left = int(rng.integers(1, ART_SIZE - height)), int(rng.integers(1, ART_SIZE - width))
+    mask[top : top + height, left : left + width] = sprite
+    return mask
+
+
+def _draw_dot(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    dot = np.zeros_like(mask)
+    top, left = (int(value) for value in rng.integers(0, ART_SIZE - 1, 2))
+    dot[top : top + 2, left : left + 2] = True
+    return dot if not (dot & (mask | _neighbours(mask))).any() else np.zeros_like(mask)
+
+
+@cache
+def _photo(name: str) -> Image.Image:
+    return Image.open(PICTURES / f"{name}.png").convert("RGB")
+
+
+def _from_hsv(hue: float, saturation: float, value: float) -> Pixels:
+    offsets = (np.array([0.0, 4.0, 2.0]) + hue * 6) % 6
+    ramp = np.clip(np.abs(offsets - 3) - 1, 0, 1)
+    return (value * (1 - saturation + saturation * ramp)).astype(np.float32)
+
+
+def _on_8_bits(pixels: Pixels) -> Pixels:
+    return (np.round(np.clip(pixels, 0, 1) * 255) / 255).astype(np.float32)
