@@ -1,0 +1,243 @@
+"""Pictures → image embeddings, by a frozen CLIP or SigLIP vision tower from transformers.
+
+CLIP: the projected `image_embeds`, not L2-normalised. SigLIP2 with a fixed resolution has SigLIP's layout, so it is
+loaded with the SigLIP class and gives `pooler_output` (spec B5: the NaFlex class would start from random weights).
+Only safetensors files are read and no code of a model folder is ever run. Source: arXiv 2602.15727, Section 3.2.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .errors import ModelError
+from .images import require_images
+from .preprocessing import (
+    CLIP_PREPROCESSING,
+    SIGLIP2_PREPROCESSING,
+    Preprocessing,
+    fit_images,
+    preprocess_images,
+    read_json_object,
+    read_preprocessing,
+)
+from .settings import CLIP_ENCODER_ID, SIGLIP_ENCODER_ID
+
+__all__ = [
+    "CLIP_PREPROCESSING",
+    "SIGLIP2_PREPROCESSING",
+    "ImageEncoder",
+    "Preprocessing",
+    "fit_images",
+    "load_image_encoder",
+    "preprocess_images",
+]
+
+#: What is fetched of a Hugging Face repository: no code and no pickles.
+_REPOSITORY_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "model.safetensors")
+_REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MODEL_TYPES = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
+_TEXT_PREFIXES = ("text_model.", "text_projection.", "logit_scale", "logit_bias")
+_MAX_BATCH = 32
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """A vision tower together with the preprocessing that belongs to it.
+
+    Attributes:
+        model: takes `pixel_values` [B, 3, S, S]; may be moved between devices by its owner.
+        preprocessing: how pictures become `pixel_values`.
+        output_name: field of the model's output that is the embedding: `image_embeds` or `pooler_output`.
+        embedding_dim: P.
+        encoder_id: the Hugging Face id, or the name of the folder it came from.
+    """
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    output_name: str
+    embedding_dim: int
+    encoder_id: str
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return image embeddings [B, P], float32 on the CPU, not normalised.
+
+        Args:
+            images: [B, H, W, C], float 0–1; pictures already fitted by `fit_images` are left as they are.
+        Raises: ImageError: see `images.require_images`. ModelError: when an embedding is NaN or infinite.
+        """
+        images = require_images("images", images)
+        return torch.cat(
+            [self._embed(preprocess_images(part, self.preprocessing)) for part in images.split(_MAX_BATCH)]
+        )
+
+    def _embed(self, pixel_values: Tensor) -> Tensor:
+        weight = next(self.model.parameters())
+        with torch.no_grad():
+            output = self.model(pixel_values=pixel_values.to(weight.device, weight.dtype))
+        embedding = getattr(output, self.output_name).to("cpu", torch.float32)
+        if not embedding.isfinite().all():
+            raise ModelError(
+                expected=f"finite embeddings from the image encoder {self.encoder_id}",
+                got="NaN or infinite values",
+                remedy="Get its weights again, or load them in float32 or bfloat16 instead of float16.",
+            )
+        return embedding
+
+
+def load_image_encoder(
+    folder_or_id: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> ImageEncoder:
+    """Return the image encoder of a model folder, or of a Hugging Face repository (downloaded once, then cached).
+
+    Args:
+        folder_or_id: folder with `config.json` and `model.safetensors`, or an id such as CLIP_ENCODER_ID.
+        dtype: of weights and computation; embeddings are float32 in any case.
+        device: where the model is put.
+        revision: branch, tag or commit of the repository; ignored for folders.
+        local_files_only: look into the cache, but download nothing.
+    Raises: ModelError: when folder, weights or projection are missing or the model is no CLIP or fixed-size SigLIP.
+    """
+    folder = _find_folder(folder_or_id, revision, local_files_only)
+    config = _read_config(folder)
+    is_clip = config["model_type"].startswith("clip")
+    vision_values = dict(config.get("vision_config") or config)
+    if is_clip and "projection_dim" in config:
+        vision_values["projection_dim"] = config["projection_dim"]  # of the whole CLIP; the nested value is a default
+    model, vision_config = _build_model(is_clip, vision_values, _read_vision_weights(folder), folder)
+    return ImageEncoder(
+        model=model.to(device=torch.device(device), dtype=dtype).eval().requires_grad_(False),
+        preprocessing=_preprocessing_of(folder, is_clip, vision_config.image_size),
+        output_name="image_embeds" if is_clip else "pooler_output",
+        embedding_dim=vision_config.projection_dim if is_clip else vision_config.hidden_size,
+        encoder_id=folder.resolve().name if Path(folder_or_id).is_dir() else str(folder_or_id),
+    )
+
+
+def _find_folder(folder_or_id: str | Path, revision: str | None, local_files_only: bool) -> Path:
+    folder = Path(folder_or_id)
+    if folder.is_dir():
+        return folder
+    if folder.is_file() or not _REPOSITORY_ID.fullmatch(str(folder_or_id)):
+        raise ModelError(
+            expected="the folder of an image encoder, with config.json and model.safetensors",
+            got=f"{'a file' if folder.is_file() else 'no folder'} at {folder}",
+            remedy=f"Download {CLIP_ENCODER_ID} as a folder and name that.",
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot = snapshot_download(
+            str(folder_or_id),
+            revision=revision,
+            allow_patterns=list(_REPOSITORY_FILES),
+            local_files_only=local_files_only,
+        )
+    except (OSError, ValueError) as error:  # missing or gated repository, no network, unknown revision
+        raise ModelError(
+            expected=f"{folder_or_id} to be a folder here, or a Hugging Face repository that can be read",
+            got=f"{type(error).__name__}: {shorten(str(error), 200, placeholder=' …')}",
+            remedy="Check the name and the network; for a gated repository accept its licence and log in.",
+        ) from error
+    return Path(snapshot)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = read_json_object(folder / "config.json")
+    model_type = config.get("model_type")
+    if model_type not in _MODEL_TYPES:
+        remedy = f"Use the folder of {CLIP_ENCODER_ID} or {SIGLIP_ENCODER_ID}, the one the basis was trained with."
+        if model_type == "siglip2":
+            remedy = f"NaFlex checkpoints are not supported; use the fixed-size {SIGLIP_ENCODER_ID}."
+        raise ModelError(
+            expected=f"an image encoder with model_type {', '.join(_MODEL_TYPES)}",
+            got=f"{model_type!r} in {folder / 'config.json'}",
+            remedy=remedy,
+        )
+    return config
+
+
+def _read_vision_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of `model.safetensors` but the text tower's, which would be two thirds of a whole CLIP's memory."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise ModelError(
+            expected=f"the image encoder's weights as model.safetensors in {folder}",
+            got=f"only {', '.join(sorted(entry.name for entry in folder.iterdir())[:8])}",
+            remedy="Download the model's safetensors file; .bin and .pt files are never read.",
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if not name.startswith(_TEXT_PREFIXES)]  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in names if not name.endswith("position_ids")}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            expected=f"{path} to be a whole safetensors file",
+            got=str(error),
+            remedy="Download it again; the copy is truncated or another kind of file.",
+        ) from error
+
+
+def _build_model(
+    is_clip: bool, vision_values: dict[str, Any], weights: dict[str, Tensor], folder: Path
+) -> tuple[nn.Module, Any]:
+    """The vision tower with its weights, and its config; refused when any weight would have stayed random."""
+    model_class, config_class = _vision_classes(is_clip)
+    try:
+        vision_config = config_class.from_dict(vision_values)
+        # Given the tensors, transformers opens no file, downloads nothing and looks for no adapters.
+        model, loading = model_class.from_pretrained(
+            None, config=vision_config, state_dict=weights, output_loading_info=True
+        )
+        vision_config.image_size = int(vision_config.image_size)
+    except Exception as error:  # transformers has no common class for configs and weights that do not fit
+        raise ModelError(
+            expected=f"config.json and model.safetensors in {folder} to describe one vision tower",
+            got=f"{type(error).__name__}: {shorten(str(error), 200, placeholder=' …')}",
+            remedy="Copy the model folder again, whole, from its source.",
+        ) from error
+    has_output = is_clip or getattr(vision_config, "vision_use_head", True)
+    missing = sorted(loading["missing_keys"]) if has_output else ["head, which config.json switches off"]
+    if missing:
+        raise ModelError(
+            expected=f"every weight of {model_class.__name__} in {folder / 'model.safetensors'}",
+            got=f"{len(missing)} missing: {', '.join(missing[:3])}",
+            remedy="Use a file with the projection or pooling head, such as the published "
+            f"{CLIP_ENCODER_ID if is_clip else SIGLIP_ENCODER_ID}; missing weights would be random numbers.",
+        )
+    return model, vision_config
+
+
+def _vision_classes(is_clip: bool) -> tuple[Any, Any]:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, SiglipVisionConfig, SiglipVisionModel
+
+    if is_clip:
+        return CLIPVisionModelWithProjection, CLIPVisionConfig
+    return SiglipVisionModel, SiglipVisionConfig
+
+
+def _preprocessing_of(folder: Path, is_clip: bool, image_size_px: int) -> Preprocessing:
+    preset = CLIP_PREPROCESSING if is_clip else SIGLIP2_PREPROCESSING
+    shortest_edge_px = image_size_px if is_clip else None
+    preprocessing = read_preprocessing(
+        folder, replace(preset, size_px=image_size_px, shortest_edge_px=shortest_edge_px)
+    )
+    if preprocessing.size_px != image_size_px:
+        raise ModelError(
+            expected=f"preprocessing to {image_size_px} px, the size of the image encoder in {folder}",
+            got=f"{preprocessing.size_px} px in its preprocessor file",
+            remedy="Copy the model folder again, whole; files of two models are mixed in it.",
+        )
+    return preprocessing

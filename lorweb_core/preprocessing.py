@@ -1,0 +1,195 @@
+"""Pictures → the pixels an image encoder was trained on.
+
+resize with PIL (8 bit, the short edge or both) → centre crop → ÷ 255 → (x - mean) / std, equal bit for bit to
+Hugging Face's PIL image processors, without torchvision. The host's own resize differs by up to half a pixel on
+non-square pictures; `fit_images` gives it pictures on which it has nothing left to resize.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import ModelError
+from .images import require_images, to_8bit
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the square input of an image encoder.
+
+    Attributes:
+        size_px: side S of the encoder's input.
+        shortest_edge_px: the short edge is resized to this and the centre S×S is kept; None: the whole picture is
+            resized to S×S and its aspect is lost.
+        resample: PIL's number of the filter: 2 bilinear, 3 bicubic.
+        mean, std: per channel, of values 0–1.
+    """
+
+    size_px: int
+    shortest_edge_px: int | None
+    resample: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+#: openai/clip-vit-large-patch14.
+CLIP_PREPROCESSING = Preprocessing(
+    size_px=224,
+    shortest_edge_px=224,
+    resample=Image.Resampling.BICUBIC.value,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
+#: google/siglip2-base-patch16-224.
+SIGLIP2_PREPROCESSING = Preprocessing(
+    size_px=224,
+    shortest_edge_px=None,
+    resample=Image.Resampling.BILINEAR.value,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
+#: Hugging Face multiplies in float64 and rounds once; a table of the 256 results is the same and faster.
+_UNIT_VALUES = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+
+
+def preprocess_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return `pixel_values` [B, 3, S, S], float32 on the CPU, as Hugging Face's PIL processor makes them.
+
+    Args:
+        images: [B, H, W, C], float 0–1.
+    Raises: ImageError: see `images.require_images`.
+    """
+    pixels = _UNIT_VALUES[_fit(images, preprocessing)]
+    mean, std = (np.asarray(values, dtype=np.float32) for values in (preprocessing.mean, preprocessing.std))
+    normalised = (pixels - mean) / std
+    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)))
+
+
+def fit_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return the pictures as the encoder sees them, [B, S, S, 3], float32 0–1 on the CPU, on the 8-bit grid.
+
+    Fitting twice changes nothing, and the host's CLIP vision encoder resizes nothing on these.
+
+    Args:
+        images: [B, H, W, C], float 0–1.
+    Raises: ImageError: see `images.require_images`.
+    """
+    return torch.from_numpy(_UNIT_VALUES[_fit(images, preprocessing)])
+
+
+def fit_picture(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Return one 8-bit picture resized and cropped to S×S."""
+    size, edge = preprocessing.size_px, preprocessing.shortest_edge_px
+    if edge is None:
+        return picture.resize((size, size), preprocessing.resample)
+    width, height = picture.size
+    long_edge = int(edge * max(width, height) / min(width, height))  # truncated, as Hugging Face does
+    resized = picture.resize((edge, long_edge) if width <= height else (long_edge, edge), preprocessing.resample)
+    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    return resized.crop((left, top, left + size, top + size))
+
+
+def read_preprocessing(folder: Path, preset: Preprocessing) -> Preprocessing:
+    """Return the preprocessing that a model folder asks for, or the preset (and a log line) when it says nothing.
+
+    Args:
+        folder: holds `preprocessor_config.json`, or `processor_config.json` as newer transformers write.
+        preset: used for what the files leave out.
+    Raises: ModelError: when a file is unreadable or asks for something else than resize, crop, rescale, normalise.
+    """
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        values = read_json_object(path)
+        values = values.get("image_processor", values)
+        if isinstance(values, dict) and "image_mean" in values:
+            return _parse_preprocessing(values, preset, path)
+    logger.info("%s has no preprocessor_config.json; using the published values for %d px", folder, preset.size_px)
+    return preset
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a model folder's file.
+
+    Raises: ModelError: when it cannot be read or is no object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        values = error
+    if not isinstance(values, dict):
+        raise ModelError(
+            expected=f"{path.name} to hold a JSON object",
+            got=f"{values!r:.100} in {path.parent}",
+            remedy="Copy the model folder again, whole.",
+        )
+    return values
+
+
+def _fit(images: Tensor, preprocessing: Preprocessing) -> np.ndarray:
+    """Pictures as uint8 [B, S, S, 3]; one at a time, so that no resized copy of a batch exists."""
+    pictures = (Image.fromarray(to_8bit(picture)) for picture in require_images("images", images))
+    return np.stack([np.asarray(fit_picture(picture, preprocessing)) for picture in pictures])
+
+
+def _parse_preprocessing(values: Mapping[str, Any], preset: Preprocessing, path: Path) -> Preprocessing:
+    values = {name: value for name, value in values.items() if value is not None}
+    try:
+        size_px, shortest_edge_px = _parse_sizes(values, preset)
+        mean, std = _three_numbers(values["image_mean"]), _three_numbers(values["image_std"])
+        resample = Image.Resampling(int(values.get("resample", preset.resample))).value
+        is_usual = all(values.get(step, True) for step in ("do_resize", "do_rescale", "do_normalize"))
+        is_usual &= abs(float(values.get("rescale_factor", 1 / 255)) * 255 - 1) < 1e-6
+        is_usual &= min(std) > 0 and size_px > 0
+    except (TypeError, ValueError, KeyError):
+        is_usual = False
+    if not is_usual:
+        raise ModelError(
+            expected="a preprocessor that resizes, crops to a square, divides by 255 and normalises three channels",
+            got=f"{json.dumps(values)[:300]} in {path}",
+            remedy="Use the folder of openai/clip-vit-large-patch14 or google/siglip2-base-patch16-224.",
+        )
+    return Preprocessing(size_px, shortest_edge_px, resample, mean, std)
+
+
+def _parse_sizes(values: Mapping[str, Any], preset: Preprocessing) -> tuple[int, int | None]:
+    """The file's size and crop as (size_px, shortest_edge_px); ValueError when the result would be no square."""
+    size = values.get("size", preset.shortest_edge_px or preset.size_px)
+    crop = None
+    if values.get("do_center_crop", preset.shortest_edge_px is not None):
+        crop = _square(values.get("crop_size", preset.size_px))
+    edge = size.get("shortest_edge") if isinstance(size, Mapping) else size if crop else None
+    if edge is None:
+        side = _square(size)
+        if crop not in (None, side):
+            raise ValueError("a crop after a resize to a fixed square")
+        return side, None
+    if crop is None or crop > int(edge):
+        raise ValueError("a short edge without a crop inside it")
+    return crop, int(edge)
+
+
+def _three_numbers(values: Sequence[float]) -> tuple[float, float, float]:
+    first, second, third = (float(value) for value in values)
+    return first, second, third
+
+
+def _square(size: int | Mapping[str, int]) -> int:
+    if not isinstance(size, Mapping):
+        return int(size)
+    if size["height"] != size["width"]:
+        raise ValueError("not square")
+    return int(size["height"])
