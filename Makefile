@@ -1,0 +1,44 @@
+# make test      everything fast: tests, style, types (creates .venv on the first run)
+# make test-all  also the slow tests: both hosts, every base format, browser, fuzzing at length
+# make demo      one analogy on the bundled pictures, on the CPU
+#
+# TORCH_SPEC and TORCH_PIP_ARGS choose the torch build, for example
+#   make test TORCH_SPEC=torch TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_SPEC ?= torch==2.13.0
+TORCH_PIP_ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: test test-all lint types venv clean
+
+test: venv lint types
+	$(BIN)/python -m pytest -q
+
+test-all: venv lint types
+	$(BIN)/python -m pytest -q -m "not gpu"
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The pack uses relative imports above nodes/, so it is checked as the package that the host makes of this folder.
+types: venv
+	$(BIN)/mypy lorweb_core training
+	@mkdir -p build/types && ln -sfn ../.. build/types/comfyui_lorweb
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p comfyui_lorweb.nodes
+
+venv: $(VENV)/.installed
+
+# A torch that already imports is kept, whatever its build: one of $(PYTHON)'s own is seen through the venv.
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(shell $(PYTHON) -c "import torch" 2>/dev/null && echo --system-site-packages) $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) $(TORCH_PIP_ARGS) "$(TORCH_SPEC)"
+	$(BIN)/python -c "import torch; print('torch==' + torch.__version__)" > $(VENV)/torch.txt
+	$(PIP) --constraint $(VENV)/torch.txt --editable ".[train,dev]"
+	touch $@
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

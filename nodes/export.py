@@ -1,0 +1,95 @@
+"""Node Save Mixed LoRA: one analogy as an ordinary LoRA file."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, ClassVar
+
+from ..lorweb_core.coefficients import Coefficients, count_mixes, require_coefficients_of
+from ..lorweb_core.export import EXPORT_DTYPES, export_mixed_lora
+from . import host
+from .sockets import BASIS, COEFFICIENTS, LoadedBasis
+
+_logger = logging.getLogger(__name__)
+
+
+class SaveMixedLoRA:
+    """Write the analogy's mixed LoRA as a file for any LoRA loader."""
+
+    DESCRIPTION = (
+        "Writes the mixed LoRA of each analogy as an ordinary LoRA file below the output folder. Move it to "
+        "models/loras; stock LoRA loaders (also Nunchaku's) and diffusers read it, without basis or pictures."
+    )
+    CATEGORY = "LoRWeB"
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("path",)
+    OUTPUT_TOOLTIPS = ("The file written; one line for each analogy.",)
+    SEARCH_ALIASES: ClassVar[list[str]] = ["save lora", "export lora", "analogy", "lorweb"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Describe the sockets and widgets to the host."""
+        return {
+            "required": {
+                "basis": (BASIS, {"tooltip": "The basis that the coefficients were encoded with."}),
+                "coefficients": (COEFFICIENTS, {"tooltip": "From Encode Analogy (CLIP)."}),
+                "filename_prefix": (
+                    "STRING",
+                    {"default": "loras/lorweb", "tooltip": "Folder and name below the host's output folder."},
+                ),
+                "strength": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": -4.0,
+                        "max": 4.0,
+                        "step": 0.05,
+                        "tooltip": "Written into the file; the LoRA loader's own strength multiplies it.",
+                    },
+                ),
+                "rank": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 256,
+                        "tooltip": "0 keeps the whole mix (rank N·r). A smaller rank makes a smaller file: the best "
+                        "approximation, by SVD; the report says how much is kept.",
+                    },
+                ),
+                "dtype": (list(EXPORT_DTYPES), {"default": "bf16", "tooltip": "fp32 is twice as large."}),
+            }
+        }
+
+    def save(
+        self,
+        basis: LoadedBasis,
+        coefficients: Coefficients,
+        filename_prefix: str,
+        strength: float,
+        rank: int,
+        dtype: str,
+    ) -> dict[str, Any]:
+        """Write one file for each analogy; return their paths and what was kept."""
+        mixes = require_coefficients_of(basis.basis, coefficients)
+        folder, stem, counter = host.next_output_path(filename_prefix)
+        count = count_mixes(mixes)
+        progress = host.Progress(count * len(basis.basis.layers))
+        paths, lines = [], []
+        for index in range(count):
+            path = folder / f"{stem}_{counter + index:05}_.safetensors"
+            report = export_mixed_lora(
+                path,
+                basis.basis,
+                {name: mix[index] for name, mix in mixes["layers"].items()},
+                strength=strength,
+                rank=rank,
+                dtype=EXPORT_DTYPES[dtype],
+                on_layer=progress.step,
+            )
+            paths.append(str(path))
+            lines.append(f"{path.name}: {report.describe()}")
+            _logger.info("Saved mixed LoRA %s: %s", path, report.describe())
+        return {"ui": {"text": lines}, "result": ("\n".join(paths),)}

@@ -1,0 +1,142 @@
+"""Mode `forward`: the mixed LoRA is added to each Linear's output; the base weights stay untouched.
+
+    y = base(x);   h = (x @ downᵀ) ∘ (strength · c);   y[rows of a part] += h_part @ up_part
+
+`down` stacks the parts of a fused module (q, k, v, MLP), so x is read once. One c per sample is possible. Works on
+every weight format, and the quantised weights are not rounded anew. The adapters live in a bank that the host
+loads next to the model; a new mix only changes c, so nothing is reloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..lorweb_core.coefficients import Coefficients
+from ..lorweb_core.mixing import expand_to_ranks, per_sample_scale, stacked_down, stacked_up
+from . import host
+from .sockets import LoadedBasis
+from .targets import Model, Target
+
+_ADDITIONAL_MODELS_KEY = "lorweb"
+
+
+class BankEntry(torch.nn.Module):
+    """The stacked adapters of one Linear, as frozen parameters that the host can count and move.
+
+    `down` [R, in] with R = Σ_parts N·r; `up_0`, `up_1`, … [N·r, out of the part], in the order of the target's parts.
+    """
+
+    def __init__(self, target: Target, dtype: torch.dtype) -> None:
+        super().__init__()
+        downs = [stacked_down(part.layer).to(dtype) for part in target.parts]
+        self.down = _frozen(downs[0] if len(downs) == 1 else torch.cat(downs))
+        self.rows: list[tuple[int, int]] = []
+        self.ranks: list[int] = []
+        for index, part in enumerate(target.parts):
+            self.register_parameter(f"up_{index}", _frozen(stacked_up(part.layer).to(dtype)))
+            self.rows.append((part.start, part.length))
+            self.ranks.append(part.layer.total_rank)
+
+    def add_contribution(self, output: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+        """Return output [B, ..., out] + the mix's contribution for x [B, ..., in], scale [mixes, R].
+
+        Writes into `output`: it is fresh from the wrapped forward.
+        """
+        hidden = torch.nn.functional.linear(x, self.down.to(x)) * per_sample_scale(scale, x)
+        flat_hidden, flat_output = hidden.flatten(0, -2), output.flatten(0, -2)
+        first = 0
+        for index, ((start, length), rank) in enumerate(zip(self.rows, self.ranks, strict=True)):
+            up = getattr(self, f"up_{index}").to(x)
+            part = flat_output[:, start : start + length]
+            part.addmm_(flat_hidden[:, first : first + rank].to(output.dtype), up.to(output.dtype))
+            first += rank
+        return flat_output.view(output.shape)
+
+
+class Contribution:
+    """What one Apply adds to one Linear: a bank entry, and this Apply's own coefficients.
+
+    Args:
+        entry: the adapters.
+        scale: [mixes, R] float32 on the CPU, strength included.
+        bias: [mixes, out] float32 on the CPU, or None.
+    """
+
+    def __init__(self, entry: BankEntry, scale: Tensor, bias: Tensor | None) -> None:
+        self._entry = entry
+        self._scale = scale
+        self._bias = bias
+
+    def add_to(self, output: Tensor, x: Tensor) -> Tensor:
+        """Return output + contribution for the Linear's input x."""
+        if self._scale.device != x.device or self._scale.dtype != x.dtype:
+            self._scale = self._scale.to(x)
+            self._bias = None if self._bias is None else self._bias.to(output)
+        result = self._entry.add_contribution(output, x, self._scale)
+        return result if self._bias is None else result + per_sample_scale(self._bias, x)
+
+
+def patch_forward(
+    model: Model, targets: list[Target], loaded: LoadedBasis, coefficients: Coefficients, *, strength: float
+) -> int:
+    """Wrap the forward of every target of a cloned model.
+
+    Args:
+        model: a clone that may be changed; wraps of nodes before us are kept inside ours.
+        targets: what to wrap.
+        loaded: the basis and its banks; a bank is made when there is none for this model's devices and dtype.
+        coefficients: of one analogy, or one per sample of the latent batch.
+        strength: factor on the contribution.
+    Returns: bytes of the bank that the host loads beside the model.
+    """
+    bank = _find_or_make_bank(model, targets, loaded)
+    for target, entry in zip(targets, bank.model, strict=True):
+        name = f"{target.module_name}.forward"
+        contribution = _make_contribution(target, entry, coefficients, strength)
+        model.add_object_patch(name, _wrap_forward(model.get_model_object(name), contribution))
+    present = model.get_additional_models_with_key(_ADDITIONAL_MODELS_KEY)
+    if not any(bank.is_clone(other) for other in present):
+        model.set_additional_models(_ADDITIONAL_MODELS_KEY, [*present, bank])
+    return bank.model_size()
+
+
+def _wrap_forward(forward: Callable[..., Tensor], contribution: Contribution) -> Callable[..., Tensor]:
+    def forward_with_contribution(x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return contribution.add_to(forward(x, *args, **kwargs), x)
+
+    return forward_with_contribution
+
+
+def _make_contribution(target: Target, entry: BankEntry, coefficients: Coefficients, strength: float) -> Contribution:
+    mixes = {part.layer_name: strength * coefficients["layers"][part.layer_name] for part in target.parts}
+    scale = torch.cat([expand_to_ranks(part.layer, mixes[part.layer_name]) for part in target.parts], dim=-1)
+    if all(part.layer.lora_bias is None for part in target.parts):
+        return Contribution(entry, scale, None)
+    bias = torch.zeros(scale.shape[0], target.module.out_features)
+    for part in target.parts:
+        if part.layer.lora_bias is not None:
+            rows = slice(part.start, part.start + part.length)
+            bias[:, rows] = mixes[part.layer_name] @ part.layer.lora_bias.float()
+    return Contribution(entry, scale, bias)
+
+
+def _find_or_make_bank(model: Model, targets: list[Target], loaded: LoadedBasis) -> Model:
+    dtype = host.compute_dtype(model)
+    key = (dtype, str(model.load_device), str(model.offload_device), tuple(target.module_name for target in targets))
+    if key not in loaded.banks:
+        entries = torch.nn.ModuleList()
+        progress = host.Progress(len(targets))
+        for target in targets:
+            entries.append(BankEntry(target, dtype))
+            progress.step()
+        loaded.banks[key] = host.make_model_patcher(
+            entries, load_device=model.load_device, offload_device=model.offload_device
+        )
+    return loaded.banks[key]
+
+
+def _frozen(tensor: Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(tensor, requires_grad=False)

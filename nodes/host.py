@@ -1,0 +1,173 @@
+"""Everything the pack asks of ComfyUI, imported when asked and nowhere else.
+
+The host's modules exist only inside a running ComfyUI, and its top-level names (`nodes`, `folder_paths`, `comfy`)
+differ from ours, so every import stands inside a function. Works from v0.3.43 on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..lorweb_core.errors import OutputError
+
+BASIS_FOLDER = "lorweb"
+#: diffusers parameter name → weight key, or (weight key, (dimension, start, length)) for a part of a fused weight.
+WeightTargets = Mapping[str, Any]
+
+
+def register_basis_folder() -> None:
+    """Make `models/lorweb` (and extra_model_paths' `lorweb`) known as a folder of .safetensors files."""
+    import folder_paths
+
+    folder_paths.add_model_folder_path(BASIS_FOLDER, str(Path(folder_paths.models_dir) / BASIS_FOLDER))
+    paths, _ = folder_paths.folder_names_and_paths[BASIS_FOLDER]
+    folder_paths.folder_names_and_paths[BASIS_FOLDER] = (paths, {".safetensors"})
+
+
+def list_bases() -> list[str]:
+    """Return the basis files' names below every `lorweb` folder."""
+    import folder_paths
+
+    register_basis_folder()
+    return list(folder_paths.get_filename_list(BASIS_FOLDER))
+
+
+def find_basis(name: str) -> Path | None:
+    """Return the path of a listed basis, or None."""
+    import folder_paths
+
+    register_basis_folder()
+    found = folder_paths.get_full_path(BASIS_FOLDER, name)
+    return None if found is None else Path(found)
+
+
+def find_encoder_folders() -> dict[str, Path]:
+    """Return the folders with a config.json below `models/clip_vision` and `models/lorweb`: name → path."""
+    import folder_paths
+
+    register_basis_folder()
+    folders: dict[str, Path] = {}
+    for kind in ("clip_vision", BASIS_FOLDER):
+        for root in map(Path, folder_paths.get_folder_paths(kind)):
+            for config in sorted(root.rglob("config.json")) if root.is_dir() else []:
+                if config.parent != root:
+                    folders.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
+    return folders
+
+
+def next_output_path(filename_prefix: str) -> tuple[Path, str, int]:
+    """Return (folder, file name stem, counter) for a new file below the host's output folder.
+
+    Raises: OutputError: when the prefix leads out of that folder, or its folder cannot be made.
+    """
+    import folder_paths
+
+    output = Path(folder_paths.get_output_directory()).resolve()
+    if not (output / filename_prefix).resolve().is_relative_to(output):
+        raise OutputError(
+            expected="a filename_prefix below the output folder",
+            got=repr(filename_prefix),
+            remedy="Use a relative name such as loras/lorweb.",
+        )
+    try:
+        folder, stem, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, str(output))
+    except OSError as error:
+        raise OutputError(
+            expected=f"a folder for {filename_prefix!r} that can be written",
+            got=str(error),
+            remedy="Free the name or the rights, or choose another filename_prefix.",
+        ) from error
+    return Path(folder), stem, counter
+
+
+def is_flux_kontext_capable(model: Any) -> bool:  # noqa: ANN401 - the host's ModelPatcher has no importable type here
+    """Return whether a MODEL is FLUX.1 (dev or Kontext: their configurations are the same)."""
+    import comfy.model_base
+
+    config = getattr(getattr(model.model, "model_config", None), "unet_config", {})
+    return isinstance(model.model, comfy.model_base.Flux) and config.get("image_model") == "flux"
+
+
+def map_weight_targets(model: Any) -> WeightTargets:  # noqa: ANN401
+    """Return the host's table from diffusers parameter names to its own weight keys for this model."""
+    import comfy.utils
+
+    return comfy.utils.flux_to_diffusers(model.model.model_config.unet_config, output_prefix="diffusion_model.")
+
+
+def make_lora_patch(up: torch.Tensor, down: torch.Tensor) -> Any:  # noqa: ANN401
+    """Return the host's patch object for delta = up @ down at scale 1."""
+    from comfy.weight_adapter.lora import LoRAAdapter
+
+    return LoRAAdapter(set(), (up, down, None, None, None, None))
+
+
+def make_model_patcher(module: torch.nn.Module, *, load_device: torch.device, offload_device: torch.device) -> Any:  # noqa: ANN401
+    """Return a patcher through which the host counts, loads and unloads a module like a model of its own."""
+    import comfy.model_patcher
+
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(module, load_device=load_device, offload_device=offload_device)
+
+
+def text_encoder_devices() -> tuple[torch.device, torch.device]:
+    """Return the (load, offload) devices that the host uses for encoders."""
+    import comfy.model_management as management
+
+    return management.text_encoder_device(), management.text_encoder_offload_device()
+
+
+def load_patchers(patchers: list[Any]) -> None:
+    """Have the host move models to their load devices, unloading others as needed."""
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu(patchers)
+
+
+def free_ram_bytes() -> int:
+    """Return how many bytes of main memory the host believes to be free."""
+    import comfy.model_management
+
+    return int(comfy.model_management.get_free_memory(torch.device("cpu")))
+
+
+def compute_dtype(model: Any) -> torch.dtype:  # noqa: ANN401
+    """Return the dtype in which a MODEL's Linears receive their input."""
+    return model.model.manual_cast_dtype or model.model.get_dtype()
+
+
+def raise_if_interrupted() -> None:
+    """Stop the running prompt when the user asked for it."""
+    import comfy.model_management
+
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+class Progress:
+    """The host's progress bar on the running node; each step also honours an interruption."""
+
+    def __init__(self, total: int) -> None:
+        import comfy.utils
+
+        self._bar = comfy.utils.ProgressBar(total)
+
+    def step(self) -> None:
+        """Advance by one."""
+        raise_if_interrupted()
+        self._bar.update(1)
+
+
+def make_vision_output(**fields: object) -> Any:  # noqa: ANN401
+    """Return the host's CLIP_VISION_OUTPUT with tensors on its intermediate device."""
+    import comfy.clip_vision
+    import comfy.model_management
+
+    device = comfy.model_management.intermediate_device()
+    output = comfy.clip_vision.Output()
+    for name, value in {"mm_projected": None, **fields}.items():
+        output[name] = value.to(device) if isinstance(value, torch.Tensor) else value
+    return output

@@ -1,0 +1,95 @@
+"""Nodes that read files: Load LoRWeB Basis, Load Image Encoder (transformers)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..lorweb_core.checkpoint import load_basis
+from ..lorweb_core.errors import CheckpointError, ModelError
+from . import host
+from .sockets import BASIS, LoadedBasis
+from .vision import TransformersClipVision, load_clip_vision
+
+
+class LoadBasis:
+    """Read a LoRWeB basis: the published checkpoint, or one trained with this project's trainer."""
+
+    DESCRIPTION = (
+        "Loads a LoRWeB basis (.safetensors) from models/lorweb. Settings come from the file, or from a YAML of the "
+        "same name beside it, or are assumed from the shapes with a warning."
+    )
+    CATEGORY = "LoRWeB"
+    FUNCTION = "load"
+    RETURN_TYPES = (BASIS,)
+    RETURN_NAMES = ("basis",)
+    OUTPUT_TOOLTIPS = ("N adapters, keys and a query projection for every layer.",)
+    SEARCH_ALIASES: ClassVar[list[str]] = ["lorweb", "analogy", "basis", "lora basis"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Describe the widget to the host."""
+        tooltip = "A .safetensors file in models/lorweb (or a lorweb folder of extra_model_paths.yaml)."
+        return {"required": {"basis_name": (host.list_bases(), {"tooltip": tooltip})}}
+
+    @classmethod
+    def IS_CHANGED(cls, basis_name: str) -> tuple[str, int, int]:
+        """Reload when the file is another one."""
+        return _fingerprint(host.find_basis(basis_name))
+
+    def load(self, basis_name: str) -> tuple[LoadedBasis]:
+        """Return the basis, wholly in memory, so that its file may be replaced."""
+        path = host.find_basis(basis_name)
+        if path is None:
+            raise CheckpointError(
+                expected="a basis file in models/lorweb",
+                got=f"{basis_name!r}, which is not there (any more)",
+                remedy="Put the file there, press R to refresh the lists, and choose it again.",
+            )
+        return (LoadedBasis(load_basis(path)),)
+
+
+class LoadImageEncoder:
+    """Load an image encoder through transformers: SigLIP2, or CLIP exactly as in training."""
+
+    DESCRIPTION = (
+        "Loads a Hugging Face folder (config.json + .safetensors) as CLIP_VISION. Needed for SigLIP2, which the "
+        "host's own CLIP Vision loader does not know; for CLIP ViT-L/14 the host's loader does as well."
+    )
+    CATEGORY = "LoRWeB"
+    FUNCTION = "load"
+    RETURN_TYPES = ("CLIP_VISION",)
+    RETURN_NAMES = ("clip_vision",)
+    OUTPUT_TOOLTIPS = ("An image encoder for Encode Analogy (CLIP); other nodes can encode with it too.",)
+    SEARCH_ALIASES: ClassVar[list[str]] = ["clip vision", "siglip", "image encoder", "lorweb"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Describe the widget to the host."""
+        tooltip = "A folder with config.json and .safetensors below models/clip_vision or models/lorweb."
+        return {"required": {"encoder_name": (list(host.find_encoder_folders()), {"tooltip": tooltip})}}
+
+    @classmethod
+    def IS_CHANGED(cls, encoder_name: str) -> tuple[str, int, int]:
+        """Reload when the weights are others."""
+        folder = host.find_encoder_folders().get(encoder_name)
+        files = sorted(folder.glob("*.safetensors")) if folder else []
+        return _fingerprint(files[0] if files else folder)
+
+    def load(self, encoder_name: str) -> tuple[TransformersClipVision]:
+        """Return the encoder, managed by the host like a model of its own."""
+        folder = host.find_encoder_folders().get(encoder_name)
+        if folder is None:
+            raise ModelError(
+                expected="a folder with config.json and .safetensors below models/clip_vision or models/lorweb",
+                got=f"{encoder_name!r}, which is not there (any more)",
+                remedy="Put the folder there, press R to refresh the lists, and choose it again.",
+            )
+        return (load_clip_vision(folder),)
+
+
+def _fingerprint(path: Path | None) -> tuple[str, int, int]:
+    if path is None or not path.exists():
+        return ("missing", 0, 0)
+    status = path.stat()
+    return (str(path), status.st_size, status.st_mtime_ns)

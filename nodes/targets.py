@@ -1,0 +1,129 @@
+"""Which weights of the host's model a basis acts on.
+
+A layer name of the basis (diffusers) leads to a weight key of the host and, where the host fuses q, k, v and the
+MLP, to a slice of that weight's rows. Everything is checked here, before anything is patched: the model's kind,
+missing targets, shapes. The slices come from the host's own table, sizes from the modules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..lorweb_core.basis import Basis, LayerBasis
+from ..lorweb_core.errors import ModelError
+from . import host
+
+_PLAIN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+Model = Any  # the host's ModelPatcher
+
+
+@dataclass(frozen=True, eq=False)
+class TargetPart:
+    """One layer of the basis inside one Linear of the host: output rows `start` … `start + length`."""
+
+    layer_name: str
+    layer: LayerBasis
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One Linear of the host's model and the basis' layers that act on it.
+
+    Attributes:
+        module_name: path from the host's model, such as `diffusion_model.double_blocks.0.img_attn.qkv`.
+        module: the Linear, of whatever class the host chose for its weight format.
+        parts: layers of the basis, by starting row.
+    """
+
+    module_name: str
+    module: torch.nn.Module
+    parts: tuple[TargetPart, ...]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the weight is an ordinary float tensor that can be changed without rounding it anew."""
+        weight = self.module.weight
+        return type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.dtype in _PLAIN_DTYPES
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weight that mode `weights` patches, whose original the host then keeps."""
+        weight = self.module.weight
+        return weight.numel() * weight.element_size()
+
+
+def find_targets(model: Model, basis: Basis) -> list[Target]:
+    """Return the Linears of a Kontext model that a basis acts on, each with its parts.
+
+    Raises: ModelError: for a model that is not FLUX.1, a target that is missing, or sizes that do not fit.
+    """
+    _require_flux(model)
+    table = host.map_weight_targets(model)
+    by_module: dict[str, list[TargetPart]] = {}
+    missing = []
+    for name, layer in basis.layers.items():
+        entry = table.get(f"{name}.weight")
+        if entry is None:
+            missing.append(name)
+            continue
+        weight_key, start = (entry, 0) if isinstance(entry, str) else (entry[0], entry[1][1] if entry[1] else 0)
+        length = layer.out_features if isinstance(entry, str) or not entry[1] else entry[1][2]
+        module_name = weight_key.removesuffix(".weight")
+        by_module.setdefault(module_name, []).append(TargetPart(name, layer, start, length))
+    _require_none_missing(basis, missing)
+    targets = [
+        Target(name, model.get_model_object(name), tuple(sorted(parts, key=lambda part: part.start)))
+        for name, parts in by_module.items()
+    ]
+    for target in targets:
+        _require_fitting(target)
+    return targets
+
+
+def describe_module(model: Model) -> str:
+    """Return a short name of what a MODEL holds, for messages."""
+    config = getattr(getattr(model.model, "model_config", None), "unet_config", {})
+    kind = config.get("image_model")
+    return f"{type(model.model).__name__}" + (f" (image_model {kind})" if kind else "")
+
+
+def _require_flux(model: Model) -> None:
+    if type(getattr(model.model, "diffusion_model", None)).__name__ == "ComfyFluxWrapper":
+        raise ModelError(
+            expected="a FLUX.1-Kontext model with ordinary modules",
+            got="a Nunchaku model, whose fused kernels hide them",
+            remedy="Write the analogy with Save Mixed LoRA and load that file with Nunchaku's own LoRA loader.",
+        )
+    if not host.is_flux_kontext_capable(model):
+        raise ModelError(
+            expected="a FLUX.1-Kontext model",
+            got=describe_module(model),
+            remedy="Load flux1-dev-kontext with Load Diffusion Model (or Unet Loader GGUF) and connect it here.",
+        )
+
+
+def _require_none_missing(basis: Basis, missing: list[str]) -> None:
+    if missing:
+        raise ModelError(
+            expected=f"a model that has all {len(basis.layers)} layers of the basis {basis.name}",
+            got=f"one without {len(missing)} of them (such as {', '.join(missing[:3])})",
+            remedy="Connect the base model that the basis was trained on; depth and layer names must agree.",
+        )
+
+
+def _require_fitting(target: Target) -> None:
+    in_features, out_features = target.module.in_features, target.module.out_features
+    for part in target.parts:
+        needed = (part.layer.in_features, part.layer.out_features)
+        offered = (in_features, part.length)
+        if needed != offered or part.start + part.length > out_features:
+            raise ModelError(
+                expected=f"a layer {part.layer_name} of {needed[0]} → {needed[1]} features, as in the basis",
+                got=f"{offered[0]} → {part.length} ({target.module_name})",
+                remedy="Connect the base model that the basis was trained on.",
+            )

@@ -1,0 +1,117 @@
+"""CLIP_VISION, the host's or ours: pictures → image embeddings for the router.
+
+Preprocessing is always ours (`lorweb_core.preprocessing`): the host's resize is off by up to half a pixel on pictures
+that are not square. The host's encoder gets pictures that already have its size, so it resizes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..lorweb_core.basis import Basis
+from ..lorweb_core.encoder import ImageEncoder, load_image_encoder
+from ..lorweb_core.errors import ModelError
+from ..lorweb_core.preprocessing import CLIP_PREPROCESSING, fit_images, preprocess_images
+from . import host
+
+
+class TransformersClipVision:
+    """A transformers image encoder that behaves like the host's CLIP_VISION, memory management included.
+
+    Attributes as other nodes expect them: `model`, `patcher`, `load_device`, `dtype`, `image_size`.
+    """
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        self.encoder = encoder
+        self.model = encoder.model
+        self.image_size = encoder.preprocessing.size_px
+        self.load_device, offload_device = host.text_encoder_devices()
+        self.dtype = next(encoder.model.parameters()).dtype
+        self.patcher = host.make_model_patcher(
+            encoder.model, load_device=self.load_device, offload_device=offload_device
+        )
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return image embeddings [B, P] float32 on the CPU for pictures [B, H, W, C], float 0–1."""
+        host.load_patchers([self.patcher])
+        return self.encoder.embed(images)
+
+    def encode_image(self, image: Tensor, crop: bool | str = True) -> Any:  # noqa: ANN401 - the host's output class
+        """Return the host's CLIP_VISION_OUTPUT for pictures [B, H, W, C]; crop False or "none" squeezes them."""
+        host.load_patchers([self.patcher])
+        preprocessing = self.encoder.preprocessing
+        if crop in (False, "none"):
+            preprocessing = replace(preprocessing, shortest_edge_px=None)
+        pixel_values = preprocess_images(image, preprocessing).to(self.load_device, self.dtype)
+        with torch.no_grad():
+            output = self.model(pixel_values=pixel_values, output_hidden_states=True)
+        return host.make_vision_output(
+            last_hidden_state=output.last_hidden_state,
+            penultimate_hidden_states=output.hidden_states[-2],
+            image_embeds=getattr(output, self.encoder.output_name),
+            image_sizes=[tuple(pixel_values.shape[1:])] * len(pixel_values),
+        )
+
+
+def load_clip_vision(folder: Path) -> TransformersClipVision:
+    """Return the image encoder of a model folder as CLIP_VISION.
+
+    Raises: ModelError: when it is no CLIP or SigLIP vision tower with safetensors weights.
+    """
+    return TransformersClipVision(load_image_encoder(folder, dtype=torch.float32))
+
+
+def embed_images(clip_vision: Any, images: list[Tensor], basis: Basis) -> list[Tensor]:  # noqa: ANN401
+    """Return the image embeddings [B, P] of several picture batches, all run as one batch.
+
+    Args:
+        clip_vision: the host's CLIP_VISION or a `TransformersClipVision`.
+        images: batches [B, H, W, C], float 0–1, of any sizes.
+        basis: says which encoder and width are wanted.
+    Raises: ModelError: when the encoder is not the one that the basis was trained with.
+    """
+    _require_kind(clip_vision, basis)
+    is_ours = isinstance(clip_vision, TransformersClipVision)
+    preprocessing = clip_vision.encoder.preprocessing if is_ours else CLIP_PREPROCESSING
+    fitted = torch.cat([fit_images(batch, preprocessing) for batch in images])
+    embeddings = clip_vision.embed(fitted) if is_ours else clip_vision.encode_image(fitted)["image_embeds"]
+    embeddings = embeddings.float().cpu()
+    if embeddings.shape[-1] != basis.embedding_dim:
+        raise _wrong_encoder(basis, f"width {embeddings.shape[-1]}")
+    if not bool(torch.isfinite(embeddings).all()):
+        raise _wrong_encoder(basis, "NaN or infinite values (a file without its projection gives such)")
+    return list(embeddings.split([len(batch) for batch in images]))
+
+
+def _require_kind(clip_vision: Any, basis: Basis) -> None:  # noqa: ANN401
+    wants_siglip = "siglip" in basis.settings.encoder_id.lower()
+    if isinstance(clip_vision, TransformersClipVision):
+        is_siglip = clip_vision.encoder.output_name == "pooler_output"
+        if is_siglip != wants_siglip:
+            raise _wrong_encoder(
+                basis, f"the {'SigLIP' if is_siglip else 'CLIP'} model {clip_vision.encoder.encoder_id}"
+            )
+        return
+    if wants_siglip:
+        raise _wrong_encoder(basis, "a model of the host's own CLIP Vision loader")
+    size_px = getattr(clip_vision, "image_size", CLIP_PREPROCESSING.size_px)
+    if size_px != CLIP_PREPROCESSING.size_px:
+        raise _wrong_encoder(basis, f"one for pictures of {size_px} px")
+
+
+def _wrong_encoder(basis: Basis, got: str) -> ModelError:
+    wants_siglip = "siglip" in basis.settings.encoder_id.lower()
+    loader = "Load Image Encoder (transformers)" if wants_siglip else "Load CLIP Vision"
+    files = "its Hugging Face folder" if wants_siglip else "clip_vision_l.safetensors (CLIP ViT-L/14, 224 px)"
+    if basis.embedding_dim != 768:
+        loader, files = "Load Image Encoder (transformers)", "the encoder that came with the basis"
+    return ModelError(
+        expected=f"embeddings of width {basis.embedding_dim} from {basis.settings.encoder_id}, as the basis was trained",
+        got=got,
+        remedy=f"Load {files} with {loader}.",
+    )
