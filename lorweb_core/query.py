@@ -1,0 +1,157 @@
+"""An analogy's three pictures → the query embedding that every layer's router takes.
+
+Modes, with E(x) the image embedding: `cat-aa'b` [E(a), E(a'), E(b)] joined; `ca'-ca` E(a') - E(a); `ca'-ca+cb` the same
++ E(b); `aa'bb'` (or `caa'bb'`) E(grid); `caa'b` E(grid with its bottom right black); `caa'` E(upper half of the grid).
+The pictures themselves are embedded. The reference cuts them out of the grid with one side length for both axes, which
+is wrong unless the quadrants are square; `reference_crops` repeats that for comparisons. Source: spec 3.2, 10-Q1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import ImageError, SettingsError, ShapeError
+from .grid import reference_grid
+from .images import from_pil, require_analogy, to_pil
+from .preprocessing import Preprocessing, fit_images, fit_picture
+from .settings import QUERY_MODES, RouterSettings
+
+#: Modes that join embeddings of separate pictures, and which: a, a′, b.
+_PICTURE_COUNT = {"cat-aa'b": 3, "ca'-ca": 2, "ca'-ca+cb": 3}
+_PATCH_TOKEN_MODES = ("paa'b", "paa'b3", "cat-paa'b", "cat-paa'b3")
+
+
+def pictures_to_embed(
+    query_mode: str,
+    image_a: Tensor,
+    image_a_prime: Tensor,
+    image_b: Tensor,
+    *,
+    reference_crops: bool = False,
+    preprocessing: Preprocessing | None = None,
+) -> list[Tensor]:
+    """Return the pictures whose embeddings `join_embeddings` takes, in its order.
+
+    Args:
+        query_mode: one of `settings.QUERY_MODES`.
+        image_a, image_a_prime: [1 or B, H, W, C], float 0–1. image_b: [B, H, W, C].
+        reference_crops: cut the pictures out of the reference's grid as the reference does.
+        preprocessing: when given, the pictures come fitted to [·, S, S, 3], so they can be embedded as one batch
+            and no full-size grid is kept.
+    Returns: batches [1 or B, H, W, 3], float 0–1; a pair given once stays one picture where b does not enter.
+    Raises: ImageError, ShapeError: see `images.require_analogy`, and when a reference crop would be empty.
+        SettingsError: for an unknown mode.
+    """
+    _require_mode(query_mode)
+    analogy = require_analogy(image_a, image_a_prime, image_b)
+    if query_mode in _PICTURE_COUNT and not reference_crops:
+        pictures = analogy[: _PICTURE_COUNT[query_mode]]
+        return [fit_images(images, preprocessing) if preprocessing else images for images in pictures]
+    samples = []
+    for index in range(len(image_b)):
+        triplet = (to_pil(images[index if len(images) > 1 else 0]) for images in analogy)
+        cuts = _cut_grid(query_mode, reference_grid(*triplet), reference_crops)
+        samples.append([from_pil(fit_picture(cut, preprocessing) if preprocessing else cut) for cut in cuts])
+    return [torch.stack(batch) for batch in zip(*samples, strict=True)]
+
+
+def join_embeddings(query_mode: str, embeddings: Sequence[Tensor]) -> Tensor:
+    """Return the query embedding [B, Q], float32; Q is 3·P for `cat-aa'b`, else P.
+
+    Args:
+        query_mode: one of `settings.QUERY_MODES`.
+        embeddings: per entry of `pictures_to_embed` [1 or B, P], not normalised.
+    Raises: ShapeError: when their number, widths or batches do not fit.
+    """
+    _require_mode(query_mode)
+    count = _PICTURE_COUNT.get(query_mode, 1)
+    batch = max((len(embedding) for embedding in embeddings), default=0)
+    shapes = [tuple(embedding.shape) for embedding in embeddings]
+    widths = {shape[1] for shape in shapes if len(shape) == 2}
+    if len(shapes) != count or len(widths) != 1 or any(len(s) != 2 or s[0] not in (1, batch) for s in shapes):
+        raise ShapeError(
+            expected=f"{count} image embedding{'s' if count > 1 else ''} [1 or B, P] for query mode {query_mode}",
+            got=f"{shapes}",
+            remedy="Embed all pictures with one image encoder, one pair for all b or one pair per b.",
+        )
+    rows = [embedding.to(torch.float32).expand(batch, -1) for embedding in embeddings]
+    if query_mode == "cat-aa'b":
+        return torch.cat(rows, dim=1)
+    if count == 1:
+        return rows[0].contiguous()
+    difference = rows[1] - rows[0]
+    return difference + rows[2] if count == 3 else difference
+
+
+def embed_analogy(
+    settings: RouterSettings,
+    encode: Callable[[Tensor], Tensor],
+    image_a: Tensor,
+    image_a_prime: Tensor,
+    image_b: Tensor,
+    *,
+    reference_crops: bool = False,
+    preprocessing: Preprocessing | None = None,
+) -> Tensor:
+    """Return the query embedding [B, Q] of analogies, float32.
+
+    Args:
+        settings: whose `query_mode` says what is embedded.
+        encode: pictures [n, H, W, 3], float 0–1 → image embeddings [n, P], such as `ImageEncoder.embed`.
+        image_a, image_a_prime: [1 or B, H, W, C], float 0–1; a pair given once is encoded once.
+        image_b: [B, H, W, C].
+        reference_crops: repeat the reference's crops, see `pictures_to_embed`.
+        preprocessing: the encoder's; pictures of several sizes are then fitted first and encoded as one batch.
+    Raises: ImageError, ShapeError, SettingsError: see `pictures_to_embed`.
+    """
+    batches = pictures_to_embed(
+        settings.query_mode,
+        image_a,
+        image_a_prime,
+        image_b,
+        reference_crops=reference_crops,
+        preprocessing=preprocessing,
+    )
+    if preprocessing is None and len({batch.shape[1:] for batch in batches}) > 1:
+        return join_embeddings(settings.query_mode, [encode(batch) for batch in batches])
+    embeddings = encode(torch.cat(batches))
+    return join_embeddings(settings.query_mode, embeddings.split([len(batch) for batch in batches]))
+
+
+def _require_mode(query_mode: str) -> None:
+    if query_mode in QUERY_MODES:
+        return
+    expected = f"query_mode to be one of {', '.join(QUERY_MODES)}"
+    remedy = "Correct it in the settings of the basis."
+    if query_mode in _PATCH_TOKEN_MODES:
+        remedy = "Patch-token modes never worked: their tokens do not fit any query projection. Train with cat-aa'b."
+    raise SettingsError(
+        expected=f"query_mode to be one of {', '.join(QUERY_MODES)}", got=repr(query_mode), remedy=remedy
+    )
+
+
+def _cut_grid(query_mode: str, grid: Image.Image, reference_crops: bool) -> list[Image.Image]:
+    """What of the grid is embedded; the reference takes half the width for both sides of every quadrant."""
+    width, height = grid.size
+    half_width = width // 2
+    half_height = half_width if reference_crops else height // 2
+    boxes = [(0, 0, width, height)]
+    if query_mode == "caa'b":
+        grid.paste((0, 0, 0), (half_width, half_height, width, max(height, half_height)))
+    elif query_mode == "caa'":
+        boxes = [(0, 0, width, min(half_height, height))]
+    elif query_mode in _PICTURE_COUNT:
+        lower = min(half_height, height)
+        boxes = [(0, 0, half_width, lower), (half_width, 0, width, lower), (0, half_height, half_width, height)]
+        boxes = boxes[: _PICTURE_COUNT[query_mode]]
+    if any(top >= bottom for _, top, _, bottom in boxes):
+        raise ImageError(
+            expected="pictures less than twice as wide as high when reference_crops is on",
+            got=f"a grid of {width}×{height} px, from which the reference would cut an empty b",
+            remedy="Switch reference_crops off: the pictures themselves are then embedded, at any aspect.",
+        )
+    return [grid.crop(box) for box in boxes]
