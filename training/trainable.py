@@ -1,0 +1,293 @@
+"""The base with its basis attached: one module whose `forward` is the whole differentiable part of a step.
+
+router → slices → transformer → loss, all inside one `forward`, so that data parallelism sees every trained weight.
+Only the basis is trained: `adapters` (down, up) and `router` (keys, query projections). As a `LayerBasis` mapping it
+goes in and out of files; the gain is folded into the up matrices there, so files stay compatible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from lorweb_core.basis import Basis, LayerBasis
+from lorweb_core.errors import ModelError, ShapeError
+from lorweb_core.settings import RouterSettings
+
+from .flow import add_noise, sample_losses, velocity_target
+from .linear import LoRWeBLinear, StackedRouter, hand_out_coefficients, take_coefficients_back
+from .tokens import CONTEXT, TARGET, pack_latents, token_ids, unpack_latents
+
+BLOCK_LISTS = ("transformer_blocks.", "single_transformer_blocks.")
+
+
+@dataclass(frozen=True)
+class BasisShape:
+    """Sizes of a new basis.
+
+    Attributes:
+        basis_size: N.
+        rank: r.
+        key_dim: K.
+        query_dim: Q.
+        coefficient_gain: factor on all coefficients in training; folded on saving.
+    """
+
+    basis_size: int
+    rank: int
+    key_dim: int
+    query_dim: int
+    coefficient_gain: float = 1.0
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the base is told besides the noisy grid; row i belongs to sample i.
+
+    Attributes:
+        context_latents: [B, C, h, w], the grid a | a′ over b | b.
+        prompt_embeds: [B, L, D].
+        pooled_embeds: [B, D′].
+        query_embedding: [B, Q] float32, or None to use the coefficients that were set already.
+        guidance: value of the guidance embedding.
+    """
+
+    context_latents: Tensor
+    prompt_embeds: Tensor
+    pooled_embeds: Tensor
+    query_embedding: Tensor | None
+    guidance: float
+
+
+class TrainableKontext(nn.Module):
+    """A frozen Kontext transformer with a LoRWeB basis on the selected Linears.
+
+    Args:
+        transformer: a diffusers `FluxTransformer2DModel`, possibly quantised; its Linears are replaced in place.
+        shape: sizes of the basis.
+        settings: how queries become coefficients.
+        include: patterns (`*` matches anything) of layer names to train.
+        exclude: patterns of layer names to leave out.
+        dtype: master dtype of the adapters.
+        seed: of the initialisation; equal on all processes.
+    Raises: ModelError: when no Linear matches.
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        shape: BasisShape,
+        settings: RouterSettings,
+        *,
+        include: Iterable[str] = ("*",),
+        exclude: Iterable[str] = (),
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.transformer = transformer.requires_grad_(False)
+        self.shape = shape
+        names = target_layers(transformer, include=tuple(include), exclude=tuple(exclude))
+        self.linears = _attach(transformer, names, shape, dtype)
+        self.router = StackedRouter(
+            len(names), shape.basis_size, shape.key_dim, query_dim=shape.query_dim, settings=settings,
+            gain=shape.coefficient_gain, device=_device_of(transformer),
+        )  # fmt: skip
+        self._initialise(seed)
+
+    def _initialise(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for linear in self.linears.values():
+            linear.initialise(generator)
+        self.router.initialise(generator)
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """Return all down and up matrices."""
+        return [parameter for linear in self.linears.values() for parameter in (linear.down, linear.up)]
+
+    def router_parameters(self) -> list[nn.Parameter]:
+        """Return keys and query projections."""
+        return [self.router.query_projection, self.router.keys]
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return every trained tensor by a stable name: `<layer>.down`, `<layer>.up`, `router.…` (not copies)."""
+        state = {f"{name}.{part}": getattr(linear, part) for name, linear in self.linears.items() for part in _PARTS}
+        return state | {"router.query_projection": self.router.query_projection, "router.keys": self.router.keys}
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copy tensors of `trained_state` back.
+
+        Raises: ShapeError: when names or shapes differ from this model's.
+        """
+        own = self.trained_state()
+        differing = [name for name in sorted(own.keys() | state.keys()) if _shape(own, name) != _shape(state, name)]
+        if differing:
+            raise ShapeError(
+                expected=f"{len(own)} trained tensors as the config describes them",
+                got=f"{len(differing)} that are missing, unexpected or of another shape, first {differing[:3]}",
+                remedy="Resume with the config of the run (resolved.yaml in its folder), or start a new run.",
+            )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    def layers(self, state: Mapping[str, Tensor] | None = None) -> dict[str, LayerBasis]:
+        """Return the basis by layer name, with the gain folded into the up matrices.
+
+        Args:
+            state: tensors as of `trained_state`, e.g. their moving average; without it the current ones.
+        """
+        tensors = self.trained_state() if state is None else state
+        sizes = (self.shape.basis_size, self.shape.rank)
+        projections = tensors["router.query_projection"].detach().unflatten(0, (len(self.linears), -1))
+        keys = tensors["router.keys"].detach()
+        return {
+            name: LayerBasis(
+                lora_down=tensors[f"{name}.down"].detach().unflatten(0, sizes),
+                lora_up=(tensors[f"{name}.up"].detach() * self.shape.coefficient_gain)
+                .unflatten(0, sizes)
+                .transpose(1, 2),
+                keys=keys[index],
+                query_projection=projections[index],
+            )
+            for index, name in enumerate(self.linears)
+        }
+
+    def load_basis(self, basis: Basis) -> None:
+        """Start from a trained basis; its gain is taken out again.
+
+        Raises: ShapeError: when layers or sizes differ.
+        """
+        state: dict[str, Tensor] = {}
+        for name, layer in basis.layers.items():
+            state[f"{name}.down"] = layer.lora_down.flatten(0, 1)
+            state[f"{name}.up"] = layer.lora_up.transpose(1, 2).flatten(0, 1) / self.shape.coefficient_gain
+        ordered = [basis.layers[name] for name in self.linears if name in basis.layers]
+        projections = [layer.query_projection for layer in ordered if layer.query_projection is not None]
+        if projections and len({layer.keys.shape for layer in ordered}) == 1:
+            state["router.query_projection"] = torch.cat(projections)
+            state["router.keys"] = torch.stack([layer.keys for layer in ordered])
+        self.load_trained_state(state)
+
+    def forward(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        sigmas: Tensor,
+        weights: Tensor,
+        conditioning: Conditioning,
+        copied_weight: float = 1.0,
+    ) -> Tensor:
+        """Return the loss of every sample, [B] float32.
+
+        Args:
+            latents: [B, C, h, w] of the grid a | a′ over b | b′.
+            noise: [B, C, h, w].
+            sigmas: [B].
+            weights: [B], w(σ).
+            conditioning: context, text and query.
+            copied_weight: weight of the three quadrants that the context already shows.
+        """
+        prediction = self.predict(add_noise(latents, noise, sigmas), sigmas, conditioning)
+        target = velocity_target(latents, noise)
+        return sample_losses(prediction, target, weights, copied_weight=copied_weight)
+
+    def predict(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the predicted velocity [B, C, h, w] at noisy latents [B, C, h, w] and sigmas [B]."""
+        if conditioning.query_embedding is not None:
+            hand_out_coefficients(self.linears, self.router(conditioning.query_embedding))
+        return predict_velocity(self.transformer, noisy, sigmas, conditioning)
+
+    def predict_base(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return what the base alone predicts."""
+        take_coefficients_back(self.linears)
+        return predict_velocity(self.transformer, noisy, sigmas, conditioning)
+
+
+_PARTS = ("down", "up")
+
+
+def predict_velocity(transformer: nn.Module, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
+    """Return the transformer's velocity [B, C, h, w] for the target tokens, in its own dtype.
+
+    Sequence: target tokens, then context tokens; timestep is σ (the model multiplies by 1000).
+    """
+    dtype, device = conditioning.prompt_embeds.dtype, noisy.device
+    height, width = noisy.shape[-2:]
+    context_height, context_width = conditioning.context_latents.shape[-2:]
+    tokens = pack_latents(noisy.to(dtype))
+    context = pack_latents(conditioning.context_latents.to(dtype))
+    ids = [
+        token_ids(height, width, TARGET, device=device),
+        token_ids(context_height, context_width, CONTEXT, device=device),
+    ]
+    guidance = None
+    if transformer.config.guidance_embeds:
+        guidance = torch.full((noisy.shape[0],), conditioning.guidance, device=device, dtype=torch.float32)
+    output = transformer(
+        hidden_states=torch.cat([tokens, context], dim=1),
+        encoder_hidden_states=conditioning.prompt_embeds,
+        pooled_projections=conditioning.pooled_embeds,
+        timestep=sigmas.to(device=device, dtype=torch.float32),
+        img_ids=torch.cat(ids).to(dtype),
+        txt_ids=torch.zeros(conditioning.prompt_embeds.shape[1], 3, device=device, dtype=dtype),
+        guidance=guidance,
+        return_dict=False,
+    )[0]
+    return unpack_latents(output[:, : tokens.shape[1]], height, width)
+
+
+def target_layers(
+    transformer: nn.Module, *, include: tuple[str, ...] = ("*",), exclude: tuple[str, ...] = ()
+) -> dict[str, tuple[int, int]]:
+    """Return the Linears of both block types that the patterns select, name → (in, out), in the model's order.
+
+    Raises: ModelError: when none is left.
+    """
+    linears = {
+        name: (module.in_features, module.out_features)
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(BLOCK_LISTS)
+    }
+    selected = {
+        name: sizes for name, sizes in linears.items() if _matches(name, include) and not _matches(name, exclude)
+    }
+    if not selected:
+        raise ModelError(
+            expected="at least one Linear of the transformer blocks to match basis.include and not basis.exclude",
+            got=f"{len(linears)} Linears, none selected by {list(include)} without {list(exclude)}",
+            remedy='Use layer names with wildcards, such as "*.attn.*" or "single_transformer_blocks.*".',
+        )
+    return selected
+
+
+def _attach(
+    transformer: nn.Module, names: Mapping[str, tuple[int, int]], shape: BasisShape, dtype: torch.dtype
+) -> dict[str, LoRWeBLinear]:
+    device = _device_of(transformer)
+    linears = {}
+    for name, (in_features, out_features) in names.items():
+        parent_name, _, child = name.rpartition(".")
+        parent = transformer.get_submodule(parent_name)
+        linears[name] = LoRWeBLinear(
+            parent.get_submodule(child), in_features, out_features,
+            basis_size=shape.basis_size, rank=shape.rank, device=device, dtype=dtype,
+        )  # fmt: skip
+        parent.register_module(child, linears[name])
+    return linears
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
+    return tensors[name].shape if name in tensors else None
