@@ -123,4 +123,4 @@ def _contiguous_bytes(tensor: Tensor, dtype: torch.dtype | None, name: str) -> m
             remedy="Write the file as bf16 or fp32.",
         )
     flat = cast.contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data
