@@ -9,7 +9,7 @@ from torch import Tensor
 from ..lorweb_core.coefficients import Coefficients, encode_coefficients
 from ..lorweb_core.query import embed_analogy
 from .sockets import BASIS, COEFFICIENTS, LoadedBasis
-from .vision import embed_images
+from .vision import embed_images, preprocessing_of
 
 
 class EncodeAnalogy:
@@ -69,5 +69,6 @@ class EncodeAnalogy:
             image_a_prime,
             image_b,
             reference_crops=reference_crops,
+            preprocessing=preprocessing_of(clip_vision),
         )
         return (encode_coefficients(basis.basis, query_embedding),)

@@ -69,14 +69,16 @@ class Contribution:
         self._entry = entry
         self._scale = scale
         self._bias = bias
+        self._cast_scale = scale
+        self._cast_bias = bias
 
     def add_to(self, output: Tensor, x: Tensor) -> Tensor:
         """Return output + contribution for the Linear's input x."""
-        if self._scale.device != x.device or self._scale.dtype != x.dtype:
-            self._scale = self._scale.to(x)
-            self._bias = None if self._bias is None else self._bias.to(output)
-        result = self._entry.add_contribution(output, x, self._scale)
-        return result if self._bias is None else result + per_sample_scale(self._bias, x)
+        if self._cast_scale.device != x.device or self._cast_scale.dtype != x.dtype:
+            self._cast_scale = self._scale.to(x)
+            self._cast_bias = None if self._bias is None else self._bias.to(output)
+        result = self._entry.add_contribution(output, x, self._cast_scale)
+        return result if self._cast_bias is None else result + per_sample_scale(self._cast_bias, x)
 
 
 def patch_forward(

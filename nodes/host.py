@@ -6,6 +6,7 @@ differ from ours, so every import stands inside a function. Works from v0.3.43 o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ def register_basis_folder() -> None:
     """Make `models/lorweb` (and extra_model_paths' `lorweb`) known as a folder of .safetensors files."""
     import folder_paths
 
-    folder_paths.add_model_folder_path(BASIS_FOLDER, str(Path(folder_paths.models_dir) / BASIS_FOLDER))
+    folder = Path(folder_paths.models_dir) / BASIS_FOLDER
+    with contextlib.suppress(OSError):  # a read-only models folder: extra_model_paths.yaml can still name another
+        folder.mkdir(exist_ok=True)
+    folder_paths.add_model_folder_path(BASIS_FOLDER, str(folder))
     paths, _ = folder_paths.folder_names_and_paths[BASIS_FOLDER]
     folder_paths.folder_names_and_paths[BASIS_FOLDER] = (paths, {".safetensors"})
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..lorweb_core.basis import Basis
 from ..lorweb_core.encoder import ImageEncoder, load_image_encoder
 from ..lorweb_core.errors import ModelError
-from ..lorweb_core.preprocessing import CLIP_PREPROCESSING, fit_images, preprocess_images
+from ..lorweb_core.preprocessing import CLIP_PREPROCESSING, Preprocessing, preprocess_images
 from . import host
 
 
@@ -66,26 +66,32 @@ def load_clip_vision(folder: Path) -> TransformersClipVision:
     return TransformersClipVision(load_image_encoder(folder, dtype=torch.float32))
 
 
-def embed_images(clip_vision: Any, images: list[Tensor], basis: Basis) -> list[Tensor]:  # noqa: ANN401
-    """Return the image embeddings [B, P] of several picture batches, all run as one batch.
+def preprocessing_of(clip_vision: Any) -> Preprocessing:  # noqa: ANN401
+    """Return how pictures are brought to the encoder's input size: ours says it itself, the host's is CLIP's."""
+    if isinstance(clip_vision, TransformersClipVision):
+        return clip_vision.encoder.preprocessing
+    return CLIP_PREPROCESSING
+
+
+def embed_images(clip_vision: Any, images: Tensor, basis: Basis) -> Tensor:  # noqa: ANN401
+    """Return the image embeddings [B, P], float32 on the CPU, of fitted pictures, all run as one batch.
 
     Args:
         clip_vision: the host's CLIP_VISION or a `TransformersClipVision`.
-        images: batches [B, H, W, C], float 0–1, of any sizes.
+        images: [B, S, S, 3], float 0–1, fitted with `preprocessing_of(clip_vision)`.
         basis: says which encoder and width are wanted.
     Raises: ModelError: when the encoder is not the one that the basis was trained with.
     """
     _require_kind(clip_vision, basis)
-    is_ours = isinstance(clip_vision, TransformersClipVision)
-    preprocessing = clip_vision.encoder.preprocessing if is_ours else CLIP_PREPROCESSING
-    fitted = torch.cat([fit_images(batch, preprocessing) for batch in images])
-    embeddings = clip_vision.embed(fitted) if is_ours else clip_vision.encode_image(fitted)["image_embeds"]
-    embeddings = embeddings.float().cpu()
+    if isinstance(clip_vision, TransformersClipVision):
+        embeddings = clip_vision.embed(images)
+    else:
+        embeddings = clip_vision.encode_image(images)["image_embeds"].float().cpu()
     if embeddings.shape[-1] != basis.embedding_dim:
         raise _wrong_encoder(basis, f"width {embeddings.shape[-1]}")
     if not bool(torch.isfinite(embeddings).all()):
         raise _wrong_encoder(basis, "NaN or infinite values (a file without its projection gives such)")
-    return list(embeddings.split([len(batch) for batch in images]))
+    return embeddings
 
 
 def _require_kind(clip_vision: Any, basis: Basis) -> None:  # noqa: ANN401
@@ -111,7 +117,7 @@ def _wrong_encoder(basis: Basis, got: str) -> ModelError:
     if basis.embedding_dim != 768:
         loader, files = "Load Image Encoder (transformers)", "the encoder that came with the basis"
     return ModelError(
-        expected=f"embeddings of width {basis.embedding_dim} from {basis.settings.encoder_id}, as the basis was trained",
+        expected=f"embeddings of width {basis.embedding_dim} from {basis.settings.encoder_id}, which the basis learned",
         got=got,
         remedy=f"Load {files} with {loader}.",
     )

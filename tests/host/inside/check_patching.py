@@ -207,7 +207,7 @@ def check_a_model_of_other_width_or_depth_is_refused():
     loaded = make_loaded_basis(model)
     coefficients = make_coefficients(loaded)
     wide = build_flux(TINY | {"hidden_size": 256, "num_heads": 2})
-    expect(ModelError, ["128", "256", "base model"], lambda: apply(wide, loaded, coefficients))
+    expect(ModelError, ["128", "256", "base model"], apply, wide, loaded, coefficients)
     deep = make_loaded_basis(build_flux(TINY | {"depth": 2}))
     expect(
         ModelError,
@@ -223,9 +223,11 @@ def check_other_models_are_refused():
     model = build_flux(TINY)
     loaded = make_loaded_basis(model)
     coefficients = make_coefficients(loaded)
-    model.model.model_config.unet_config["image_model"] = "chroma"
-    expect(ModelError, ["FLUX.1-Kontext", "chroma", "Load Diffusion Model"], lambda: apply(model, loaded, coefficients))
-    model.model.model_config.unet_config["image_model"] = "flux"
+    for kind, class_name in (("chroma", "Chroma"), ("flux2", "Flux2")):
+        other = build_flux(TINY)
+        other.model.__class__ = getattr(comfy.model_base, class_name, comfy.model_base.Flux)
+        other.model.model_config.unet_config["image_model"] = kind
+        expect(ModelError, ["FLUX.1-Kontext", kind, "Load Diffusion Model"], apply, other, loaded, coefficients)
     unet = {
         "image_size": 32,
         "in_channels": 4,
@@ -241,6 +243,7 @@ def check_other_models_are_refused():
         "use_linear_in_transformer": True,
         "num_head_channels": 32,
         "use_checkpoint": False,
+        "use_spatial_transformer": True,
         "legacy": False,
         "num_classes": "sequential",
         "use_temporal_attention": False,
@@ -250,11 +253,11 @@ def check_other_models_are_refused():
     sdxl = comfy.model_patcher.ModelPatcher(
         comfy.model_base.SDXL(settings), load_device=torch.device("cpu"), offload_device=torch.device("cpu")
     )
-    expect(ModelError, ["FLUX.1-Kontext", "SDXL"], lambda: apply(sdxl, loaded, coefficients))
+    expect(ModelError, ["FLUX.1-Kontext", "SDXL"], apply, sdxl, loaded, coefficients)
 
 
 def check_a_nunchaku_wrapper_is_named_with_the_way_out():
     model = build_flux(TINY)
     loaded = make_loaded_basis(model)
     model.model.diffusion_model.__class__ = type("ComfyFluxWrapper", (type(model.model.diffusion_model),), {})
-    expect(ModelError, ["Nunchaku", "Save Mixed LoRA"], lambda: apply(model, loaded, make_coefficients(loaded)))
+    expect(ModelError, ["Nunchaku", "Save Mixed LoRA"], apply, model, loaded, make_coefficients(loaded))

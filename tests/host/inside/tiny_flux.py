@@ -35,13 +35,16 @@ GOLDEN = TINY | {
 }
 
 
-def build_flux(config, state_dict=None, *, dtype=torch.float32, seed=0):
-    """Return a ModelPatcher around the host's Flux with the given (host-named) or seeded weights."""
+def build_flux(config, state_dict=None, *, dtype=torch.float32, cast_to=None, seed=0):
+    """Return a ModelPatcher around the host's Flux with the given (host-named) or seeded weights.
+
+    `cast_to` is the dtype of computation where the weights' own dtype cannot compute (fp8).
+    """
     config = dict(config)
     if "txt_ids_dims" in FluxParams.__annotations__:
         config["txt_ids_dims"] = []
     settings = comfy.supported_models.Flux(config)
-    settings.set_inference_dtype(dtype, None)
+    settings.set_inference_dtype(dtype, cast_to)
     model = settings.get_model({}, "")
     if state_dict is None:
         state_dict = seeded_state_dict(model.diffusion_model, seed)
