@@ -1,0 +1,192 @@
+"""Export: what stock loaders see equals the mix, rank reduction is optimal and honest, nothing half-written."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from lorweb_core.basis import Basis
+from lorweb_core.errors import CheckpointError, OutputError, SettingsError
+from lorweb_core.export import export_mixed_lora
+from lorweb_core.mixing import layer_delta
+from lorweb_core.rank_reduction import balance_pair, reduce_rank
+from tests.synthetic import make_basis
+
+
+def mixes_of(basis, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(layer.basis_size, generator=generator) for name, layer in basis.layers.items()}
+
+
+def read_deltas(path):
+    """Return layer name → up @ down of an ordinary LoRA file, as any loader computes it at scale 1."""
+    tensors = load_file(path)
+    names = {key.removeprefix("transformer.").rsplit(".lora_", 1)[0] for key in tensors}
+    return {
+        name: (
+            tensors[f"transformer.{name}.lora_B.weight"].float() @ tensors[f"transformer.{name}.lora_A.weight"].float()
+        )
+        @ tensors[f"transformer.{name}.lora_A.weight"].float()
+        for name in names
+    }
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+def test_an_exported_file_holds_the_mix(tmp_path, dtype, tolerance):
+    basis = make_basis()
+    mixes = mixes_of(basis)
+    path = tmp_path / "lora.safetensors"
+    report = export_mixed_lora(path, basis, mixes, strength=-1.5, dtype=dtype)
+    deltas = read_deltas(path)
+    assert deltas.keys() == basis.layers.keys() == report.kept_energy.keys()
+    for name, layer in basis.layers.items():
+        expected = layer_delta(layer, mixes[name], strength=-1.5)
+        torch.testing.assert_close(deltas[name], expected, atol=tolerance * float(expected.abs().max()), rtol=0)
+    assert report.rank == 8 and set(report.kept_energy.values()) == {1.0}
+
+
+def test_tiny_coefficients_survive_half_precision(tmp_path):
+    basis = make_basis()
+    mixes = {name: 1e-6 * mix for name, mix in mixes_of(basis).items()}
+    export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes, dtype=torch.float16)
+    for name, delta in read_deltas(tmp_path / "lora.safetensors").items():
+        expected = layer_delta(basis.layers[name], mixes[name])
+        torch.testing.assert_close(delta, expected, atol=3e-3 * float(expected.abs().max()), rtol=0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 10_000),
+    sizes=st.sampled_from([(6, 30), (30, 6), (20, 20)]),
+    total=st.integers(1, 12),
+    rank=st.integers(1, 12),
+)
+def test_rank_reduction_equals_the_svd_of_the_full_product(seed, sizes, total, rank):
+    generator = torch.Generator().manual_seed(seed)
+    down = torch.randn(total, sizes[0], generator=generator)
+    up = torch.randn(sizes[1], total, generator=generator)
+    reduced = reduce_rank(down, up, rank=rank)
+    left, values, right = torch.linalg.svd((up @ down).double(), full_matrices=False)
+    best = (left[:, :rank] * values[:rank]) @ right[:rank]
+    torch.testing.assert_close((reduced.up @ reduced.down).double(), best, atol=1e-3, rtol=1e-3)
+    energy = float(values[:rank].square().sum() / values.square().sum())
+    assert reduced.kept_energy == pytest.approx(energy, abs=1e-5)
+
+
+def test_full_rank_keeps_everything_and_a_zero_mix_counts_as_kept():
+    down, up = torch.randn(3, 8), torch.randn(9, 3)
+    assert reduce_rank(down, up, rank=3).kept_energy == pytest.approx(1.0)
+    assert reduce_rank(0 * down, up, rank=1).kept_energy == 1.0
+
+
+def test_balancing_keeps_the_product_and_equalises_the_norms():
+    down, up = 1e-7 * torch.randn(4, 8), 1e3 * torch.randn(9, 4)
+    down[2] = 0
+    balanced_down, balanced_up = balance_pair(down, up)
+    torch.testing.assert_close(balanced_up @ balanced_down, up @ down)
+    used = [0, 1, 3]
+    torch.testing.assert_close(balanced_down.norm(dim=1)[used], balanced_up.norm(dim=0)[used])
+
+
+def test_a_smaller_rank_reports_what_it_keeps(tmp_path):
+    basis = make_basis()
+    report = export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis), rank=2)
+    assert report.rank == 2
+    assert all(0 < kept < 1 for kept in report.kept_energy.values())
+    assert "4 layers, rank 2, energy kept" in report.describe()
+
+
+def test_the_header_says_where_the_file_comes_from(tmp_path):
+    basis = make_basis()
+    export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis), strength=0.5, rank=3)
+    with safe_open(tmp_path / "lora.safetensors", "pt") as file:
+        provenance = json.loads(file.metadata()["lorweb_mix"])
+    assert provenance["basis_id"] == basis.basis_id and provenance["basis_name"] == "synthetic"
+    assert provenance["strength"] == 0.5 and provenance["rank"] == 3
+
+
+def test_a_basis_with_biases_is_refused_with_the_reason(tmp_path):
+    basis = make_basis(bias=True)
+    with pytest.raises(CheckpointError, match=r"without per-adapter biases.*4 layers.*Use Apply Mixed LoRA"):
+        export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis))
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_beyond_half_precision_are_refused_and_nothing_is_left(tmp_path):
+    basis = make_basis()
+    with pytest.raises(OutputError, match=r"range of torch.float16.*bf16 or fp32"):
+        export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis), strength=1e12, dtype=torch.float16)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_negative_rank_is_refused(tmp_path):
+    basis = make_basis()
+    with pytest.raises(SettingsError, match="rank 0"):
+        export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis), rank=-1)
+
+
+def test_an_interrupted_export_leaves_the_old_file(tmp_path):
+    basis, path = make_basis(), tmp_path / "lora.safetensors"
+    export_mixed_lora(path, basis, mixes_of(basis))
+    before = path.read_bytes()
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_mixed_lora(path, basis, mixes_of(basis, seed=4), on_layer=interrupt)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_stock_diffusers_loads_an_exported_file_and_gets_the_same_weights(tmp_path):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    pytest.importorskip("peft", reason="peft is not installed")
+    torch.manual_seed(0)
+    model = diffusers.FluxTransformer2DModel(
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    ).eval()
+    sizes = {
+        name: (module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "transformer_blocks." in name
+    }
+    basis = make_basis(sizes=sizes)
+    assert isinstance(basis, Basis) and len(sizes) == 20
+    mixes = {name: 0.1 * mix for name, mix in mixes_of(basis).items()}
+    path = tmp_path / "lora.safetensors"
+    export_mixed_lora(path, basis, mixes, dtype=torch.float32)
+    inputs = {
+        "hidden_states": torch.randn(1, 4, 64),
+        "encoder_hidden_states": torch.randn(1, 3, 32),
+        "pooled_projections": torch.randn(1, 16),
+        "timestep": torch.tensor([0.5]),
+        "guidance": torch.tensor([2.5]),
+        "img_ids": torch.zeros(4, 3),
+        "txt_ids": torch.zeros(3, 3),
+        "return_dict": False,
+    }
+    with torch.no_grad():
+        base = model(**inputs)[0]
+        folded = {name: module.weight.clone() for name, module in model.named_modules() if name in sizes}
+        for name, module in model.named_modules():
+            if name in sizes:
+                module.weight += layer_delta(basis.layers[name], mixes[name])
+        expected = model(**inputs)[0]
+        for name, module in model.named_modules():
+            if name in sizes:
+                module.weight.copy_(folded[name])
+        model.load_lora_adapter(str(path), prefix="transformer")
+        loaded = model(**inputs)[0]
+    assert (expected - base).abs().max() > 0.1
+    torch.testing.assert_close(loaded, expected, atol=1e-5, rtol=1e-4)
