@@ -71,8 +71,8 @@ def undo_grid(image: Tensor, layout: Layout, *, restore_size: bool = True) -> Te
             got=f"{image.shape[2]}×{image.shape[1]} px",
             remedy="Connect the whole decoded grid, and the layout of the grid it was made from.",
         )
-    top, bottom = _span(layout.quadrant_height, layout.content_height, scales[0])
-    left, right = _span(layout.quadrant_width, layout.content_width, scales[1])
+    top, bottom = _span(image.shape[1], layout.quadrant_height, layout.content_height)
+    left, right = _span(image.shape[2], layout.quadrant_width, layout.content_width)
     content = image[:, top:bottom, left:right]
     return _resample(content, (layout.image_height, layout.image_width)) if restore_size else content.contiguous()
 
@@ -145,7 +145,7 @@ def _resample(images: Tensor, size: tuple[int, int]) -> Tensor:
     return resized.movedim(1, -1).to(images.dtype).contiguous()
 
 
-def _span(quadrant: int, content: int, scale: float) -> tuple[int, int]:
-    """First and last+1 pixel of the content in the second quadrant, on a grid scaled by `scale`."""
-    start = round(quadrant * scale)
-    return start, max(start + 1, round((quadrant + content) * scale))
+def _span(side: int, quadrant: int, content: int) -> tuple[int, int]:
+    """First and last+1 pixel of the content in the second quadrant, along a grid's side of any resolution."""
+    start = (side + 1) // 2  # the middle pixel of an odd side shows both quadrants
+    return start, max(start + 1, round(side * (quadrant + content) / (2 * quadrant)))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .errors import ImageError, SettingsError, ShapeError
 from .grid import reference_grid
-from .images import from_pil, require_analogy, to_pil
+from .images import MAX_ASPECT, from_pil, require_analogy, to_pil
 from .preprocessing import Preprocessing, fit_images, fit_picture
 from .settings import QUERY_MODES, RouterSettings
 
@@ -97,7 +97,7 @@ def embed_analogy(
     reference_crops: bool = False,
     preprocessing: Preprocessing | None = None,
 ) -> Tensor:
-    """Return the query embedding [B, Q] of analogies, float32.
+    """Return the query embedding [B, Q] of analogies, float32; [1, Q] when b does not enter (`ca'-ca`, one pair).
 
     Args:
         settings: whose `query_mode` says what is embedded.
@@ -129,13 +129,14 @@ def _require_mode(query_mode: str) -> None:
     remedy = "Correct it in the settings of the basis."
     if query_mode in _PATCH_TOKEN_MODES:
         remedy = "Patch-token modes never worked: their tokens do not fit any query projection. Train with cat-aa'b."
-    raise SettingsError(
-        expected=f"query_mode to be one of {', '.join(QUERY_MODES)}", got=repr(query_mode), remedy=remedy
-    )
+    raise SettingsError(expected=expected, got=repr(query_mode), remedy=remedy)
 
 
 def _cut_grid(query_mode: str, grid: Image.Image, reference_crops: bool) -> list[Image.Image]:
-    """What of the grid is embedded; the reference takes half the width for both sides of every quadrant."""
+    """What of the grid is embedded; the reference takes half the width for both sides of every quadrant.
+
+    So its b is empty from an aspect of 2:1 on, where it crashes (spec 10-Q2).
+    """
     width, height = grid.size
     half_width = width // 2
     half_height = half_width if reference_crops else height // 2
@@ -148,10 +149,10 @@ def _cut_grid(query_mode: str, grid: Image.Image, reference_crops: bool) -> list
         lower = min(half_height, height)
         boxes = [(0, 0, half_width, lower), (half_width, 0, width, lower), (0, half_height, half_width, height)]
         boxes = boxes[: _PICTURE_COUNT[query_mode]]
-    if any(top >= bottom for _, top, _, bottom in boxes):
+    if any((right - left) > MAX_ASPECT * (bottom - top) for left, top, right, bottom in boxes):
         raise ImageError(
             expected="pictures less than twice as wide as high when reference_crops is on",
-            got=f"a grid of {width}×{height} px, from which the reference would cut an empty b",
+            got=f"a grid of {width}×{height} px, from which the reference would cut an empty or hair-thin b",
             remedy="Switch reference_crops off: the pictures themselves are then embedded, at any aspect.",
         )
     return [grid.crop(box) for box in boxes]

@@ -1,0 +1,387 @@
+"""Image encoders: preprocessing bit for bit Hugging Face's, golden embeddings, refusal of folders that do not fit."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from lorweb_core.encoder import (
+    CLIP_PREPROCESSING,
+    SIGLIP2_PREPROCESSING,
+    Preprocessing,
+    fit_images,
+    load_image_encoder,
+    preprocess_images,
+)
+from lorweb_core.errors import ImageError, ModelError
+from lorweb_core.images import to_8bit
+from lorweb_core.preprocessing import read_preprocessing
+from tests.pictures import GOLDEN, golden_picture, noise, write_tiny_clip
+
+QUERY = load_file(GOLDEN / "query.safetensors")
+PREPROCESSED = json.loads((GOLDEN / "query.json").read_text())["preprocess224"]
+TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION = {**TINY, "image_size": 32, "patch_size": 8}
+TEXT = {**TINY, "vocab_size": 50, "max_position_embeddings": 8}
+#: transformers 5 has one class per backend and takes the torchvision one under the plain name.
+CLIP_PROCESSOR = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+SIGLIP_PROCESSOR = getattr(transformers, "SiglipImageProcessorPil", None) or transformers.SiglipImageProcessor
+
+sizes = st.tuples(st.integers(2, 700), st.integers(2, 700)).filter(lambda size: max(size) <= 100 * min(size))
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory):
+    """The golden vision tower as a folder."""
+    return write_tiny_clip(tmp_path_factory.mktemp("models") / "tiny_clip")
+
+
+@pytest.fixture(scope="module")
+def whole_clip(tmp_path_factory):
+    """A CLIP with both towers, as published: the projection's width stands outside `vision_config`."""
+    folder = tmp_path_factory.mktemp("models") / "whole_clip"
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=12)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_siglip(tmp_path_factory):
+    """A SigLIP with both towers, the layout of google/siglip2-base-patch16-224."""
+    folder = tmp_path_factory.mktemp("models") / "whole_siglip"
+    torch.manual_seed(0)
+    transformers.SiglipModel(transformers.SiglipConfig(text_config=TEXT, vision_config=VISION)).save_pretrained(folder)
+    return folder
+
+
+def processed(processor, images):
+    """What Hugging Face makes of pictures [B, H, W, 3] on the 8-bit grid."""
+    pictures = [Image.fromarray(to_8bit(picture)) for picture in images]
+    return torch.from_numpy(np.stack(processor(pictures, return_tensors="np")["pixel_values"]))
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_clip_preprocessing_equals_the_golden_pixels_exactly(index):
+    pixel_values = preprocess_images(golden_picture(PREPROCESSED[index]["image"]), CLIP_PREPROCESSING)
+    assert torch.equal(pixel_values[..., ::16, ::16], QUERY[f"preprocess224.{index}.every16th"])
+    assert pixel_values.mean().item() == pytest.approx(PREPROCESSED[index]["mean"], abs=1e-6)
+    assert pixel_values.std().item() == pytest.approx(PREPROCESSED[index]["std"], abs=1e-6)
+
+
+@given(size=sizes, seed=st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_clip_preprocessing_equals_hugging_faces_at_every_size(size, seed):
+    images = noise(*size, seed=seed)
+    assert torch.equal(preprocess_images(images, CLIP_PREPROCESSING), processed(CLIP_PROCESSOR(), images))
+
+
+@given(size=sizes, edge=st.integers(8, 60), crop=st.integers(4, 60), resample=st.sampled_from([2, 3]))
+@settings(max_examples=60, deadline=None)
+def test_any_short_edge_and_crop_equal_hugging_faces(size, edge, crop, resample):
+    crop = min(crop, edge)
+    ours = Preprocessing(crop, edge, resample, CLIP_PREPROCESSING.mean, CLIP_PREPROCESSING.std)
+    theirs = CLIP_PROCESSOR(size={"shortest_edge": edge}, crop_size={"height": crop, "width": crop}, resample=resample)
+    images = noise(*size, batch=2)
+    assert torch.equal(preprocess_images(images, ours), processed(theirs, images))
+
+
+@given(size=sizes, resample=st.sampled_from([2, 3]))
+@settings(max_examples=40, deadline=None)
+def test_siglip_preprocessing_equals_hugging_faces_at_every_size(size, resample):
+    ours = Preprocessing(224, None, resample, SIGLIP2_PREPROCESSING.mean, SIGLIP2_PREPROCESSING.std)
+    images = noise(*size)
+    assert torch.equal(preprocess_images(images, ours), processed(SIGLIP_PROCESSOR(resample=resample), images))
+
+
+@given(size=sizes, is_clip=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_fitted_pictures_are_8_bit_squares_that_fitting_again_leaves_alone(size, is_clip):
+    preprocessing = CLIP_PREPROCESSING if is_clip else SIGLIP2_PREPROCESSING
+    images = noise(*size, batch=2)
+    fitted = fit_images(images, preprocessing)
+    assert fitted.shape == (2, 224, 224, 3)
+    assert torch.equal((fitted * 255).round() / 255, fitted)
+    assert torch.equal(fit_images(fitted, preprocessing), fitted)
+    assert torch.equal(preprocess_images(fitted, preprocessing), preprocess_images(images, preprocessing))
+
+
+def test_the_hosts_arithmetic_on_fitted_pictures_gives_hugging_faces_pixels():
+    images = golden_picture("images/pp0.png")
+    fitted = fit_images(images, CLIP_PREPROCESSING).movedim(-1, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_PREPROCESSING.mean, CLIP_PREPROCESSING.std))
+    normalised = ((255 * fitted).clip(0, 255).round() / 255 - mean) / std  # what a CLIP_VISION does at 224×224
+    assert (normalised - preprocess_images(images, CLIP_PREPROCESSING)).abs().max() <= 2.4e-7
+
+
+def test_grey_and_alpha_are_preprocessed_as_rgb():
+    grey, rgba = noise(40, 50, channels=1), noise(40, 50, channels=4)
+    preprocess = preprocess_images
+    assert torch.equal(preprocess(grey, CLIP_PREPROCESSING), preprocess(grey.repeat(1, 1, 1, 3), CLIP_PREPROCESSING))
+    assert torch.equal(preprocess(rgba, CLIP_PREPROCESSING), preprocess(rgba[..., :3], CLIP_PREPROCESSING))
+
+
+@pytest.mark.parametrize("name", ["a", "ap", "b", "grid"])
+@pytest.mark.parametrize("index", range(3))
+def test_embeddings_equal_the_golden_ones(tiny_clip, index, name):
+    embedding = load_image_encoder(tiny_clip).embed(golden_picture(f"images/q{index}_{name}.png"))
+    expected = QUERY[f"q{index}.embed.{name}"]
+    # 1e-6 of the largest value; the golden float32 numbers are themselves 1.3e-6 off from a float64 run
+    assert (embedding - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+def test_several_pictures_are_embedded_as_one_batch_without_influence_on_each_other(tiny_clip):
+    encoder = load_image_encoder(tiny_clip)
+    images = noise(48, 60, batch=35)  # more than one internal batch
+    together = encoder.embed(images)
+    assert together.shape == (35, 12) and together.dtype == torch.float32
+    for index in (0, 17, 34):
+        assert (encoder.embed(images[index : index + 1]) - together[index]).abs().max() < 5e-6
+
+
+def test_embeddings_are_not_normalised(tiny_clip):
+    norms = load_image_encoder(tiny_clip).embed(noise(40, 40, batch=4)).norm(dim=1)
+    assert (norms - 1).abs().min() > 0.5
+
+
+def test_a_folder_tells_its_encoder(tiny_clip):
+    encoder = load_image_encoder(str(tiny_clip))
+    assert encoder.encoder_id == "tiny_clip"
+    assert encoder.embedding_dim == 12
+    assert encoder.preprocessing == Preprocessing(32, 32, 3, CLIP_PREPROCESSING.mean, CLIP_PREPROCESSING.std)
+    assert not encoder.model.training and not any(weight.requires_grad for weight in encoder.model.parameters())
+
+
+def test_bfloat16_weights_give_float32_embeddings_close_by(tiny_clip):
+    picture = golden_picture("images/q0_a.png")
+    embedding = load_image_encoder(tiny_clip, dtype=torch.bfloat16).embed(picture)
+    assert embedding.dtype == torch.float32
+    assert torch.cosine_similarity(embedding, load_image_encoder(tiny_clip).embed(picture)).item() > 0.99
+
+
+def test_a_whole_clip_is_read_without_its_text_tower(whole_clip):
+    encoder = load_image_encoder(whole_clip)
+    whole = transformers.CLIPModel.from_pretrained(whole_clip).eval()
+    pixel_values = preprocess_images(noise(50, 40), encoder.preprocessing)
+    with torch.no_grad():
+        expected = whole.visual_projection(whole.vision_model(pixel_values=pixel_values).pooler_output)
+    assert encoder.embedding_dim == 12
+    assert torch.allclose(encoder.embed(noise(50, 40)), expected, atol=1e-6)
+    assert not any("text" in name for name, _ in encoder.model.named_parameters())
+
+
+def test_a_fixed_size_siglip_gives_its_pooled_output_from_its_own_weights(whole_siglip):
+    encoder = load_image_encoder(whole_siglip)
+    whole = transformers.SiglipModel.from_pretrained(whole_siglip).eval()
+    pixel_values = preprocess_images(noise(50, 40), encoder.preprocessing)
+    with torch.no_grad():
+        expected = whole.vision_model(pixel_values=pixel_values).pooler_output
+    assert encoder.embedding_dim == 16
+    assert encoder.preprocessing == Preprocessing(32, None, 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert torch.allclose(encoder.embed(noise(50, 40)), expected, atol=1e-6)
+    again = load_image_encoder(whole_siglip)  # the reference's loading starts from other random weights each time
+    assert torch.allclose(again.embed(noise(50, 40)), expected, atol=1e-6)
+
+
+def test_a_vision_tower_saved_by_the_installed_transformers_loads(whole_siglip, whole_clip, tmp_path):
+    for source, model_class in (
+        (whole_siglip, transformers.SiglipVisionModel),
+        (whole_clip, transformers.CLIPVisionModelWithProjection),
+    ):
+        original = load_image_encoder(source)
+        original.model.save_pretrained(tmp_path / model_class.__name__)
+        again = load_image_encoder(tmp_path / model_class.__name__)
+        assert torch.allclose(again.embed(noise(40, 40)), original.embed(noise(40, 40)), atol=1e-6)
+
+
+def change_config(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def drop_weights(folder, *fragments):
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not any(part in name for part in fragments)}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+def cut_file(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+BAD_FOLDERS = {
+    "no projection": (lambda f: drop_weights(f, "visual_projection"), "got 1 missing: visual_projection.weight. Use"),
+    "a missing layer": (lambda f: drop_weights(f, "layers.1.mlp"), "got 4 missing: vision_model.encoder.layers.1.mlp"),
+    "no tensors": (lambda f: drop_weights(f, ""), "missing"),
+    "wrong width": (lambda f: change_config(f, projection_dim=13), "describe one vision tower; got RuntimeError"),
+    "wrong type": (
+        lambda f: change_config(f, model_type="dinov2"),
+        "siglip_vision_model; got 'dinov2'.*Use the folder",
+    ),
+    "naflex": (lambda f: change_config(f, model_type="siglip2"), "got 'siglip2'.*NaFlex checkpoints are not supported"),
+    "no type": (lambda f: (f / "config.json").write_text("{}"), "model_type .*; got None"),
+    "nonsense width": (lambda f: change_config(f, hidden_size="wide"), "describe one vision tower; got .*Error"),
+    "zero width": (lambda f: change_config(f, hidden_size=0), "describe one vision tower; got .*Error"),
+    "unknown activation": (lambda f: change_config(f, hidden_act="none"), "describe one vision tower; got KeyError"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json to hold a JSON object.*Copy the model folder"),
+    "broken config": (lambda f: (f / "config.json").write_text("{,"), "config.json to hold a JSON object"),
+    "config is a list": (
+        lambda f: (f / "config.json").write_text("[]"),
+        "config.json to hold a JSON object; got \\[\\]",
+    ),
+    "pickle only": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        "as model.safetensors in .*; got only config.json, preprocessor_config.json, pytorch_model.bin.*never read",
+    ),
+    "truncated": (cut_file, "a whole safetensors file; got .*truncated"),
+    "not safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"PK\3\4 pickled"), "whole safetensors file"),
+    "other size": (
+        lambda f: (f / "preprocessor_config.json").write_text(CLIP_PROCESSOR().to_json_string()),
+        "preprocessing to 32 px, .*; got 224 px",
+    ),
+    "unusual preprocessing": (
+        lambda f: (f / "preprocessor_config.json").write_text(
+            json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "do_normalize": False})
+        ),
+        "divides by 255 and normalises three channels; got .*do_normalize",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_folder_that_would_give_wrong_or_random_embeddings_is_refused(case, tmp_path):
+    break_folder, message = BAD_FOLDERS[case]
+    folder = write_tiny_clip(tmp_path / "clip")
+    break_folder(folder)
+    with pytest.raises(ModelError, match=f"Expected .*{message}"):
+        load_image_encoder(folder)
+
+
+def test_a_siglip_without_its_pooling_head_is_refused(whole_siglip, tmp_path):
+    headless, switched_off = tmp_path / "headless", tmp_path / "switched_off"
+    for folder in (headless, switched_off):
+        shutil.copytree(whole_siglip, folder)
+    drop_weights(headless, "vision_model.head")
+    with pytest.raises(ModelError, match=r"every weight of SiglipVisionModel.* missing: .*head.*siglip2-base"):
+        load_image_encoder(headless)
+    config = json.loads((switched_off / "config.json").read_text())
+    change_config(switched_off, vision_config={**config["vision_config"], "vision_use_head": False})
+    with pytest.raises(ModelError, match=r"head, which config.json switches off"):
+        load_image_encoder(switched_off)
+
+
+def test_code_in_a_folder_is_never_run(tmp_path):
+    folder = write_tiny_clip(tmp_path / "clip")
+    (folder / "modeling_evil.py").write_text("raise SystemExit('this ran')")
+    auto_map = {"AutoModel": "modeling_evil.Evil", "AutoConfig": "modeling_evil.Evil"}
+    change_config(folder, auto_map=auto_map)
+    assert load_image_encoder(folder).embedding_dim == 12
+    change_config(folder, auto_map=auto_map, model_type="evil")
+    with pytest.raises(ModelError, match="got 'evil'"):
+        load_image_encoder(folder)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "a/b/c", "clip", "", "https://example.org/x"])
+def test_a_missing_folder_is_refused_before_any_network(name):
+    if name == "":  # the current folder, which holds no model
+        with pytest.raises(ModelError, match=r"config\.json to hold a JSON object"):
+            load_image_encoder(name)
+        return
+    with pytest.raises(ModelError, match=f"the folder of an image encoder, .*; got no folder at .*{name[-4:]}"):
+        load_image_encoder(name)
+
+
+def test_a_file_is_not_a_folder(tiny_clip):
+    with pytest.raises(ModelError, match=r"got a file at .*model.safetensors. Download openai/clip"):
+        load_image_encoder(tiny_clip / "model.safetensors")
+
+
+def test_a_repository_that_is_not_in_the_cache_is_refused_offline(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"no-such/repository to be a folder here.*; got LocalEntryNotFound.*gated"):
+        load_image_encoder("no-such/repository", local_files_only=True)
+
+
+def test_embeddings_that_are_not_finite_are_refused(tmp_path):
+    folder = write_tiny_clip(tmp_path / "clip")
+    weights = load_file(folder / "model.safetensors")
+    weights["visual_projection.weight"][3, 3] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="finite embeddings from the image encoder clip; got NaN"):
+        load_image_encoder(folder).embed(noise(32, 32))
+
+
+def test_unusable_pictures_are_refused_by_the_encoder(tiny_clip):
+    encoder = load_image_encoder(tiny_clip)
+    for images, message in (
+        (noise(8, 8, channels=2), "2 channels"),
+        (noise(1, 8), "8×1 px"),
+        (noise(8, 8)[:0], "empty"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            encoder.embed(images)
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ({"size": 224, "crop_size": 224}, (224, 224)),  # as OpenAI's CLIP was published
+        ({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}, (224, 256)),
+        ({"size": {"height": 224, "width": 224}, "do_center_crop": False}, (224, None)),
+        ({"size": {"height": 224, "width": 224}, "crop_size": {"height": 224, "width": 224}}, (224, None)),
+        ({"size": None, "crop_size": None, "resample": None}, (224, 224)),
+    ],
+)
+def test_every_spelling_of_sizes_is_understood(values, expected, tmp_path):
+    values = {"image_mean": CLIP_PREPROCESSING.mean, "image_std": CLIP_PREPROCESSING.std, **values}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    assert read_preprocessing(tmp_path, CLIP_PREPROCESSING) == Preprocessing(
+        *expected, 3, CLIP_PREPROCESSING.mean, CLIP_PREPROCESSING.std
+    )
+
+
+@pytest.mark.parametrize("processor_class", [CLIP_PROCESSOR, SIGLIP_PROCESSOR])
+def test_a_preprocessor_saved_by_the_installed_transformers_is_understood(processor_class, tmp_path):
+    processor = processor_class()
+    processor.save_pretrained(tmp_path)
+    preset = CLIP_PREPROCESSING if processor_class is CLIP_PROCESSOR else SIGLIP2_PREPROCESSING
+    preprocessing = read_preprocessing(tmp_path, preset)
+    assert preprocessing.resample == 3
+    assert torch.equal(preprocess_images(noise(70, 50), preprocessing), processed(processor, noise(70, 50)))
+
+
+def test_a_processor_file_of_newer_transformers_is_understood(tmp_path):
+    values = json.loads(CLIP_PROCESSOR(size={"shortest_edge": 300}).to_json_string())
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": values}))
+    assert read_preprocessing(tmp_path, CLIP_PREPROCESSING).shortest_edge_px == 300
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"size": {"shortest_edge": 200}, "crop_size": 224},
+        {"size": {"height": 224, "width": 112}, "do_center_crop": False},
+        {"size": {"shortest_edge": 224}, "do_center_crop": False},
+        {"size": {"longest_edge": 224}},
+        {"rescale_factor": 1},
+        {"do_resize": False},
+        {"image_std": [0, 1, 1]},
+        {"image_mean": [0.5]},
+        {"resample": 77},
+        {"crop_size": 0},
+    ],
+)
+def test_preprocessing_that_we_would_do_differently_is_refused(values, tmp_path):
+    values = {"image_mean": CLIP_PREPROCESSING.mean, "image_std": CLIP_PREPROCESSING.std, **values}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    with pytest.raises(ModelError, match=r"Expected a preprocessor that resizes, .* Use the folder of"):
+        read_preprocessing(tmp_path, CLIP_PREPROCESSING)

@@ -1,0 +1,66 @@
+"""Pictures at the border: every unusable one is refused in three parts, every usable one becomes RGB."""
+
+import pytest
+import torch
+
+from lorweb_core.errors import ImageError, ShapeError
+from lorweb_core.images import require_analogy, require_images, to_8bit
+from tests.pictures import noise
+
+BAD_PICTURES = {
+    "two channels": (noise(8, 8, channels=2), "3 channels.*got 2 channels.*Convert"),
+    "five channels": (noise(8, 8, channels=5), "got 5 channels"),
+    "channels first": (noise(8, 3).movedim(-1, 1)[..., :2], "got 2 channels.*channels come last"),
+    "one pixel high": (noise(1, 8), "at least 2 px; got 8×1 px"),
+    "one pixel wide": (noise(8, 1), "at least 2 px; got 1×8 px"),
+    "one pixel": (noise(1, 1), "got 1×1 px"),
+    "hair-thin": (noise(2, 300), "100 times.*got 300×2 px.*Crop"),
+    "empty batch": (noise(8, 8)[:0], "at least one picture; got an empty batch"),
+    "no batch": (noise(8, 8)[0], r"\[B, H, W, C\]; got shape \[8, 8, 3\].*batch dimension"),
+    "a list": ([noise(8, 8)], r"\[B, H, W, C\]; got list"),
+    "8-bit": ((noise(8, 8) * 255).to(torch.uint8), "got torch.uint8.*Divide"),
+    "values to 255": (noise(8, 8) * 255, "values 0–1; got .*Divide"),
+    "values from -1": (noise(8, 8) * 2 - 1, "values 0–1; got -1"),
+    "NaN": (torch.full((1, 8, 8, 3), float("nan")), "finite values; got NaN"),
+    "one NaN among numbers": (torch.where(noise(8, 8) < 0.01, float("nan"), 0.5), "finite values; got NaN"),
+    "infinity": (torch.full((1, 8, 8, 3), float("inf")), "finite values; got NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PICTURES)
+def test_unusable_pictures_are_refused_with_their_name_and_a_remedy(case):
+    images, message = BAD_PICTURES[case]
+    with pytest.raises(ImageError, match=f"Expected image_b: pictures .*{message}"):
+        require_images("image_b", images)
+
+
+def test_grey_becomes_rgb_by_repeating_its_channel():
+    grey = noise(6, 5, channels=1)
+    assert torch.equal(require_images("image_a", grey), grey.repeat(1, 1, 1, 3))
+
+
+def test_alpha_is_dropped_without_changing_colours():
+    rgba = noise(6, 5, channels=4)
+    assert torch.equal(require_images("image_a", rgba), rgba[..., :3])
+
+
+def test_a_little_overshoot_of_a_resampler_is_accepted_and_clamped_in_8_bit():
+    images = torch.tensor([-0.1, 0.5, 1.2]).expand(1, 2, 2, 3)
+    assert to_8bit(require_images("image_a", images)[0])[0, 0].tolist() == [0, 128, 255]
+
+
+def test_values_on_the_8_bit_grid_survive_the_way_there_and_back():
+    values = (torch.arange(256) / 255).reshape(16, 16, 1).expand(16, 16, 3)
+    assert to_8bit(values)[..., 0].flatten().tolist() == list(range(256))
+
+
+@pytest.mark.parametrize("batches", [(2, 1, 1), (1, 2, 1), (2, 2, 3), (1, 2, 3), (3, 3, 1)])
+def test_batches_that_do_not_pair_are_refused(batches):
+    with pytest.raises(ShapeError, match=f"got {batches[0]}, {batches[1]} and {batches[2]} pictures. Use one pair"):
+        require_analogy(*(noise(4, 4, batch=batch) for batch in batches))
+
+
+@pytest.mark.parametrize("batches", [(1, 1, 1), (1, 1, 3), (3, 3, 3), (1, 3, 3), (3, 1, 3)])
+def test_one_pair_for_all_b_and_one_pair_per_b_are_accepted(batches):
+    analogy = require_analogy(*(noise(4, 4, batch=batch) for batch in batches))
+    assert tuple(map(len, analogy)) == batches

@@ -1,0 +1,224 @@
+"""Query embeddings: golden numbers of the reference run, the fixed crops, batches, refusals."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from lorweb_core.encoder import load_image_encoder
+from lorweb_core.errors import ImageError, SettingsError, ShapeError
+from lorweb_core.query import embed_analogy, join_embeddings, pictures_to_embed
+from lorweb_core.settings import QUERY_MODES, RouterSettings
+from tests.pictures import GOLDEN, golden_picture, noise, write_tiny_clip
+
+RECORDED = load_file(GOLDEN / "query.safetensors")
+CASES = json.loads((GOLDEN / "query.json").read_text())["cases"]
+SEPARATE_MODES = ("cat-aa'b", "ca'-ca", "ca'-ca+cb")
+GRID_MODES = ("aa'bb'", "caa'bb'", "caa'b", "caa'")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """The golden CLIP vision tower."""
+    return load_image_encoder(write_tiny_clip(tmp_path_factory.mktemp("models") / "clip"))
+
+
+def golden_analogy(index):
+    return tuple(golden_picture(f"images/q{index}_{name}.png") for name in ("a", "ap", "b"))
+
+
+def assert_close(query, expected):
+    """1e-6 of the largest value: the golden float32 numbers are themselves 1.3e-6 off from a float64 run."""
+    expected = expected.reshape(query.shape)
+    assert (query - expected).abs().max() <= 1e-6 * max(1, expected.abs().max())
+
+
+def golden_name(case):
+    return f"{case['grid'][7:9]}.{case['query_mode']}"
+
+
+@pytest.mark.parametrize("is_fitted", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=golden_name)
+def test_reference_crops_equal_the_reference_run_on_every_grid(encoder, case, is_fitted):
+    query = embed_analogy(
+        RouterSettings(query_mode=case["query_mode"]),
+        encoder.embed,
+        *golden_analogy(int(case["grid"][8])),
+        reference_crops=True,
+        preprocessing=encoder.preprocessing if is_fitted else None,
+    )
+    assert_close(query, RECORDED[f"{golden_name(case)}.pil"])
+
+
+@pytest.mark.parametrize("mode", QUERY_MODES)
+def test_on_square_pictures_the_fixed_query_equals_the_reference(encoder, mode):
+    query = embed_analogy(RouterSettings(query_mode=mode), encoder.embed, *golden_analogy(0))
+    assert_close(query, RECORDED[f"q0.{mode}.pil"])
+    assert_close(query, RECORDED[f"q0.{mode}.tensor"])
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_the_fixed_query_joins_the_embeddings_of_the_pictures_themselves(encoder, index):
+    a, a_prime, b = (RECORDED[f"q{index}.embed.{name}"] for name in ("a", "ap", "b"))
+    expected = {
+        "cat-aa'b": torch.cat([a, a_prime, b], dim=1),
+        "ca'-ca": a_prime - a,
+        "ca'-ca+cb": a_prime - a + b,
+        "aa'bb'": RECORDED[f"q{index}.embed.grid"],
+        "caa'bb'": RECORDED[f"q{index}.embed.grid"],
+    }
+    for mode, query in expected.items():
+        fixed = embed_analogy(RouterSettings(query_mode=mode), encoder.embed, *golden_analogy(index))
+        assert (fixed - query).abs().max() <= 3e-6 * query.abs().max()
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_on_other_pictures_the_reference_embeds_wrong_crops(encoder, index):
+    fixed, reference = (
+        embed_analogy(RouterSettings(), encoder.embed, *golden_analogy(index), reference_crops=crops)
+        for crops in (False, True)
+    )
+    recorded = next(c for c in CASES if c["grid"] == f"images/q{index}_grid.png" and c["query_mode"] == "cat-aa'b")
+    assert (fixed - reference).abs().max().item() == pytest.approx(recorded["max_abs_pil_vs_true_quadrants"], rel=1e-4)
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_grid_modes_cut_at_the_middle_of_both_axes(index):
+    analogy, grid = golden_analogy(index), golden_picture(f"images/q{index}_grid.png")
+    height, width = grid.shape[1] // 2, grid.shape[2] // 2
+    assert torch.equal(pictures_to_embed("aa'bb'", *analogy)[0], grid)
+    assert torch.equal(pictures_to_embed("caa'", *analogy)[0], grid[:, :height])
+    masked = grid.clone()
+    masked[:, height:, width:] = 0
+    assert torch.equal(pictures_to_embed("caa'b", *analogy)[0], masked)
+
+
+sides = st.integers(2, 60)
+
+
+@given(size=st.tuples(sides, sides), other=st.tuples(sides, sides), mode=st.sampled_from(SEPARATE_MODES))
+@settings(max_examples=40, deadline=None)
+def test_pictures_of_any_sizes_are_handed_to_the_encoder_untouched(size, other, mode):
+    analogy = noise(*size), noise(*other), noise(*size, seed=1)
+    pictures = pictures_to_embed(mode, *analogy)
+    assert len(pictures) == (2 if mode == "ca'-ca" else 3)
+    assert all(torch.equal(picture, given) for picture, given in zip(pictures, analogy, strict=False))
+
+
+@given(size=st.tuples(sides, sides), mode=st.sampled_from(list(QUERY_MODES)))
+@settings(max_examples=60, deadline=None)
+def test_reference_crops_give_pictures_or_say_why_not(size, mode):
+    analogy = [noise(*size, seed=seed) for seed in range(3)]
+    try:
+        pictures = pictures_to_embed(mode, *analogy, reference_crops=True)
+    except ImageError as error:
+        assert size[1] >= 2 * size[0] * 0.98 and mode in ("cat-aa'b", "ca'-ca+cb")
+        assert "Switch reference_crops off" in str(error)
+    else:
+        assert all(min(picture.shape) >= 1 for picture in pictures)
+        assert size[1] < 2 * size[0] or mode not in ("cat-aa'b", "ca'-ca+cb")
+
+
+def test_pictures_twice_as_wide_as_high_are_embedded_but_refused_with_reference_crops(encoder):
+    analogy = [noise(20, 40, seed=seed) for seed in range(3)]
+    assert embed_analogy(RouterSettings(), encoder.embed, *analogy).shape == (1, 36)
+    with pytest.raises(ImageError, match=r"less than twice as wide as high .*; got a grid of 80×40 px.*Switch"):
+        embed_analogy(RouterSettings(), encoder.embed, *analogy, reference_crops=True)
+
+
+@pytest.mark.parametrize("mode", QUERY_MODES)
+@pytest.mark.parametrize("reference_crops", [False, True])
+def test_one_pair_with_several_b_gives_the_queries_of_single_calls(encoder, mode, reference_crops):
+    a, a_prime, b = noise(40, 48), noise(44, 48, seed=1), noise(48, 40, batch=3, seed=2)
+    chosen = RouterSettings(query_mode=mode)
+    together = embed_analogy(chosen, encoder.embed, a, a_prime, b, reference_crops=reference_crops)
+    is_independent_of_b = mode == "ca'-ca" and not reference_crops
+    assert together.shape == (1 if is_independent_of_b else 3, chosen.embeddings_per_query * 12)
+    for index in range(len(together)):
+        single = embed_analogy(chosen, encoder.embed, a, a_prime, b[index : index + 1], reference_crops=reference_crops)
+        assert (together[index] - single).abs().max() < 5e-6
+
+
+@pytest.mark.parametrize("mode", QUERY_MODES)
+def test_one_pair_per_b_gives_the_queries_of_single_calls(encoder, mode):
+    analogy = [noise(40, 48, batch=2, seed=seed) for seed in range(3)]
+    together = embed_analogy(RouterSettings(query_mode=mode), encoder.embed, *analogy)
+    for index in range(2):
+        single = [images[index : index + 1] for images in analogy]
+        query = embed_analogy(RouterSettings(query_mode=mode), encoder.embed, *single)
+        assert (together[index] - query).abs().max() < 5e-6
+
+
+def test_a_pair_given_once_is_encoded_once_and_all_pictures_in_one_batch(encoder):
+    batches = []
+
+    def encode(images):
+        batches.append(tuple(images.shape))
+        return encoder.embed(images)
+
+    a, a_prime, b = noise(40, 50), noise(30, 50), noise(60, 44, batch=4)
+    fitted = embed_analogy(RouterSettings(), encode, a, a_prime, b, preprocessing=encoder.preprocessing)
+    assert batches == [(6, 32, 32, 3)]
+    apart = embed_analogy(RouterSettings(), encode, a, a_prime, b)
+    assert batches[1:] == [(1, 40, 50, 3), (1, 30, 50, 3), (4, 60, 44, 3)]
+    assert (fitted - apart).abs().max() < 5e-6
+    embed_analogy(RouterSettings(), encode, noise(40, 50), noise(40, 50), noise(40, 50))
+    assert batches[4:] == [(3, 40, 50, 3)]
+
+
+def test_fitted_and_full_size_pictures_give_one_query(encoder):
+    analogy = noise(70, 48), noise(48, 70, seed=1), noise(33, 50, seed=2)
+    for mode in QUERY_MODES:
+        chosen = RouterSettings(query_mode=mode)
+        fitted = embed_analogy(chosen, encoder.embed, *analogy, preprocessing=encoder.preprocessing)
+        assert (fitted - embed_analogy(chosen, encoder.embed, *analogy)).abs().max() < 5e-6
+
+
+@pytest.mark.parametrize("mode", ["paa'b", "paa'b3", "cat-paa'b", "cat-paa'b3"])
+def test_patch_token_modes_are_refused_with_their_reason(mode):
+    with pytest.raises(SettingsError, match=f'got "{mode}". Patch-token modes never worked'):
+        pictures_to_embed(mode, noise(8, 8), noise(8, 8), noise(8, 8))
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(SettingsError, match=r"query_mode to be one of cat-aa'b, .*; got 'aab'. Correct"):
+        join_embeddings("aab", [torch.ones(1, 4)])
+
+
+@pytest.mark.parametrize(
+    "mode, shapes",
+    [
+        ("cat-aa'b", [(1, 4), (1, 4)]),
+        ("cat-aa'b", [(1, 4), (1, 4), (1, 5)]),
+        ("cat-aa'b", [(2, 4), (1, 4), (3, 4)]),
+        ("cat-aa'b", [(1, 3, 4), (1, 3, 4), (1, 3, 4)]),
+        ("aa'bb'", [(1, 4), (1, 4)]),
+        ("ca'-ca", []),
+    ],
+)
+def test_embeddings_that_do_not_join_are_refused(mode, shapes):
+    with pytest.raises(ShapeError, match=r"image embeddings? \[1 or B, P\] for query mode .*Embed all pictures"):
+        join_embeddings(mode, [torch.ones(*shape) for shape in shapes])
+
+
+def test_joined_embeddings_are_float32_in_the_order_a_a_prime_b():
+    a, a_prime, b = (torch.full((1, 2), value, dtype=torch.float16) for value in (1.0, 2.0, 5.0))
+    joined = join_embeddings("cat-aa'b", [a, a_prime, b.expand(3, 2)])
+    assert joined.dtype == torch.float32
+    assert joined.tolist() == [[1, 1, 2, 2, 5, 5]] * 3
+    assert join_embeddings("ca'-ca", [a, a_prime]).tolist() == [[1, 1]]
+    assert join_embeddings("ca'-ca+cb", [a, a_prime, b]).tolist() == [[6, 6]]
+
+
+@pytest.mark.parametrize("mode", QUERY_MODES)
+def test_bad_pictures_are_refused_in_every_mode(mode):
+    good = noise(8, 8)
+    with pytest.raises(ImageError, match=r"image_a_prime: .* got 2 channels"):
+        pictures_to_embed(mode, good, noise(8, 8, channels=2), good)
+    with pytest.raises(ImageError, match=r"image_b: .* got an empty batch"):
+        pictures_to_embed(mode, good, good, good[:0])
+    with pytest.raises(ShapeError, match="got 2, 1 and 3 pictures"):
+        pictures_to_embed(mode, noise(8, 8, batch=2), good, noise(8, 8, batch=3))
