@@ -102,7 +102,8 @@ class Basis:
         basis_id: short hash of header, keys and projections; ties coefficients to their basis.
         name: file name without folder, for messages and reports.
         metadata: the file's own header strings, untouched.
-        report: lines that say where the settings came from and what was assumed; empty when nothing was.
+        report: lines that say which settings were assumed, and why; empty when none was.
+        settings_source: where the settings were stated (header, sidecar, argument, defaults), for people.
     """
 
     layers: Mapping[str, LayerBasis]
@@ -111,6 +112,7 @@ class Basis:
     name: str = "basis"
     metadata: Mapping[str, Any] = field(default_factory=dict)
     report: tuple[str, ...] = ()
+    settings_source: str = "argument"
 
     @cached_property
     def query_dim(self) -> int:

@@ -44,7 +44,7 @@ def write_safetensors_atomically(
     metadata: Mapping[str, str],
     *,
     dtype: torch.dtype | None = None,
-    on_tensor: Callable[[], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write tensors and header strings as a .safetensors file, whole or not at all.
 
@@ -53,7 +53,7 @@ def write_safetensors_atomically(
         tensors: name → tensor; views are made contiguous one at a time while writing.
         metadata: header strings.
         dtype: cast every tensor to it; None keeps each as it is.
-        on_tensor: called after each tensor (progress, interruption).
+        on_progress: called after each tensor with (tensors done, tensors in all); may raise to stop.
     Raises: OutputError: when the file cannot be written, or numbers leave the dtype's range.
     """
     # Wide numbers first keep every tensor aligned to its own size.
@@ -62,10 +62,10 @@ def write_safetensors_atomically(
     with _atomic_file(path) as file:
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
-        for name in ordered:
+        for done, name in enumerate(ordered, start=1):
             file.write(_contiguous_bytes(tensors[name], dtype, name))
-            if on_tensor is not None:
-                on_tensor()
+            if on_progress is not None:
+                on_progress(done, len(ordered))
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -53,6 +53,14 @@ class RouterSettings:
                 got=repr(self.heads),
                 remedy="Correct it in the settings; the published basis uses 1.",
             )
+        for name in ("encoder_id", "encoder_revision", "base_model"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not (value or name == "encoder_revision"):
+                raise SettingsError(
+                    expected=f"{name} to be a name such as {CLIP_ENCODER_ID}",
+                    got=repr(value),
+                    remedy="Correct it in the settings.",
+                )
 
     @property
     def embeddings_per_query(self) -> int:

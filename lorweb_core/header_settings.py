@@ -1,0 +1,108 @@
+"""Our own header key `lorweb`: everything about a basis that its tensors cannot tell, as one JSON object.
+
+    {"format_version": 1, "basis_size": 32, "rank": 4, "key_dim": 128, "heads": 1, "activation": "softmax",
+     "reduction": "mean", "query_mode": "cat-aa'b", "encoder": {"id": "…", "revision": "…"}, "base_model": "…",
+     "training": {…}}
+
+A size is null when layers differ. The list is append-only: a reader ignores fields it does not know, and refuses a
+newer format_version, which means that old fields changed their meaning. `training` holds free facts for people.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from .errors import CheckpointError
+from .settings import RouterSettings
+from .sidecar import StatedSettings, read_plain_form
+
+METADATA_KEY = "lorweb"
+FORMAT_VERSION = 1
+
+_FIELDS = (
+    "basis_size",
+    "rank",
+    "key_dim",
+    "heads",
+    "activation",
+    "reduction",
+    "query_mode",
+    "encoder",
+    "base_model",
+)
+
+
+def encode_header_settings(
+    settings: RouterSettings, sizes: Mapping[str, Collection[int]], training: Mapping[str, Any] | None
+) -> str:
+    """Return the header key's text.
+
+    Args:
+        settings: of the basis.
+        sizes: basis_size, rank, key_dim → the values found among the layers; several become null.
+        training: free facts, such as step and data set; must be JSON.
+    """
+    content = {
+        "format_version": FORMAT_VERSION,
+        **{name: next(iter(values)) if len(values) == 1 else None for name, values in sizes.items()},
+        "heads": settings.heads,
+        "activation": settings.activation,
+        "reduction": settings.reduction,
+        "query_mode": settings.query_mode,
+        "encoder": {"id": settings.encoder_id, "revision": settings.encoder_revision},
+        "base_model": settings.base_model,
+        "training": dict(training or {}),
+    }
+    return json.dumps(content, ensure_ascii=False)
+
+
+def read_header_settings(metadata: Mapping[str, str], file_name: str) -> StatedSettings | None:
+    """Return what the header key says, or None when the file has none.
+
+    Raises:
+        CheckpointError: when it is no JSON object, or of a newer format.
+        SettingsError: when a value is of the wrong kind.
+    """
+    if METADATA_KEY not in metadata:
+        return None
+    content = _parse(metadata[METADATA_KEY], file_name)
+    version = content.get("format_version")
+    if type(version) is not int or version > FORMAT_VERSION or version < 1:
+        raise CheckpointError(
+            expected=f"{file_name} to have format_version {FORMAT_VERSION} in its header key {METADATA_KEY}",
+            got=repr(version),
+            remedy="It was written by a newer version; update this node pack."
+            if type(version) is int and version > FORMAT_VERSION
+            else "The header was edited; get the file again.",
+        )
+    known = {name: content[name] for name in _FIELDS if name in content}
+    return read_plain_form(known, f"the header of {file_name}")
+
+
+def read_training_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the training facts of our header key, or the reference's `training_info`, or nothing."""
+    for key, field in ((METADATA_KEY, "training"), ("training_info", None)):
+        try:
+            content = json.loads(metadata.get(key, "{}"))
+        except (ValueError, RecursionError):
+            continue
+        facts = content.get(field) if field and isinstance(content, dict) else content
+        if isinstance(facts, dict) and facts:
+            return facts
+    return {}
+
+
+def _parse(text: str, file_name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            expected=f"a JSON object under the header key {METADATA_KEY} of {file_name}",
+            got=repr(text[:80]),
+            remedy="The header was edited; get the file again.",
+        )
+    return content

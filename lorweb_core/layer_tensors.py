@@ -1,0 +1,204 @@
+"""Which tensor of a basis file belongs to which layer, and whether their shapes fit; from names and shapes alone.
+
+    transformer.<layer>.lora_A                 [N, in, r]
+    transformer.<layer>.lora_B                 [N, r, out]
+    transformer.<layer>.lora_keys              [N, K]
+    transformer.<layer>.att_lora_to_q.weight   [K, Q]      absent when the query embedding itself is the query
+    transformer.<layer>.lora_B_bias            [N, out]    optional
+
+A suffix is taken from the end only: the layer itself may be called `….attn.to_q`. All mistakes of one kind are told
+at once, before a weight is read. Source: the format's description in the README (spec 5 and 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from .errors import CheckpointError
+from .header import TensorEntry
+from .layer_names import sort_layer_names
+
+PREFIX = "transformer."
+SUFFIX_A = ".lora_A"
+SUFFIX_B = ".lora_B"
+SUFFIX_KEYS = ".lora_keys"
+SUFFIX_PROJECTION = ".att_lora_to_q.weight"
+SUFFIX_BIAS = ".lora_B_bias"
+
+_DIMENSIONS = {
+    SUFFIX_A: "N,in,r",
+    SUFFIX_B: "N,r,out",
+    SUFFIX_KEYS: "N,K",
+    SUFFIX_PROJECTION: "K,Q",
+    SUFFIX_BIAS: "N,out",
+}
+_REQUIRED = (SUFFIX_A, SUFFIX_B, SUFFIX_KEYS)
+_FLOAT_DTYPES = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
+_ORDINARY_LORA_SUFFIXES = (
+    ".lora_A.weight",
+    ".lora_B.weight",
+    ".lora_A.default.weight",
+    ".lora_B.default.weight",
+    ".lora_down.weight",
+    ".lora_up.weight",
+    ".lora.down.weight",
+    ".lora.up.weight",
+)
+_REWRITE = "The file was written wrongly or edited; get it again or convert it from its source."
+
+
+@dataclass(frozen=True)
+class LayerTensors:
+    """The tensors of one layer in a file.
+
+    Attributes:
+        suffixes: which of the format's tensors the layer has.
+        sizes: N, in, r, out, K, Q by their letters.
+    """
+
+    suffixes: frozenset[str]
+    sizes: Mapping[str, int]
+
+
+def group_layers(entries: Mapping[str, TensorEntry], file_name: str) -> dict[str, LayerTensors]:
+    """Return layer name → its tensors, in computing order.
+
+    Args:
+        entries: of the file's header.
+        file_name: for messages.
+    Raises: CheckpointError: for an ordinary LoRA, missing or extra tensors, number types other than floats, and
+        shapes that contradict each other.
+    """
+    by_layer: dict[str, dict[str, TensorEntry]] = {}
+    unknown = []
+    for name, entry in entries.items():
+        layer_name, suffix = _split_tensor_name(name)
+        if suffix:
+            by_layer.setdefault(layer_name, {})[suffix] = entry
+        else:
+            unknown.append(name)
+    _require_known_names(by_layer, unknown, file_name)
+    _require_complete(by_layer, file_name)
+    _require_floats(by_layer, file_name)
+    return {name: _fit_shapes(name, by_layer[name]) for name in sort_layer_names(by_layer)}
+
+
+def tensor_name(layer_name: str, suffix: str) -> str:
+    """Return the file's name of a layer's tensor."""
+    return f"{PREFIX}{layer_name}{suffix}"
+
+
+def query_widths(layers: Mapping[str, LayerTensors]) -> set[int]:
+    """Return the widths Q that the layers take; one in a usable basis."""
+    return {tensors.sizes["Q"] for tensors in layers.values()}
+
+
+def require_one_query_width(layers: Mapping[str, LayerTensors], file_name: str) -> None:
+    """Raise a CheckpointError unless all layers take query embeddings of the same width."""
+    if len(query_widths(layers)) == 1:
+        return
+    if all(tensors.sizes["Q"] == tensors.sizes["in"] for tensors in layers.values()):
+        raise CheckpointError(
+            expected="a basis whose query comes from an image encoder",
+            got=f"{file_name}, where every layer's query is as wide as its own input (internal query)",
+            remedy="Its coefficients depend on the activations and cannot be computed once per analogy; "
+            "use a basis trained with external_query: true.",
+        )
+    widths = [tensors.sizes["Q"] for tensors in layers.values()]
+    usual = max(sorted(set(widths)), key=widths.count)
+    odd = [name for name, tensors in layers.items() if tensors.sizes["Q"] != usual]
+    bare = [name for name in odd if SUFFIX_PROJECTION not in layers[name].suffixes]
+    why = f"; {len(bare)} of them have no {SUFFIX_PROJECTION[1:]}" if bare else ""
+    raise CheckpointError(
+        expected=f"all layers of {file_name} to take query embeddings of width {usual}",
+        got=f"another width in {len(odd)} of {len(layers)} layers ({_first_three(odd)}){why}",
+        remedy=_REWRITE,
+    )
+
+
+def _split_tensor_name(name: str) -> tuple[str, str]:
+    """Return (layer name, suffix), or (name, "") for a name the format does not know."""
+    if name.startswith(PREFIX):
+        for suffix in _DIMENSIONS:
+            if name.endswith(suffix) and len(name) > len(PREFIX) + len(suffix):
+                return name[len(PREFIX) : -len(suffix)], suffix
+    return name, ""
+
+
+def _require_known_names(by_layer: Collection[str], unknown: list[str], file_name: str) -> None:
+    if any(name.endswith(_ORDINARY_LORA_SUFFIXES) for name in unknown) and not by_layer:
+        raise CheckpointError(
+            expected=f"a LoRWeB basis ({PREFIX}<layer>{SUFFIX_A}, {SUFFIX_KEYS} …)",
+            got=f"an ordinary LoRA in {file_name} (such as {unknown[0]})",
+            remedy="Load it with an ordinary LoRA loader; a basis holds several adapters per layer and their keys.",
+        )
+    if not by_layer:
+        raise CheckpointError(
+            expected=f"a LoRWeB basis ({PREFIX}<layer>{SUFFIX_A}, {SUFFIX_KEYS} …)",
+            got=f"{len(unknown)} other tensors in {file_name} ({_first_three(unknown)})"
+            if unknown
+            else f"no tensor in {file_name}",
+            remedy="Choose the basis file; models, encoders and optimiser states belong elsewhere.",
+        )
+    if unknown:
+        raise CheckpointError(
+            expected=f"only tensors of a LoRWeB basis in {file_name} ({len(by_layer)} layers matched)",
+            got=f"{len(unknown)} unexpected ({_first_three(unknown)})",
+            remedy=_REWRITE,
+        )
+
+
+def _require_complete(by_layer: Mapping[str, Mapping[str, TensorEntry]], file_name: str) -> None:
+    missing = [
+        tensor_name(name, suffix) for name, parts in by_layer.items() for suffix in _REQUIRED if suffix not in parts
+    ]
+    if missing:
+        raise CheckpointError(
+            expected=f"{', '.join(suffix[1:] for suffix in _REQUIRED)} in each of the {len(by_layer)} layers "
+            f"of {file_name}",
+            got=f"{len(missing)} missing ({_first_three(missing)})",
+            remedy=_REWRITE,
+        )
+
+
+def _require_floats(by_layer: Mapping[str, Mapping[str, TensorEntry]], file_name: str) -> None:
+    odd = [
+        f"{tensor_name(name, suffix)}: {entry.dtype}"
+        for name, parts in by_layer.items()
+        for suffix, entry in parts.items()
+        if entry.dtype not in _FLOAT_DTYPES
+    ]
+    if odd:
+        raise CheckpointError(
+            expected=f"floating-point tensors ({', '.join(_FLOAT_DTYPES)}) in {file_name}",
+            got=f"{len(odd)} others ({_first_three(odd)})",
+            remedy="Use the file before it was quantised; this format has no scales.",
+        )
+
+
+def _fit_shapes(layer_name: str, parts: Mapping[str, TensorEntry]) -> LayerTensors:
+    """Return the layer's sizes, once all its tensors agree on them."""
+    sizes: dict[str, int] = {}
+    stated_by: dict[str, str] = {}
+    for suffix, letters in _DIMENSIONS.items():
+        if suffix not in parts:
+            continue
+        shape, names = parts[suffix].shape, letters.split(",")
+        if len(shape) != len(names) or 0 in shape:
+            raise _contradiction(layer_name, f"{suffix[1:]} [{letters}] without empty dimensions", f"{list(shape)}")
+        for letter, size in zip(names, shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                expected = f"{suffix[1:]} [{letters}] with {letter} = {sizes[letter]}, as in {stated_by[letter]}"
+                raise _contradiction(layer_name, expected, f"{list(shape)}")
+            stated_by.setdefault(letter, suffix[1:])
+    sizes.setdefault("Q", sizes["K"])
+    return LayerTensors(frozenset(parts), sizes)
+
+
+def _contradiction(layer_name: str, expected: str, got: str) -> CheckpointError:
+    return CheckpointError(expected=f"layer {layer_name} to have {expected}", got=got, remedy=_REWRITE)
+
+
+def _first_three(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
