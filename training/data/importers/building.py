@@ -1,0 +1,156 @@
+"""From what an importer found to records of an index: headers read, files hashed, ids made unique.
+
+An importer knows a layout; it neither opens pictures nor writes the index. What it cannot pair it lists as a problem.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..index import PairRecord, TripletRecord
+from ..pictures import MAX_PIXELS, PICTURE_SUFFIXES, PictureError, read_facts
+from ..problems import DataError, Problem
+from ..validation import hash_files, in_threads
+
+_SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
+_SPLIT_NAMES |= {"test": "test", "eval": "test", "evaluation": "test"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pair as an importer found it; the fields are `PairRecord`'s."""
+
+    id: str
+    task: str
+    before: Path
+    after: Path
+    caption: str = ""
+    split: str = "train"
+    weight: float = 1.0
+    strip: bool = False
+    task_caption: str = ""
+
+
+@dataclass
+class Found:
+    """What an importer found: pairs, and files it could make nothing of."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def build_pairs(
+    candidates: Sequence[Candidate], *, max_pixels: int = MAX_PIXELS, show_progress: bool = False
+) -> tuple[list[PairRecord], list[Problem]]:
+    """Records of the candidates whose pictures have a readable header, and the problems of the others."""
+
+    def build(candidate: Candidate) -> PairRecord | Problem:
+        try:
+            return _build_pair(candidate, max_pixels)
+        except PictureError as error:
+            return Problem(str(error.path), error.kind, error.reason, pair_id=candidate.id)
+        except OSError as error:
+            return Problem(str(candidate.before), "unreadable", error.strerror or str(error), pair_id=candidate.id)
+
+    built = in_threads(build, _with_unique_ids(candidates), show_progress, "reading")
+    return [r for r in built if isinstance(r, PairRecord)], [p for p in built if isinstance(p, Problem)]
+
+
+def build_triplets(
+    records: Sequence[TripletRecord], *, max_pixels: int = MAX_PIXELS, show_progress: bool = False
+) -> tuple[list[TripletRecord], list[Problem]]:
+    """The same for triplets, whose sizes and hashes are still to be filled in."""
+
+    def build(record: TripletRecord) -> TripletRecord | Problem:
+        try:
+            read_facts(record.control, max_pixels=max_pixels)
+            facts = read_facts(record.target, max_pixels=max_pixels)
+            digest = hash_files((record.control, record.target))
+        except PictureError as error:
+            return Problem(str(error.path), error.kind, error.reason, pair_id=record.id)
+        except OSError as error:
+            return Problem(str(record.target), "unreadable", error.strerror or str(error), pair_id=record.id)
+        return replace(record, width=facts.width, height=facts.height, sha256=digest)
+
+    built = in_threads(build, records, show_progress, "reading")
+    return [r for r in built if isinstance(r, TripletRecord)], [p for p in built if isinstance(p, Problem)]
+
+
+def require_folder(path: Path, content: str) -> Path:
+    """The folder itself.
+
+    Args:
+        path: what the user named.
+        content: what should be in it, for the message.
+    Raises: DataError: when it is no folder.
+    """
+    if not path.is_dir():
+        raise DataError(
+            expected=f"a folder with {content}",
+            got=f"{path}, which is {'a file' if path.exists() else 'not there'}",
+            remedy="Correct the path.",
+        )
+    return path
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Visible subfolders by name."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """Visible picture files of one folder by name, recognised by suffix; [] when there is no such folder."""
+    if not folder.is_dir():
+        return []
+    files = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+    return sorted(path for path in files if path.is_file() and not path.name.startswith("."))
+
+
+def read_caption(path: Path) -> str:
+    """Text of a caption file with white space folded; "" when there is none or it is no UTF-8."""
+    try:
+        return " ".join(path.read_text(encoding="utf-8-sig").split())
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def split_name(name: str) -> str:
+    """`train`, `val` or `test` for the names that data sets use; `train` for any other."""
+    return _SPLIT_NAMES.get(name.lower(), "train")
+
+
+def _build_pair(candidate: Candidate, max_pixels: int) -> PairRecord:
+    facts = read_facts(candidate.after, max_pixels=max_pixels)
+    files = (candidate.before,) if candidate.strip else (candidate.before, candidate.after)
+    if not candidate.strip:
+        read_facts(candidate.before, max_pixels=max_pixels)
+    elif facts.width < 2:
+        raise PictureError(candidate.before, "odd-aspect", "a strip of one column has no halves")
+    return PairRecord(
+        id=candidate.id,
+        task=candidate.task,
+        before=candidate.before,
+        after=candidate.after,
+        width=facts.width // 2 if candidate.strip else facts.width,
+        height=facts.height,
+        caption=candidate.caption,
+        split=candidate.split,
+        sha256=hash_files(files),
+        weight=candidate.weight,
+        strip=candidate.strip,
+        task_caption=candidate.task_caption,
+    )
+
+
+def _with_unique_ids(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates, the second and later ones of one id renamed `id~2`, `id~3`, …"""
+    seen: Counter[str] = Counter()
+    unique: list[Candidate] = []
+    for candidate in candidates:
+        seen[candidate.id] += 1
+        number = seen[candidate.id]
+        unique.append(candidate if number == 1 else replace(candidate, id=f"{candidate.id}~{number}"))
+    return unique

@@ -1,0 +1,85 @@
+"""Pictures that come out of archives and tables: which field is which, and bytes → files, never encoded again."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from PIL import Image
+
+from lorweb_core.errors import OutputError
+
+BEFORE_NAMES = (
+    "before", "source", "input", "original", "src", "left", "before_image", "source_image", "input_image",
+    "original_image", "image_before", "src_img", "image",
+)  # fmt: skip
+AFTER_NAMES = (
+    "after", "target", "output", "edited", "tgt", "right", "after_image", "target_image", "output_image",
+    "edited_image", "image_after", "edited_img", "target_img",
+)  # fmt: skip
+CAPTION_NAMES = ("caption", "edit_instruction", "instruction", "edit_prompt", "edit", "prompt", "text")
+TASK_NAMES = ("task", "category", "relation", "transformation", "edit_type", "task_type", "label", "cls")
+_UNSAFE = re.compile(r"[^\w.\- ]+")
+_LONGEST_NAME = 100
+_SUFFIXES = {
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "GIF": ".gif",
+    "BMP": ".bmp",
+    "TIFF": ".tif",
+}
+
+
+def first_of(names: Iterable[str], present: Iterable[str]) -> str | None:
+    """The first of the wanted names that is present, upper and lower case alike; in the spelling that is present."""
+    spelled = {name.lower(): name for name in present}
+    return next((spelled[name] for name in names if name in spelled), None)
+
+
+def text_of(values: Mapping[str, object], names: Iterable[str]) -> str:
+    """The text of the first of these fields that has any, white space folded."""
+    for name in names:
+        value = values.get(name)
+        if isinstance(value, str) and value.strip():
+            return " ".join(value.split())
+    return ""
+
+
+def write_picture(folder: Path, name: str, data: bytes) -> Path:
+    """Write a picture's bytes unchanged, with the suffix of what they are.
+
+    Args:
+        folder: made when missing.
+        name: without suffix; characters that are unsafe in file names become `_`.
+        data: an encoded picture; unreadable ones are written too (`.bin`), so that the import can list them.
+    Returns: the file.
+    Raises: OutputError: when it cannot be written.
+    """
+    path = folder / (safe_name(name) + _suffix_of(data))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise OutputError(
+            expected=f"to be able to write pictures into {folder}",
+            got=error.strerror or str(error),
+            remedy="Choose another folder with --pictures, on a disk with enough space that you may write to.",
+        ) from error
+    return path
+
+
+def safe_name(name: str) -> str:
+    """A file name without folders, control characters, leading or trailing dots; never empty."""
+    return _UNSAFE.sub("_", name).strip(". ")[:_LONGEST_NAME].rstrip(". ") or "unnamed"
+
+
+def _suffix_of(data: bytes) -> str:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _SUFFIXES.get(image.format or "", f".{(image.format or 'bin').lower()}")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return ".bin"

@@ -1,0 +1,180 @@
+"""Hugging Face `datasets`: parquet files, an imagefolder, a saved data set, or a repository on the hub.
+
+Needs the package `datasets` (extra `hf`). Rows are streamed once; pictures inside a table are written out unchanged,
+those that are files already stay where they are. An imagefolder's metadata names its pictures in the columns
+`before_file_name` and `after_file_name`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from lorweb_core.errors import LoRWeBError
+
+from ..problems import DataError, Problem
+from .building import Candidate, Found, split_name
+from .extraction import AFTER_NAMES, BEFORE_NAMES, CAPTION_NAMES, TASK_NAMES, first_of, write_picture
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column is what; None finds it by its usual names (caption and task may be absent)."""
+
+    before: str | None = None
+    after: str | None = None
+    caption: str | None = None
+    task: str | None = None
+
+
+def find_pairs(
+    source: str,
+    pictures: Path,
+    *,
+    columns: Columns | None = None,
+    task: str | None = None,
+    limit: int | None = None,
+    show_progress: bool = False,
+) -> Found:
+    """The pairs of every split of a data set.
+
+    Args:
+        source: a parquet file, a folder (parquet, imagefolder or saved with `save_to_disk`), or a hub id.
+        pictures: folder to write pictures into, a subfolder per split.
+        columns: see `Columns`.
+        task: for rows that name none; the source's name when None.
+        limit: take only this many rows of each split.
+        show_progress: draw a progress bar over rows.
+    Raises: DataError: when the package is missing, the source cannot be opened or its columns cannot be told.
+    """
+    found = Found()
+    for name, table in _open_splits(source).items():
+        table, label_names = _undecoded(table)
+        rows = islice(table, limit)
+        try:
+            for number, row in enumerate(tqdm(rows, desc=f"reading {name}", unit="row", disable=not show_progress)):
+                chosen = _choose_columns(columns or Columns(), row, source)
+                names = _RowNames(f"{name}/{number:06d}", split_name(name), task or Path(source).stem, label_names)
+                _read_row(row, chosen, names, pictures, found)
+        except (OSError, ValueError) as error:
+            if isinstance(error, LoRWeBError):
+                raise
+            reason = f"reading stopped with “{error}”; the rows before that are used"
+            found.problems.append(Problem(f"{source} ({name})", "damaged", reason))
+    return found
+
+
+@dataclass(frozen=True)
+class _RowNames:
+    """What a row is called: its id, split, the task when no column names one, and column → names of its classes."""
+
+    id: str
+    split: str
+    default_task: str
+    label_names: Mapping[str, Sequence[str]]
+
+
+def _open_splits(source: str) -> dict[str, Iterable[Mapping[str, Any]]]:
+    """Split name → its rows, read as a stream."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            expected="the package `datasets`, which reads this format",
+            got=str(error),
+            remedy="Install it with `pip install datasets` (or the extra `hf` of this project).",
+        ) from error
+    path = Path(source)
+    if not path.exists() and (path.is_absolute() or source.startswith(".") or source.count("/") != 1 or path.suffix):
+        raise _cannot_open(source, "there is no such file or folder, and it is no `owner/name` of the hub")
+    try:
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            opened = datasets.load_from_disk(source)
+        elif path.is_file():
+            opened = datasets.load_dataset("parquet", data_files=source, streaming=True)
+        else:
+            opened = datasets.load_dataset(source, streaming=True)
+    except (OSError, ValueError) as error:
+        raise _cannot_open(source, " ".join(str(error).split())) from error
+    return dict(opened) if isinstance(opened, dict) else {str(opened.split or "train"): opened}
+
+
+def _cannot_open(source: str, reason: str) -> DataError:
+    return DataError(
+        expected="a parquet file, an imagefolder, a saved data set or a hub id that `datasets` can open",
+        got=f"{source}: {reason}",
+        remedy="Correct the path or id; for a gated repository accept its terms and run `hf auth login` first.",
+    )
+
+
+def _undecoded(table: Any) -> tuple[Any, dict[str, list[str]]]:  # noqa: ANN401 (no types without the package)
+    """The table with pictures as bytes or paths, and column → names of its classes."""
+    import datasets
+
+    features = dict(table.features or {})
+    for column, feature in features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(column, datasets.Image(decode=False))
+    return table, {name: kind.names for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
+
+
+def _choose_columns(wanted: Columns, row: Mapping[str, Any], source: str) -> Columns:
+    usual = {"before": BEFORE_NAMES, "after": AFTER_NAMES, "caption": CAPTION_NAMES, "task": TASK_NAMES}
+    chosen = {role: getattr(wanted, role) or first_of(names, row) for role, names in usual.items()}
+    absent = [f"{role} ({name})" for role, name in chosen.items() if name is not None and name not in row]
+    absent += [role for role in ("before", "after") if chosen[role] is None]
+    if absent:
+        raise DataError(
+            expected=f"columns of {source} for the before and the after picture",
+            got=f"no column for {', '.join(absent)}; there are {', '.join(row)}",
+            remedy="Name them with --before-column and --after-column.",
+        )
+    return Columns(**chosen)
+
+
+def _read_row(row: Mapping[str, Any], columns: Columns, names: _RowNames, pictures: Path, found: Found) -> None:
+    paths = []
+    for side, column in (("before", columns.before), ("after", columns.after)):
+        path = _picture_file(row[column or ""], pictures, f"{names.id}.{side}")
+        if path is None:
+            found.problems.append(Problem(names.id, "missing", f"column {column} holds no picture"))
+            return
+        paths.append(path)
+    caption = row.get(columns.caption or "")
+    task = _task_name(row.get(columns.task or ""), names.label_names.get(columns.task or ""))
+    found.candidates.append(
+        Candidate(
+            id=names.id,
+            task=task or names.default_task,
+            before=paths[0],
+            after=paths[1],
+            caption=" ".join(caption.split()) if isinstance(caption, str) else "",
+            split=names.split,
+        )
+    )
+
+
+def _picture_file(value: object, pictures: Path, name: str) -> Path | None:
+    """The file of a picture cell: one that exists as it is, or one written from its bytes; None when there is none."""
+    path = value.get("path") if isinstance(value, Mapping) else value
+    data = value.get("bytes") if isinstance(value, Mapping) else value
+    if isinstance(data, bytes):
+        return write_picture(pictures / Path(name).parent, Path(name).name, data)
+    if isinstance(value, Image.Image):
+        encoded = io.BytesIO()
+        value.save(encoded, "PNG")
+        return write_picture(pictures / Path(name).parent, Path(name).name, encoded.getvalue())
+    return Path(path) if isinstance(path, str) and path else None
+
+
+def _task_name(value: object, label_names: Sequence[str] | None) -> str:
+    if isinstance(value, int) and label_names is not None and 0 <= value < len(label_names):
+        return label_names[value]
+    return "" if value is None else " ".join(str(value).split())

@@ -1,0 +1,80 @@
+"""Relation252K: `<root>/<NNN-Task name>/Group1/labels.json` with before|after strips beside it.
+
+`labels.json` is a list of {img_name, left_image_description, right_image_description, edit_instruction}. Written from
+the documented shape, without the set at hand: other spellings of a name, a dict around the list, a missing suffix and
+pictures in a subfolder are accepted, and what cannot be read is listed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..problems import Problem
+from .building import Candidate, Found, picture_files, require_folder, subfolders
+
+LABELS_NAME = "labels.json"
+_PICTURE_FIELDS = ("img_name", "image_name", "img", "image", "file_name", "filename")
+_CAPTION_FIELDS = ("edit_instruction", "instruction", "edit_prompt", "prompt", "caption")
+
+
+def find_pairs(root: Path, *, group: str | None = "Group1") -> Found:
+    """The pairs of every task folder.
+
+    Args:
+        root: folder of task folders.
+        group: the subfolder of each task that is read, as the reference does; a task that has none of that name, and
+            None, give all its groups.
+    Raises: DataError: when `root` is no folder.
+    """
+    require_folder(root, f"task folders that hold Group1/{LABELS_NAME}")
+    found = Found()
+    for task in subfolders(root):
+        label_files = sorted(task.rglob(LABELS_NAME))
+        label_files = [path for path in label_files if path.parent.name == group] or label_files
+        if not label_files:
+            found.problems.append(Problem(str(task), "few-pairs", f"there is no {LABELS_NAME} in it"))
+        for labels in label_files:
+            _read_group(labels, task.name, found)
+    return found
+
+
+def _read_group(labels: Path, task: str, found: Found) -> None:
+    entries = _read_entries(labels)
+    if isinstance(entries, Problem):
+        found.problems.append(entries)
+        return
+    pictures = {name: path for path in _pictures_below(labels.parent) for name in (path.stem, path.name)}
+    prefix = f"{task}/" if labels.parent.name == "Group1" else f"{task}/{labels.parent.name}/"
+    for position, entry in enumerate(entries):
+        name = _first_text(entry, _PICTURE_FIELDS)
+        path = pictures.get(Path(name).name) or pictures.get(Path(name).stem)
+        if path is None:
+            reason = f"entry {position} names {name!r}, and there is no such picture" if name else "names no picture"
+            found.problems.append(Problem(str(labels), "missing", reason))
+            continue
+        caption = _first_text(entry, _CAPTION_FIELDS)
+        found.candidates.append(Candidate(prefix + path.stem, task, path, path, caption, strip=True))
+
+
+def _read_entries(labels: Path) -> list[Mapping[str, Any]] | Problem:
+    try:
+        content = json.loads(labels.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        return Problem(str(labels), "unreadable", f"no JSON ({error})")
+    if isinstance(content, dict):
+        content = next((value for value in content.values() if isinstance(value, list)), None)
+    if not isinstance(content, list):
+        return Problem(str(labels), "unreadable", "no list of labels")
+    return [entry if isinstance(entry, dict) else {} for entry in content]
+
+
+def _pictures_below(folder: Path) -> list[Path]:
+    return [path for place in (*subfolders(folder), folder) for path in picture_files(place)]
+
+
+def _first_text(entry: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    texts = (entry.get(name) for name in names)
+    return next((" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip()), "")

@@ -1,0 +1,129 @@
+"""Webdataset shards: tar files whose members share a key, `key.before.jpg`, `key.after.jpg`, `key.json`, `key.txt`.
+
+Pictures are unpacked once, unchanged: a stream of shards gives no random second pair, which every analogy needs. A
+shard is a plain tar file, so the standard library reads it; the `webdataset` package would add nothing here.
+Task, caption, split and weight come from the JSON; the caption also from `key.txt`.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tqdm import tqdm
+
+from ..problems import DataError, Problem
+from .building import Candidate, Found, split_name
+from .extraction import AFTER_NAMES, BEFORE_NAMES, CAPTION_NAMES, TASK_NAMES, safe_name, text_of, write_picture
+
+_SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+
+def find_pairs(
+    sources: Sequence[Path], pictures: Path, *, task: str | None = None, show_progress: bool = False
+) -> Found:
+    """Unpack the pairs of all shards.
+
+    Args:
+        sources: tar files, or folders of them.
+        pictures: folder to unpack into, a subfolder per shard.
+        task: for samples that name none; the name of the shard's folder when None.
+        show_progress: draw a progress bar over shards.
+    Raises: DataError: when there is no shard. OutputError: when pictures cannot be written.
+    """
+    shards = [shard for source in sources for shard in _shards_of(source)]
+    found = Found()
+    for shard in tqdm(shards, desc="unpacking", unit="shard", disable=not show_progress):
+        try:
+            for key, members in _samples(shard):
+                _read_sample(shard, key, members, pictures, task or shard.absolute().parent.name, found)
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            reason = f"reading stopped with “{error}”; the pairs before that are used"
+            found.problems.append(Problem(str(shard), "damaged", reason))
+    return found
+
+
+def _shards_of(source: Path) -> list[Path]:
+    shards = sorted(p for p in source.rglob("*") if p.name.endswith(_SHARD_SUFFIXES)) if source.is_dir() else [source]
+    if not shards or not all(shard.is_file() for shard in shards):
+        raise DataError(
+            expected="a tar file, or a folder of tar files",
+            got=f"{source}, which {'holds none' if source.is_dir() else 'is not there'}",
+            remedy="Name the shards one by one (your shell expands shard-*.tar).",
+        )
+    return shards
+
+
+def _samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key → {rest of the name: bytes}, for runs of members of one key, which is how webdataset defines a sample."""
+    key: str | None = None
+    members: dict[str, bytes] = {}
+    with tarfile.open(shard, "r|*") as archive:
+        for member in archive:
+            path = PurePosixPath(member.name)
+            stem, _, extension = path.name.partition(".")
+            file = archive.extractfile(member) if member.isfile() and stem else None
+            if file is None:
+                continue
+            own_key = str(path.parent / stem)
+            if key is not None and own_key != key:
+                yield key, members
+                members = {}
+            key = own_key
+            members[extension.lower()] = file.read()
+    if key is not None:
+        yield key, members
+
+
+def _read_sample(
+    shard: Path, key: str, members: Mapping[str, bytes], pictures: Path, default_task: str, found: Found
+) -> None:
+    sides = [_picture_among(members, names) for names in (BEFORE_NAMES, AFTER_NAMES)]
+    if None in sides:
+        reason = f"sample {key} has no before and after picture, only {', '.join(sorted(members))}"
+        found.problems.append(Problem(str(shard), "unpaired", reason))
+        return
+    fields = _fields_of(members)
+    if fields is None:
+        found.problems.append(Problem(str(shard), "unreadable", f"the JSON of sample {key}", "warning"))
+    fields = fields or {}
+    folder, name = pictures / safe_name(shard.name.split(".")[0]), key.replace("/", "_")
+    before, after = (
+        write_picture(folder, f"{name}.{side}", data or b"")
+        for side, data in zip(("before", "after"), sides, strict=True)
+    )
+    weight = fields.get("weight", 1.0)
+    found.candidates.append(
+        Candidate(
+            id=f"{shard.name.split('.')[0]}/{key}",
+            task=text_of(fields, TASK_NAMES) or default_task,
+            before=before,
+            after=after,
+            caption=text_of(fields, CAPTION_NAMES),
+            split=split_name(str(fields.get("split", "train"))),
+            weight=float(weight) if isinstance(weight, int | float) and 0 <= weight < float("inf") else 1.0,
+        )
+    )
+
+
+def _picture_among(members: Mapping[str, bytes], names: Sequence[str]) -> bytes | None:
+    """The member called `<name>.<picture suffix>` (`before.jpg`) for the first name that there is."""
+    by_name = {extension.rsplit(".", 1)[0]: data for extension, data in members.items() if "." in extension}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _fields_of(members: Mapping[str, bytes]) -> dict[str, Any] | None:
+    """What `key.json`, `key.txt` and `key.cls` say; None when the JSON cannot be read."""
+    texts = {name: members[name].decode("utf-8", "replace") for name in ("txt", "cls") if name in members}
+    fields: dict[str, Any] = {"caption": texts["txt"]} if "txt" in texts else {}
+    if "cls" in texts:
+        fields["cls"] = texts["cls"]
+    try:
+        described = json.loads(members.get("json", b"{}"))
+    except ValueError:
+        return None
+    return {**fields, **described} if isinstance(described, dict) else None

@@ -1,0 +1,246 @@
+"""The pair index: every before/after pair of a data set, one JSON object a line.
+
+`{"id": …, "task": …, "before": …, "after": …, "caption": …, "split": …, "width": …, "height": …, "sha256": …}`; paths
+are relative to the index file's folder, so the folder may move as a whole. The reference's `control/` + `target/`
+layout has triplets instead of pairs and its own index of the same kind (`TripletIndex`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Generic, TypeVar
+
+from typing_extensions import Self
+
+from lorweb_core.files import write_text_atomically
+
+from .problems import DataError
+
+SPLITS = ("train", "val", "test")
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "Path": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+}
+_SHOWN_MISTAKES = 3
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """One before/after pair.
+
+    Attributes:
+        id: unique in the index, for example `watercolour/0001`.
+        task: the transformation that its pairs share.
+        before: picture file (absolute in memory, relative to the index on disk).
+        after: picture file; the same file as `before` when `strip`.
+        caption: edit instruction of this pair; "" when there is none.
+        split: `train`, `val` or `test`; a task without `train` pairs is a held-out task.
+        width: of one picture in pixels, upright (EXIF rotation applied); of half the strip when `strip`.
+        height: likewise.
+        sha256: over the bytes of before, then after (of the strip once); "" when unknown.
+        weight: factor on how often this pair is drawn.
+        strip: both pictures are the halves of one file, before on the left.
+        task_caption: caption that fits every pair of the task; "" to use the task's name.
+    """
+
+    id: str
+    task: str
+    before: Path
+    after: Path
+    width: int
+    height: int
+    caption: str = ""
+    split: str = "train"
+    sha256: str = ""
+    weight: float = 1.0
+    strip: bool = False
+    task_caption: str = ""
+
+    @property
+    def aspect(self) -> float:
+        """Width ÷ height."""
+        return self.width / self.height
+
+    @property
+    def before_key(self) -> str:
+        """Names the before picture by content, for caches of what encoders make of it."""
+        return f"{self.sha256 or self.id}.before"
+
+    @property
+    def after_key(self) -> str:
+        """Names the after picture by content, for caches of what encoders make of it."""
+        return f"{self.sha256 or self.id}.after"
+
+
+@dataclass(frozen=True)
+class TripletRecord:
+    """One ready-made analogy in the reference's layout.
+
+    Attributes:
+        id: unique in the index; the file stem.
+        task: its category.
+        control: horizontal strip a | a' | b.
+        target: picture b'.
+        width: of the target in pixels, upright.
+        height: likewise.
+        caption: as stored beside the target (in the reference's sets: the instruction of pair a).
+        split: `train`, `val` or `test`.
+        sha256: over the bytes of control, then target; "" when unknown.
+    """
+
+    id: str
+    task: str
+    control: Path
+    target: Path
+    width: int
+    height: int
+    caption: str = ""
+    split: str = "train"
+    sha256: str = ""
+
+
+RecordT = TypeVar("RecordT", PairRecord, TripletRecord)
+
+
+class _Index(Generic[RecordT]):
+    """Records of one type and the file they live in (see `PairIndex`, `TripletIndex`)."""
+
+    record_type: ClassVar[type]
+
+    def __init__(self, records: Iterable[RecordT]) -> None:
+        self.records: tuple[RecordT, ...] = tuple(records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def without(self, ids: Collection[str]) -> Self:
+        """An index of the records whose id is not among these."""
+        return type(self)(record for record in self.records if record.id not in ids)
+
+    @classmethod
+    def read_index(cls, path: str | Path) -> Self:
+        """The records of an index file, paths made absolute.
+
+        Raises: DataError: every unreadable line at once; a missing or empty file; an id that occurs twice.
+        """
+        path = Path(path).absolute()
+        records, mistakes = [], []
+        for number, line in enumerate(_read_lines(path), start=1):
+            try:
+                records.append(_parse_record(line, cls.record_type, path.parent))
+            except ValueError as error:
+                mistakes.append(f"line {number}: {error}")
+        mistakes += [f"id {name!r} occurs {n} times" for name, n in Counter(r.id for r in records).items() if n > 1]
+        if mistakes or not records:
+            raise _unusable_index(path, mistakes)
+        return cls(records)
+
+    def write_index(self, path: str | Path) -> None:
+        """Write one line per record, paths relative to the index where possible; the file appears whole or not at all.
+
+        Raises: OutputError: when the place cannot be written.
+        """
+        path = Path(path).absolute()
+        lines = [json.dumps(_as_json(record, path.parent), ensure_ascii=False) for record in self.records]
+        write_text_atomically(path, "".join(f"{line}\n" for line in lines))
+
+
+class PairIndex(_Index[PairRecord]):
+    """All pairs of a data set, in file order."""
+
+    record_type = PairRecord
+
+
+class TripletIndex(_Index[TripletRecord]):
+    """All ready-made analogies of a data set in the reference's layout, in file order."""
+
+    record_type = TripletRecord
+
+
+def open_index(path: str | Path) -> PairIndex | TripletIndex:
+    """Read whichever of the two kinds of index the file is.
+
+    Raises: DataError: as `read_index`.
+    """
+    first_line = next(iter(_read_lines(Path(path).absolute())), "")
+    return (TripletIndex if '"control"' in first_line else PairIndex).read_index(path)
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            expected=f"a readable pair index (JSONL, UTF-8) at {path}",
+            got=str(error),
+            remedy="Make one with `python -m training.prepare`, or correct the path.",
+        ) from error
+
+
+def _unusable_index(path: Path, mistakes: Sequence[str]) -> DataError:
+    more = len(mistakes) - _SHOWN_MISTAKES
+    got = "; ".join(mistakes[:_SHOWN_MISTAKES]) + (f"; and {more} more" if more > 0 else "")
+    return DataError(
+        expected=f"one usable record per line in {path}",
+        got=got or "no record at all",
+        remedy="Import the pictures again with `python -m training.prepare`, or correct these lines.",
+    )
+
+
+def _parse_record(line: str, record_type: type, folder: Path) -> Any:  # noqa: ANN401 (one of the record types)
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg})") from error
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    known = {item.name: item for item in fields(record_type)}
+    mistakes = [_unknown_field(name, known) for name in values if name not in known]
+    mistakes += [text for item in known.values() if (text := _field_mistake(item, values))]
+    if mistakes:
+        raise ValueError(", ".join(mistakes))
+    paths = {name: Path(os.path.normpath(folder / values[name])) for name, item in known.items() if item.type == "Path"}
+    return record_type(**{**values, **paths})
+
+
+def _unknown_field(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown field {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+
+
+def _field_mistake(item: Field[Any], values: dict[str, Any]) -> str:
+    if item.name not in values:
+        return f"field {item.name!r} is missing" if item.default is MISSING else ""
+    value: Any = values[item.name]
+    wanted = str(item.type)
+    has_type = isinstance(value, _JSON_TYPES[wanted]) and (wanted == "bool" or not isinstance(value, bool))
+    if not has_type:
+        return f"{item.name} is {value!r}, not of type {wanted}"
+    if item.name in ("width", "height") and value < 1:
+        return f"{item.name} is {value}, not at least 1"
+    if item.name == "weight" and not 0 <= value < float("inf"):
+        return f"weight is {value}, not a finite number of at least 0"
+    if item.name == "split" and value not in SPLITS:
+        return f"split is {value!r}, not one of {', '.join(SPLITS)}"
+    return ""
+
+
+def _as_json(record: PairRecord | TripletRecord, folder: Path) -> dict[str, Any]:
+    return {name: _portable(v, folder) if isinstance(v, Path) else v for name, v in asdict(record).items()}
+
+
+def _portable(path: Path, folder: Path) -> str:
+    """Relative to the index with forward slashes; absolute where no relative path exists (another drive)."""
+    try:
+        return str(PurePosixPath(*Path(os.path.relpath(path.absolute(), folder)).parts))
+    except ValueError:
+        return path.absolute().as_posix()

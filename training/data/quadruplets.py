@@ -1,0 +1,268 @@
+"""Quadruplets for a torch DataLoader: pictures read, fitted and tiled.
+
+    target = a | a'     context = a | a'
+             b | b'               b | b
+
+    dataset = QuadrupletDataset(records, settings, resolution_px=256, preprocessing=CLIP_PREPROCESSING)
+    sampler = BucketBatchSampler(dataset, batch_size=6, rank=rank, world_size=world_size)
+    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate_quadruplets, num_workers=4)
+
+What is drawn is `drawing`'s subject. The image encoder gets the whole pictures (as the nodes do), not the cells.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lorweb_core.errors import ImageError
+from lorweb_core.preprocessing import Preprocessing, fit_picture
+
+from .buckets import Cell, cell_buckets
+from .drawing import DrawSettings, Quadruplet, QuadrupletDrawer, all_captions
+from .index import PairRecord
+from .pictures import DECODE_AT_LEAST_PX, MAX_PIXELS, PictureError, fit_cell, load_pair, tile_grid
+from .problems import DataError, OnBadData
+
+logger = logging.getLogger(__name__)
+
+#: So many broken draws in a row mean that the data are gone, not that a picture is broken.
+MAX_ATTEMPTS = 20
+Item: TypeAlias = dict[str, Any]
+
+
+class BrokenPictureError(ImageError):
+    """A picture broke during training and `on_bad_data` is `stop`.
+
+    A DataLoader raises a worker's error again from its printed traceback alone; the last line of that is kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        lines = message.strip().splitlines() or [""]
+        Exception.__init__(self, lines[-1].split(f"{type(self).__name__}: ", 1)[-1])
+
+
+class DrawKey(NamedTuple):
+    """Names one training item completely: its place in which epoch, and the cell size of its batch."""
+
+    epoch: int
+    place: int
+    bucket: int
+
+
+class QuadrupletDataset(Dataset[Item]):
+    """Training items, drawn anew in every epoch; map-style, indexed by `DrawKey` (see `BucketBatchSampler`).
+
+    An item is a dict: `target` and `context` uint8 [3, 2h, 2w]; `images` uint8 [3, S, S, 3], the pictures a, a', b
+    as the encoder sees them (absent without `preprocessing`); `image_keys`, their three names in a cache; `caption`;
+    `task`; `pair_a`, `pair_b` (ids); `skipped`, one line per broken picture that was replaced by another draw.
+
+    Args:
+        records: pairs to draw from; pass those of the split `train`.
+        settings: see `DrawSettings`.
+        resolution_px: cells have about resolution² pixels; the grid has four times that.
+        preprocessing: of the image encoder, or None when embeddings come from a cache.
+        on_bad_data: a broken picture is logged and replaced by another draw of the same cell size, or stops the run.
+        max_pixels: larger pictures count as broken.
+    Raises: DataError: when nothing can be drawn from these records.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[PairRecord],
+        settings: DrawSettings,
+        *,
+        resolution_px: int = 256,
+        preprocessing: Preprocessing | None = None,
+        on_bad_data: OnBadData = "skip",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.records = tuple(records)
+        self.buckets = cell_buckets(resolution_px)
+        self.drawer = QuadrupletDrawer(self.records, self.buckets, settings)
+        self.preprocessing, self.on_bad_data, self.max_pixels = preprocessing, on_bad_data, max_pixels
+
+    def __len__(self) -> int:
+        """Items of an epoch: as many as there are pairs (each is b once on average when α = 1)."""
+        return len(self.records)
+
+    def __getitem__(self, key: DrawKey | tuple[int, int, int]) -> Item:
+        epoch, place, bucket = key
+
+        def read(attempt: int) -> Item:
+            quadruplet = self.drawer.draw(epoch, place, bucket, attempt=attempt)
+            cell = self.buckets[quadruplet.bucket]
+            return read_quadruplet(self.records, quadruplet, cell, self.preprocessing, max_pixels=self.max_pixels)
+
+        return read_or_replace(read, self.on_bad_data)
+
+    def draw_bucket(self, epoch: int, batch: int) -> int:
+        """The cell size of a whole batch; what `BucketBatchSampler` asks for."""
+        return self.drawer.draw_bucket(epoch, batch)
+
+    def captions(self) -> tuple[str, ...]:
+        """Every prompt an item can have, "" included."""
+        return all_captions(self.records, self.drawer.settings.caption_source)
+
+
+class FixedQuadrupletDataset(Dataset[Item | None]):
+    """The items of a fixed list (see `splits.fixed_quadruplets`), by position; for validation.
+
+    A broken picture gives None with `skip` (`collate_quadruplets` leaves it out) and raises with `stop`.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[PairRecord],
+        quadruplets: Sequence[Quadruplet],
+        *,
+        resolution_px: int = 256,
+        preprocessing: Preprocessing | None = None,
+        on_bad_data: OnBadData = "skip",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.records, self.quadruplets = tuple(records), tuple(quadruplets)
+        self.buckets = cell_buckets(resolution_px)
+        self.preprocessing, self.on_bad_data, self.max_pixels = preprocessing, on_bad_data, max_pixels
+
+    def __len__(self) -> int:
+        return len(self.quadruplets)
+
+    def __getitem__(self, position: int) -> Item | None:
+        chosen = self.quadruplets[position]
+        cell = self.buckets[chosen.bucket]
+        try:
+            return read_quadruplet(self.records, chosen, cell, self.preprocessing, max_pixels=self.max_pixels)
+        except PictureError as error:
+            if self.on_bad_data == "stop":
+                raise BrokenPictureError(str(error)) from error
+            logger.warning("validation item %d is left out: %s", position, error)
+            return None
+
+
+class BucketBatchSampler:
+    """Endless batches of `DrawKey`s, one cell size per batch over all ranks, as a pure function of the batch number.
+
+    Batch n of an epoch is the same whatever the number of ranks; every rank takes its own slice of it. To resume
+    after k batches in total, build the sampler with `start=k`: there is no other state.
+
+    Args:
+        dataset: anything with `draw_bucket(epoch, batch)` and a length (the items of an epoch).
+        batch_size: of all ranks together, per optimiser update.
+        rank: of this process.
+        world_size: how many processes share a batch; must divide `batch_size`.
+        start: how many batches were used before.
+    Raises: DataError: when `batch_size` cannot be shared equally.
+    """
+
+    def __init__(
+        self,
+        dataset: QuadrupletDataset | Any,  # noqa: ANN401 (any drawing dataset; torch asks for no base class)
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
+            raise DataError(
+                expected="a batch size that all processes can share equally",
+                got=f"{batch_size} for rank {rank} of {world_size}",
+                remedy="Set batch_size to a multiple of the number of processes.",
+            )
+        self.dataset, self.batch_size, self.start = dataset, batch_size, start
+        share = batch_size // world_size
+        self._places = range(rank * share, (rank + 1) * share)
+
+    def __len__(self) -> int:
+        """Batches of one epoch, rounded up; iterating goes on with the next epoch after them."""
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[DrawKey]]:
+        number = self.start
+        while True:
+            yield self.batch(number)
+            number += 1
+
+    def batch(self, number: int) -> list[DrawKey]:
+        """This rank's keys of batch `number`, counted from the start of training."""
+        epoch, batch = divmod(number, len(self))
+        bucket = self.dataset.draw_bucket(epoch, batch)
+        return [DrawKey(epoch, batch * self.batch_size + place, bucket) for place in self._places]
+
+
+def read_quadruplet(
+    records: Sequence[PairRecord],
+    quadruplet: Quadruplet,
+    cell: Cell,
+    preprocessing: Preprocessing | None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> Item:
+    """Read the four pictures of a quadruplet and build its item (see `QuadrupletDataset`).
+
+    Raises: PictureError: when one of the files cannot be used.
+    """
+    record_a, record_b = records[quadruplet.a], records[quadruplet.b]
+    enough_px = max(DECODE_AT_LEAST_PX, 2 * cell.width, 2 * cell.height)
+    a, a_prime = load_pair(record_a, max_pixels=max_pixels, at_least_px=enough_px)
+    b, b_prime = load_pair(record_b, max_pixels=max_pixels, at_least_px=enough_px)
+    cell_a, cell_a_prime, cell_b = (fit_cell(picture, cell) for picture in (a, a_prime, b))
+    item: Item = {
+        "target": tile_grid(cell_a, cell_a_prime, cell_b, fit_cell(b_prime, cell)),
+        "context": tile_grid(cell_a, cell_a_prime, cell_b, cell_b),
+        "image_keys": [record_a.before_key, record_a.after_key, record_b.before_key],
+        "caption": quadruplet.caption,
+        "task": record_b.task,
+        "pair_a": record_a.id,
+        "pair_b": record_b.id,
+        "skipped": [],
+    }
+    if preprocessing is not None:
+        item["images"] = torch.stack([fit_for_encoder(picture, preprocessing) for picture in (a, a_prime, b)])
+    return item
+
+
+def fit_for_encoder(picture: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """One RGB picture as the image encoder sees it, uint8 [S, S, 3]."""
+    return torch.from_numpy(np.array(fit_picture(picture, preprocessing)))
+
+
+def read_or_replace(read: Callable[[int], Item], on_bad_data: OnBadData) -> Item:
+    """The first readable item of `read(0)`, `read(1)`, …, with the broken ones named under `skipped`.
+
+    Raises: BrokenPictureError: with `stop` at the first, with `skip` after `MAX_ATTEMPTS` broken draws in a row.
+    """
+    skipped: list[str] = []
+    for attempt in range(MAX_ATTEMPTS):
+        try:
+            return {**read(attempt), "skipped": skipped}
+        except PictureError as error:
+            if on_bad_data == "stop":
+                raise BrokenPictureError(str(error)) from error
+            logger.warning("replaced by another draw: %s: %s: %s", error.path, error.kind, error.reason)
+            skipped.append(f"{error.path}: {error.kind}: {error.reason}")
+    raise BrokenPictureError(
+        f"Expected readable pictures; got {MAX_ATTEMPTS} broken draws in a row, the last one {skipped[-1]}. "
+        "Check that the data's disk is still connected, then run `python -m training.prepare check`."
+    )
+
+
+def collate_quadruplets(items: Sequence[Item | None]) -> dict[str, Any]:
+    """A batch: tensors stacked, everything else as lists; items that are None are left out, {} when all are."""
+    present = [item for item in items if item is not None]
+    if not present:
+        return {}
+    return {
+        name: torch.stack([item[name] for item in present])
+        if isinstance(value, Tensor)
+        else [item[name] for item in present]
+        for name, value in present[0].items()
+    }

@@ -1,0 +1,139 @@
+"""Held-out pairs and held-out tasks, and the fixed analogies on which a run is validated.
+
+A pair outside the split `train` is never drawn for training. A task without any `train` pair is a held-out task:
+its transformation itself is new. Both choices depend on names and seed only, not on the order of files.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from .buckets import Cell, aspects_match, nearest_bucket
+from .drawing import Quadruplet, caption_of, positions_by_task, uniforms
+from .index import PairRecord
+from .problems import DataError
+
+TaskKind = Literal["seen", "held-out"]
+
+
+def hold_out(
+    records: Sequence[PairRecord],
+    *,
+    tasks: int | Collection[str] = 0,
+    pairs_per_task: int = 0,
+    split: str = "val",
+    seed: int = 0,
+) -> list[PairRecord]:
+    """The same records with some `train` pairs moved to another split.
+
+    Args:
+        records: all pairs; those of other splits keep theirs.
+        tasks: names of the tasks to hold out whole, or how many to choose.
+        pairs_per_task: how many pairs of every other task to hold out; a task keeps at least two for training.
+        split: where they go, `val` or `test`.
+        seed: of the choice.
+    Raises: DataError: for a task that is not in the index, or when nothing would be left for training.
+    """
+    by_task = positions_by_task([record for record in records if record.split == "train"])
+    held_tasks = _tasks_to_hold_out(sorted(by_task), tasks, seed)
+    held_ids = {record.id for record in records if record.task in held_tasks}
+    training = [record for record in records if record.split == "train" and record.task not in held_tasks]
+    for positions in positions_by_task(training).values():
+        ids = sorted((training[i].id for i in positions), key=lambda name: uniforms(seed, "hold out pair", name))
+        held_ids |= set(ids[: max(0, min(pairs_per_task, len(ids) - 2))])
+    if not training:
+        raise DataError(
+            expected="some tasks to be left for training",
+            got=f"all {len(held_tasks)} task(s) held out",
+            remedy="Hold out fewer tasks, or pairs instead of tasks.",
+        )
+    return [replace(r, split=split) if r.id in held_ids and r.split == "train" else r for r in records]
+
+
+def held_out_tasks(records: Sequence[PairRecord]) -> set[str]:
+    """Names of the tasks that have no `train` pair."""
+    return {record.task for record in records} - {record.task for record in records if record.split == "train"}
+
+
+def fixed_quadruplets(
+    records: Sequence[PairRecord],
+    buckets: Sequence[Cell],
+    *,
+    kind: TaskKind,
+    split: str = "val",
+    per_task: int = 2,
+    caption_source: str = "a",
+    seed: int = 0,
+) -> tuple[Quadruplet, ...]:
+    """Analogies for validation: the same list for the same data and seed, sorted by cell size and task.
+
+    b's pair is always held out. a's pair is another held-out pair of the task, or, on a seen task that has none of
+    fitting shape, a training pair. Captions are never dropped.
+
+    Args:
+        records: all pairs of the index, every split.
+        buckets: cell sizes, see `buckets.cell_buckets`.
+        kind: `seen` tasks (they have training pairs) or `held-out` tasks.
+        split: whose pairs serve as b.
+        per_task: at most this many analogies of each task, with different b.
+        caption_source: see `DrawSettings`.
+        seed: of the choice.
+    Returns: positions in `records`; empty when the data have no such pairs.
+    """
+    unseen = held_out_tasks(records)
+    chosen: list[Quadruplet] = []
+    for task, positions in sorted(positions_by_task(records).items()):
+        if (task in unseen) != (kind == "held-out"):
+            continue
+        pool = _in_drawn_order([int(i) for i in positions], records, seed)
+        couples = [(_partner(b, pool, records, split), b) for b in pool if records[b].split == split]
+        for a, b in [(a, b) for a, b in couples if a is not None][:per_task]:
+            caption = caption_of(records[a], records[b], caption_source)
+            chosen.append(Quadruplet(a, b, nearest_bucket(buckets, records[b].aspect), caption))
+    return tuple(sorted(chosen, key=lambda quadruplet: (quadruplet.bucket, records[quadruplet.b].task)))
+
+
+def batches_by_bucket(buckets: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Positions in batches of one cell size each, smallest bucket first; usable as a DataLoader's `batch_sampler`.
+
+    Args:
+        buckets: the bucket of every item, for example `[q.bucket for q in quadruplets]`.
+        batch_size: the last batch of each bucket may be smaller.
+    """
+    batches: list[list[int]] = []
+    for bucket in sorted(set(buckets)):
+        positions = [position for position, other in enumerate(buckets) if other == bucket]
+        batches += [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+    return batches
+
+
+def _tasks_to_hold_out(names: Sequence[str], wanted: int | Collection[str], seed: int) -> set[str]:
+    if isinstance(wanted, int):
+        return set(sorted(names, key=lambda name: uniforms(seed, "hold out task", name))[:wanted])
+    unknown = sorted(set(wanted) - set(names))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], names, n=1)
+        raise DataError(
+            expected="names of tasks that have training pairs",
+            got=", ".join(repr(name) for name in unknown),
+            remedy=f"Did you mean {near[0]!r}?" if near else f"The first tasks are {', '.join(names[:3])}.",
+        )
+    return set(wanted)
+
+
+def _in_drawn_order(positions: Sequence[int], records: Sequence[PairRecord], seed: int) -> list[int]:
+    """A seeded order by id, so that adding files elsewhere does not change a task's analogies."""
+    return sorted(positions, key=lambda i: uniforms(seed, "validation", records[i].id))
+
+
+def _partner(b: int, pool: Sequence[int], records: Sequence[PairRecord], split: str) -> int | None:
+    """a's pair for b: the next held-out one after b in the drawn order, else a training pair; None when none fits."""
+    start = pool.index(b) + 1
+    others = [*pool[start:], *pool[: start - 1]]
+    fitting = [i for i in others if aspects_match(records[i].aspect, records[b].aspect)]
+    wanted = (split, "train")
+    ranked = [i for name in wanted for i in fitting if records[i].split == name]
+    return ranked[0] if ranked else None

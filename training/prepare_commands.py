@@ -1,0 +1,178 @@
+"""The bodies of `python -m training.prepare`'s commands: options in, files and lines of text out, exit code back.
+
+Words of the command line are `prepare`'s subject, the work itself is `data`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from .data.export_reference import ExportOptions, export_reference
+from .data.importers import folders, hf_datasets, reference, relation252k, strips, webdataset
+from .data.importers.building import Found, build_pairs, build_triplets
+from .data.index import PairIndex, PairRecord, TripletIndex, open_index
+from .data.problems import DataError, Problem, as_json, as_text, errors_among, stop_if_wanted
+from .data.splits import held_out_tasks, hold_out
+from .data.validation import check_pairs, check_triplets, without_errors
+
+EXIT_FINE, EXIT_PROBLEMS = 0, 1
+
+
+def import_folders(options: argparse.Namespace) -> int:
+    """A folder per transformation → pair index."""
+    return _import_pairs(options, folders.find_pairs(options.source))
+
+
+def import_strips(options: argparse.Namespace) -> int:
+    """before|after strips → pair index."""
+    return _import_pairs(options, strips.find_pairs(options.source, task=options.task))
+
+
+def import_relation252k(options: argparse.Namespace) -> int:
+    """Relation252K → pair index."""
+    return _import_pairs(options, relation252k.find_pairs(options.source, group=options.group or None))
+
+
+def import_hf(options: argparse.Namespace) -> int:
+    """Hugging Face `datasets` → pair index and pictures."""
+    columns = hf_datasets.Columns(
+        options.before_column, options.after_column, options.caption_column, options.task_column
+    )
+    found = hf_datasets.find_pairs(
+        options.source,
+        options.pictures,
+        columns=columns,
+        task=options.task,
+        limit=options.limit,
+        show_progress=_shows_progress(options),
+    )
+    return _import_pairs(options, found)
+
+
+def import_webdataset(options: argparse.Namespace) -> int:
+    """Webdataset shards → pair index and pictures."""
+    shows = _shows_progress(options)
+    found = webdataset.find_pairs(options.source, options.pictures, task=options.task, show_progress=shows)
+    return _import_pairs(options, found)
+
+
+def import_reference(options: argparse.Namespace) -> int:
+    """The reference's `control/` + `target/` → triplet index."""
+    found, problems = reference.find_triplets(options.source)
+    records, more = build_triplets(found, max_pixels=options.max_pixels, show_progress=_shows_progress(options))
+    _require_any(records, problems + more, options)
+    TripletIndex(records).write_index(options.out)
+    _report_import(options, problems + more, f"{len(records)} triplet(s) in {len({r.task for r in records})} task(s)")
+    return EXIT_FINE
+
+
+def check(options: argparse.Namespace) -> int:
+    """Index → every problem, as text or JSON; 1 when there is an error."""
+    index, shows = open_index(options.index), _shows_progress(options)
+    if isinstance(index, TripletIndex):
+        problems = check_triplets(index.records, max_pixels=options.max_pixels, show_progress=shows)
+        facts: dict[str, object] = {"triplets": len(index), "tasks": len({r.task for r in index.records})}
+    else:
+        problems = check_pairs(
+            index.records,
+            resolution_px=options.resolution,
+            decode=not options.quick,
+            max_pixels=options.max_pixels,
+            show_progress=shows,
+        )
+        facts = _facts(index.records, without_errors(index.records, problems))
+    if options.json:
+        print(as_json(problems, **facts))
+    else:
+        lines = [as_text(problems), *(f"{name}: {value}" for name, value in facts.items())]
+        print("\n".join(line for line in lines if line))
+    if options.good is not None:
+        _write_good(index, problems, options.good)
+    return EXIT_PROBLEMS if errors_among(problems) else EXIT_FINE
+
+
+def split(options: argparse.Namespace) -> int:
+    """Pair index → the same with tasks and pairs held out."""
+    index, names = PairIndex.read_index(options.index), options.hold_out_tasks
+    tasks = int(names[0]) if len(names) == 1 and names[0].isdigit() else names
+    records = hold_out(
+        index.records, tasks=tasks, pairs_per_task=options.hold_out_pairs, split=options.split, seed=options.seed
+    )
+    PairIndex(records).write_index(options.out or options.index)
+    counts = sorted(Counter(record.split for record in records).items())
+    print(", ".join(f"{count} {name} pair(s)" for name, count in counts))
+    print(f"held-out tasks: {', '.join(sorted(held_out_tasks(records))) or 'none'}")
+    return EXIT_FINE
+
+
+def export(options: argparse.Namespace) -> int:
+    """Pair index → `control/` + `target/`."""
+    index = PairIndex.read_index(options.index)
+    chosen = [record for record in index.records if record.split == options.split]
+    how = ExportOptions(options.per_task, options.caption, f".{options.format}", options.seed)
+    count, problems = export_reference(chosen, options.out, how, show_progress=_shows_progress(options))
+    if problems:
+        print(as_text(problems), file=sys.stderr)
+    print(f"{count} analogies → {options.out}")
+    return EXIT_FINE
+
+
+def _import_pairs(options: argparse.Namespace, found: Found) -> int:
+    records, more = build_pairs(found.candidates, max_pixels=options.max_pixels, show_progress=_shows_progress(options))
+    _require_any(records, found.problems + more, options)
+    PairIndex(records).write_index(options.out)
+    tasks = len({record.task for record in records})
+    _report_import(options, found.problems + more, f"{len(records)} pair(s) in {tasks} task(s)")
+    return EXIT_FINE
+
+
+def _require_any(records: Sequence[object], problems: Sequence[Problem], options: argparse.Namespace) -> None:
+    stop_if_wanted(problems, options.on_bad_data)
+    if records:
+        return
+    shown = "; ".join(f"{problem.file} ({problem.reason})" for problem in problems[:3])
+    raise DataError(
+        expected=f"pictures in the layout of this command in {options.source}",
+        got=f"nothing usable{': ' + shown if shown else ''}",
+        remedy="Compare it with the example in this command's --help.",
+    )
+
+
+def _report_import(options: argparse.Namespace, problems: Sequence[Problem], what: str) -> None:
+    if problems:
+        print(as_text(problems), file=sys.stderr)
+    print(f"{what} → {options.out}")
+
+
+def _write_good(index: PairIndex | TripletIndex, problems: Sequence[Problem], path: Path) -> None:
+    broken = {problem.pair_id for problem in errors_among(problems)}
+    good = index.without(broken)
+    if not len(good):
+        raise DataError(
+            expected="at least one usable record to write",
+            got=f"problems in all {len(index)}",
+            remedy="Repair the files that are listed above.",
+        )
+    good.write_index(path)
+    print(f"{len(good)} of {len(index)} records → {path}", file=sys.stderr)
+
+
+def _facts(records: Sequence[PairRecord], usable: Sequence[PairRecord]) -> dict[str, object]:
+    per_task = Counter(record.task for record in usable)
+    return {
+        "pairs": len(records),
+        "usable pairs": len(usable),
+        "tasks": len({record.task for record in records}),
+        "usable tasks": len(per_task),
+        "pairs per usable task": f"{min(per_task.values(), default=0)}…{max(per_task.values(), default=0)}",
+        "usable pairs per split": dict(sorted(Counter(record.split for record in usable).items())),
+        "held-out tasks": sorted(held_out_tasks(usable)),
+    }
+
+
+def _shows_progress(options: argparse.Namespace) -> bool:
+    return sys.stderr.isatty() and not options.no_progress
