@@ -1,0 +1,113 @@
+"""The command line `python -m lorweb_core`: words → the functions of the package.
+
+One module per command, each with `add_arguments` and `run`; `COMMANDS` is the table. A user's mistake is one line on
+stderr and exit code 2, never a traceback. Results go to stdout, warnings and progress to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import TextIOWrapper
+from typing import NoReturn
+
+from ..errors import LoRWeBError
+from . import convert, inspection, mix
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+PROGRAM = "python -m lorweb_core"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One sub-command: its help, examples for `--help`, its arguments and what it does."""
+
+    summary: str
+    examples: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+COMMANDS = {
+    "inspect": Command(
+        "say what a basis file holds, and check it whole",
+        inspection.EXAMPLES,
+        inspection.add_arguments,
+        inspection.run,
+    ),
+    "mix": Command("make the mixed LoRA of an analogy", mix.EXAMPLES, mix.add_arguments, mix.run),
+    "convert": Command(
+        "rewrite a basis with its settings in the header", convert.EXAMPLES, convert.add_arguments, convert.run
+    ),
+}
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 2 and one line."""
+        self.exit(USAGE_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, 2 for a user's mistake, 130 when interrupted.
+
+    Args:
+        arguments: words after the program's name; None takes the process' own.
+    """
+    _accept_any_character()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    parsed = build_parser().parse_args(arguments)
+    try:
+        COMMANDS[parsed.command].run(parsed)
+        sys.stdout.flush()
+    except LoRWeBError as error:
+        print(f"{PROGRAM} {parsed.command}: {_as_one_line(error)}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print(f"{PROGRAM} {parsed.command}: interrupted, nothing partial is left", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does; nothing can be flushed any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    examples = "\n".join(command.examples for command in COMMANDS.values())
+    parser = _OneLineParser(
+        prog=PROGRAM,
+        description="LoRWeB: visual analogies as mixed LoRAs, without a host.",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_OneLineParser)
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(
+            name,
+            help=command.summary,
+            description=command.summary[0].upper() + command.summary[1:] + ".",
+            epilog=f"examples:\n{command.examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.add_arguments(subparser)
+    return parser
+
+
+def _as_one_line(error: LoRWeBError) -> str:
+    return " ".join(str(error).split())
+
+
+def _accept_any_character() -> None:
+    """Keep a console that cannot show a file name's characters from failing on them (Windows code pages)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")

@@ -1,0 +1,189 @@
+"""`mix BASIS …`: embeddings or three pictures → coefficients → ordinary LoRA files, one per analogy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..basis import Basis
+from ..errors import CheckpointError, ImageError, ModelError
+from ..export import export_mixed_lora
+from ..files import write_text_atomically
+from ..header import read_header
+from ..images import from_pil
+from ..router import route_query
+from .arguments import (
+    DTYPES,
+    add_settings_argument,
+    finite_number,
+    load_with_progress,
+    progress_bar,
+    require_separate,
+    safetensors_path,
+    whole_number,
+)
+
+EXAMPLES = """\
+  python -m lorweb_core mix basis.safetensors --a a.png --a-prime a2.png --b b.png --encoder clip-vit-large-patch14 \\
+      -o analogy.safetensors
+  python -m lorweb_core mix basis.safetensors --embeddings embeddings.safetensors -o analogy.safetensors --rank 16 \\
+      --coefficients-out coefficients.json"""
+
+EMBEDDING_NAME = "query_embedding"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("basis", type=Path, metavar="BASIS", help="basis file (.safetensors)")
+    parser.add_argument(
+        "--embeddings",
+        type=Path,
+        metavar="FILE",
+        help=f".safetensors with one tensor {EMBEDDING_NAME}, [B, images, width] or [B, width]",
+    )
+    parser.add_argument("--a", type=Path, metavar="IMG", help="picture before the edit")
+    parser.add_argument("--a-prime", type=Path, metavar="IMG", help="the same picture after the edit")
+    parser.add_argument("--b", type=Path, metavar="IMG", help="picture to be edited alike")
+    parser.add_argument("--encoder", type=Path, metavar="DIR", help="folder of the image encoder (transformers)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=safetensors_path,
+        required=True,
+        metavar="OUT",
+        help=".safetensors to write; several analogies become OUT-000.safetensors, OUT-001.safetensors …",
+    )
+    add_settings_argument(parser)
+    parser.add_argument("--strength", type=finite_number, default=1.0, help="factor on the edit (default 1.0)")
+    parser.add_argument("--rank", type=whole_number, default=0, help="ranks kept per layer; 0 keeps all (default)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="number type of OUT (default bf16)")
+    parser.add_argument(
+        "--coefficients-out", type=Path, metavar="C.json", help="also write layer name -> B lists of N numbers"
+    )
+    parser.set_defaults(fail=parser.error)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write one ordinary LoRA per analogy and say what was written."""
+    pictures = (arguments.a, arguments.a_prime, arguments.b)
+    _require_one_source(arguments, pictures)
+    inputs = (arguments.basis, arguments.embeddings, *pictures, arguments.settings)
+    json_outputs = [arguments.coefficients_out] if arguments.coefficients_out else []
+    require_separate([arguments.output, *json_outputs], inputs)
+    embedding = read_embeddings(arguments.embeddings) if arguments.embeddings else None
+    basis = load_with_progress(arguments.basis, arguments.settings)
+    if embedding is None:
+        embedding = _embed_pictures(basis, pictures, arguments.encoder)
+    coefficients = route_query(basis, embedding)
+    outputs = number_outputs(arguments.output, len(embedding))
+    require_separate([*outputs, *json_outputs], inputs)
+    if arguments.coefficients_out:
+        lists = {name: mix.tolist() for name, mix in coefficients.items()}
+        write_text_atomically(arguments.coefficients_out, json.dumps(lists) + "\n")
+        print(f"Wrote {arguments.coefficients_out}")
+    for index, output in enumerate(outputs):
+        mix = {name: coefficients[name][index] for name in coefficients}
+        _export(arguments, basis, mix, output)
+
+
+def read_embeddings(path: Path) -> Tensor:
+    """Return the one tensor `query_embedding` of a .safetensors file; its width is the router's to check.
+
+    Raises: CheckpointError: when the file is unusable or holds anything else.
+    """
+    entries = read_header(path).entries
+    if list(entries) != [EMBEDDING_NAME] or not entries[EMBEDDING_NAME].dtype.startswith(("F", "BF")):
+        raise CheckpointError(
+            expected=f"one floating-point tensor {EMBEDDING_NAME} in {path.name}",
+            got=", ".join(f"{name} ({entry.dtype})" for name, entry in list(entries.items())[:3]) or "no tensor",
+            remedy=f"Save the joined image embeddings as {EMBEDDING_NAME} [B, images, width] or [B, width].",
+        )
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return file.get_tensor(EMBEDDING_NAME).float().clone()
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            expected=f"to read {path.name}", got=str(error), remedy="Write the file again."
+        ) from error
+
+
+def number_outputs(output: Path, count: int) -> list[Path]:
+    """Return OUT itself for one analogy, OUT-000 … for several."""
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{index:03d}{output.suffix}") for index in range(count)]
+
+
+def read_picture(path: Path) -> Tensor:
+    """Return a picture file as [1, H, W, 3], float 0–1, turned as its EXIF says.
+
+    Raises: ImageError: when it is missing or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return from_pil(ImageOps.exif_transpose(image))[None]
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise ImageError(
+            expected=f"a picture at {path}",
+            got=" ".join(str(error).split()),
+            remedy="Name an existing PNG, JPEG or WebP file.",
+        ) from error
+
+
+def _require_one_source(arguments: argparse.Namespace, pictures: tuple[Path | None, ...]) -> None:
+    from_pictures = [*pictures, arguments.encoder]
+    given = [part for part in from_pictures if part is not None]
+    if arguments.embeddings and given:
+        arguments.fail("give either --embeddings, or --a, --a-prime, --b and --encoder")
+    if not arguments.embeddings and len(given) < len(from_pictures):
+        names = ("--a", "--a-prime", "--b", "--encoder")
+        missing = [name for name, part in zip(names, from_pictures, strict=True) if part is None]
+        arguments.fail(f"expected --embeddings, or --a, --a-prime, --b and --encoder; missing {', '.join(missing)}")
+
+
+def _embed_pictures(basis: Basis, paths: tuple[Path, ...], encoder_folder: Path) -> Tensor:
+    from ..encoder import load_image_encoder  # transformers, seconds to import
+    from ..query import embed_analogy
+
+    if not encoder_folder.is_dir():
+        raise ModelError(
+            expected="--encoder to be a folder with config.json and model.safetensors",
+            got=str(encoder_folder),
+            remedy=f"Download {basis.settings.encoder_id} into a folder; nothing is downloaded here.",
+        )
+    pictures = [read_picture(path) for path in paths]
+    encoder = load_image_encoder(encoder_folder, local_files_only=True)
+    if encoder.embedding_dim != basis.embedding_dim:
+        raise ModelError(
+            expected=f"an encoder with embeddings of width {basis.embedding_dim} ({basis.settings.encoder_id})",
+            got=f"{encoder.embedding_dim} from {encoder.encoder_id}",
+            remedy=f"Name the folder of {basis.settings.encoder_id}.",
+        )
+    return embed_analogy(basis.settings, encoder.embed, *pictures, preprocessing=encoder.preprocessing)
+
+
+def _export(arguments: argparse.Namespace, basis: Basis, mix: dict[str, Tensor], output: Path) -> None:
+    done = 0
+    with progress_bar(output.name, "layer") as on_progress, torch.inference_mode():
+
+        def on_layer() -> None:
+            nonlocal done
+            done += 1
+            on_progress(done, len(basis.layers))
+
+        report = export_mixed_lora(
+            output,
+            basis,
+            mix,
+            strength=arguments.strength,
+            rank=arguments.rank,
+            dtype=DTYPES[arguments.dtype],
+            on_layer=on_layer,
+        )
+    print(f"Wrote {output}: {report.describe()}")
