@@ -1,4 +1,4 @@
-"""Train the demo's base: an editor that takes the edit as a code in the pooled-text slot, as Kontext takes it from text.
+"""Train the demo's base: an editor that takes the edit as a code in the pooled slot, as Kontext takes it from text.
 
     x_σ = (1 − σ)·x₀ + σ·noise,   loss = mean( m · (v(x_σ, context, code) − (noise − x₀))² )
 
@@ -25,7 +25,7 @@ from lorweb_core.files import write_safetensors_atomically
 from training.tokens import CONTEXT, TARGET, pack_latents, token_ids
 
 from .codec import encode_art
-from .scenes import AMOUNT_KINDS, ART_SIZE, HUE_KINDS, KINDS, Edit, apply_edit, draw, edits_of, hue_colour
+from .scenes import ART_SIZE, KINDS, Edit, apply_edit, draw, edits_of, hue_colour
 from .tiny_flux import CODE_DIM, build_base, to_bfl
 
 if TYPE_CHECKING:
@@ -66,7 +66,15 @@ class BaseSettings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Latents of one step; `context` and `target` [B, 16, h, w], `code` [B, 32], `weights` [tokens], first id `origin`."""
+    """Latents of one step.
+
+    Attributes:
+        context: [B, 16, h, w].
+        target: [B, 16, h, w].
+        code: [B, 32].
+        weights: [target tokens], of the loss.
+        origin: the first row and column of the position ids.
+    """
 
     context: Tensor
     target: Tensor

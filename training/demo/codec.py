@@ -2,9 +2,9 @@
 
     latent channels 0–14 = five copies of RGB in −1…1, channel 15 = their mean        (per block; 8 × 8 mean otherwise)
 
-Encoding is three 2 × 2 means. Decoding undoes the decoder's built-in 3·tanh(z/3) by a piecewise linear function (hinges,
-one ReLU each), then repeats each value over its block. Nothing is trained and nothing is shipped: the weights are made
-here, for diffusers (`build_codec`) and under the names that ComfyUI reads (`comfyui_vae_tensors`).
+Encoding is three 2 × 2 means. Decoding undoes the decoder's built-in 3·tanh(z/3) by a piecewise linear function
+(hinges, one ReLU each), then repeats each value over its block. Nothing is trained and nothing is shipped: the weights
+are made here, for diffusers (`build_codec`) and under the names that ComfyUI reads (`comfyui_vae_tensors`).
 """
 
 from __future__ import annotations

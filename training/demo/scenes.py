@@ -22,6 +22,8 @@ ART_SIZE = 12
 BLOCK_PX = 8
 IMAGE_PX = ART_SIZE * BLOCK_PX
 PICTURES = Path(__file__).parent / "pictures"
+#: The shipped files: base.safetensors, encoder/, basis.safetensors, README.md.
+MODEL_FOLDER = Path(__file__).parent / "model"
 TRAINING_PHOTOS = ("astronaut", "coffee", "rocket", "raccoon")
 TEST_PHOTOS = ("chelsea", "hopper")
 

@@ -1,23 +1,26 @@
 """The demo's base: a FLUX.1-Kontext transformer of the true architecture with 2.1 M parameters, and its shipped file.
 
 The file carries the names of Black Forest Labs' code, which ComfyUI's UNETLoader reads as it is; `load_base` maps them
-to diffusers' names (diffusers' own converter only knows the full width). One line of `_LINEARS` is one fused weight of
-the file and the diffusers Linears that it stacks, row by row.
+to diffusers' names (diffusers' own converter only knows the full width).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from training.bfl_names import _BLOCKS as BLOCKS
+from training.bfl_names import _OUTSIDE as OUTSIDE
+from training.bfl_names import from_bfl
+
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "patch_size": 1,
     "in_channels": 64,
     "num_layers": 2,
@@ -30,45 +33,6 @@ CONFIG = {
     "axes_dims_rope": (16, 56, 56),
 }
 CODE_DIM = 32
-
-_OUTSIDE = {
-    "img_in": ("x_embedder",),
-    "txt_in": ("context_embedder",),
-    "time_in.in_layer": ("time_text_embed.timestep_embedder.linear_1",),
-    "time_in.out_layer": ("time_text_embed.timestep_embedder.linear_2",),
-    "vector_in.in_layer": ("time_text_embed.text_embedder.linear_1",),
-    "vector_in.out_layer": ("time_text_embed.text_embedder.linear_2",),
-    "guidance_in.in_layer": ("time_text_embed.guidance_embedder.linear_1",),
-    "guidance_in.out_layer": ("time_text_embed.guidance_embedder.linear_2",),
-    "final_layer.linear": ("proj_out",),
-    "final_layer.adaLN_modulation.1": ("norm_out.linear",),
-}
-_DOUBLE = {
-    "img_mod.lin": ("norm1.linear",),
-    "txt_mod.lin": ("norm1_context.linear",),
-    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "img_attn.proj": ("attn.to_out.0",),
-    "txt_attn.proj": ("attn.to_add_out",),
-    "img_mlp.0": ("ff.net.0.proj",),
-    "img_mlp.2": ("ff.net.2",),
-    "txt_mlp.0": ("ff_context.net.0.proj",),
-    "txt_mlp.2": ("ff_context.net.2",),
-}
-_SINGLE = {
-    "modulation.lin": ("norm.linear",),
-    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-    "linear2": ("proj_out",),
-}
-_DOUBLE_SCALES = {
-    "img_attn.norm.query_norm.scale": "attn.norm_q.weight",
-    "img_attn.norm.key_norm.scale": "attn.norm_k.weight",
-    "txt_attn.norm.query_norm.scale": "attn.norm_added_q.weight",
-    "txt_attn.norm.key_norm.scale": "attn.norm_added_k.weight",
-}
-_SINGLE_SCALES = {"norm.query_norm.scale": "attn.norm_q.weight", "norm.key_norm.scale": "attn.norm_k.weight"}
-#: FLUX's last modulation gives (shift, scale); diffusers keeps (scale, shift).
-_SWAPPED_HALVES = "final_layer.adaLN_modulation.1"
 
 
 def build_base(seed: int) -> FluxTransformer2DModel:
@@ -94,31 +58,22 @@ def load_base(path: Path, *, dtype: torch.dtype = torch.float32) -> FluxTransfor
     from safetensors.torch import load_file
 
     model = FluxTransformer2DModel(**CONFIG)
-    model.load_state_dict(from_bfl(load_file(path)))
+    model.load_state_dict(from_bfl(load_file(path), path.name))
     return model.to(dtype).eval()
 
 
 def to_bfl(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a diffusers state dict under BFL names, fused Linears stacked."""
+    """Return the weights of a diffusers state dict under BFL names, fused Linears stacked; `from_bfl` undoes it."""
     result = {}
-    for name, parts in _fused_linears().items():
+    for name, parts in _file_modules().items():
         for kind in ("weight", "bias"):
+            if f"{parts[0]}.{kind}" not in state:
+                continue
             stacked = torch.cat([state[f"{part}.{kind}"] for part in parts])
-            result[f"{name}.{kind}"] = _swap_halves(stacked) if name == _SWAPPED_HALVES else stacked
-    return result | {name: state[part] for name, part in _scales().items()}
-
-
-def from_bfl(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a BFL state dict under diffusers' names, the inverse of `to_bfl`."""
-    sizes = {name: parameter.shape[0] for name, parameter in _meta_model().named_parameters()}
-    result = {}
-    for name, parts in _fused_linears().items():
-        for kind in ("weight", "bias"):
-            stacked = state[f"{name}.{kind}"]
-            stacked = _swap_halves(stacked) if name == _SWAPPED_HALVES else stacked
-            pieces = stacked.split([sizes[f"{part}.{kind}"] for part in parts])
-            result |= {f"{part}.{kind}": piece for part, piece in zip(parts, pieces, strict=True)}
-    return result | {part: state[name] for name, part in _scales().items()}
+            if parts == ("norm_out.linear",):  # FLUX gives (shift, scale); diffusers keeps (scale, shift)
+                stacked = torch.cat(stacked.chunk(2)[::-1])
+            result[f"{name}.{'scale' if name.endswith('_norm') else kind}"] = stacked.contiguous()
+    return result
 
 
 def _initialise(model: FluxTransformer2DModel) -> None:
@@ -141,35 +96,12 @@ def _initialise(model: FluxTransformer2DModel) -> None:
     model.proj_out.bias.zero_()
 
 
-def _meta_model() -> FluxTransformer2DModel:
-    from diffusers import FluxTransformer2DModel
-
-    with torch.device("meta"):
-        return FluxTransformer2DModel(**CONFIG)
-
-
-def _fused_linears() -> dict[str, tuple[str, ...]]:
-    names = dict(_OUTSIDE)
-    for file_prefix, prefix, table in _blocks(_DOUBLE, _SINGLE):
-        names |= {f"{file_prefix}.{name}": tuple(f"{prefix}.{part}" for part in parts) for name, parts in table.items()}
+def _file_modules() -> dict[str, tuple[str, ...]]:
+    """Return each module of the file → the diffusers modules that it stacks."""
+    names = {name: (part,) for name, part in OUTSIDE.items()}
+    for file_list, count in (("double_blocks", CONFIG["num_layers"]), ("single_blocks", CONFIG["num_single_layers"])):
+        block_list, table = BLOCKS[file_list]
+        for index in range(count):
+            for name, parts in table.items():
+                names[f"{file_list}.{index}.{name}"] = tuple(f"{block_list}.{index}.{part}" for part in parts)
     return names
-
-
-def _scales() -> dict[str, str]:
-    names = {}
-    for file_prefix, prefix, table in _blocks(_DOUBLE_SCALES, _SINGLE_SCALES):
-        names |= {f"{file_prefix}.{name}": f"{prefix}.{part}" for name, part in table.items()}
-    return names
-
-
-def _blocks(double: dict, single: dict) -> list[tuple[str, str, dict]]:
-    doubles = [(f"double_blocks.{i}", f"transformer_blocks.{i}", double) for i in range(CONFIG["num_layers"])]
-    singles = [
-        (f"single_blocks.{i}", f"single_transformer_blocks.{i}", single) for i in range(CONFIG["num_single_layers"])
-    ]
-    return doubles + singles
-
-
-def _swap_halves(tensor: Tensor) -> Tensor:
-    first, second = tensor.chunk(2)
-    return torch.cat([second, first])

@@ -1,0 +1,126 @@
+"""Analogies with known answers, their generation with the tiny base, and their scores.
+
+PSNR of b′ over the whole picture and over the art pixels that the edit changes; an edit counts as right when, among
+all edits of b (and b itself), the true b′ is nearest to the produced one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .codec import decode_art, encode_art
+from .scenes import ART_SIZE, Edit, Pixels, Scene, all_edits, apply_edit, draw
+from .tiny_flux import CODE_DIM
+
+#: Kontext's schedule: the shift exp(μ) grows with the number of target tokens.
+BASE_TOKENS, MAX_TOKENS, BASE_SHIFT, MAX_SHIFT = 256, 4096, 0.5, 1.15
+STEPS = 8
+GUIDANCE = 2.5
+PSNR_CEILING_DB = 60.0
+
+#: (noisy [B, 16, h, w], sigmas [B]) → velocity [B, 16, h, w]
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Analogy:
+    """One question with its answer; pictures are art pixels [12, 12, 3]."""
+
+    edit: Edit
+    scene_a: Scene
+    scene_b: Scene
+
+    @property
+    def pictures(self) -> tuple[Pixels, Pixels, Pixels, Pixels]:
+        """a, a′, b and the true b′."""
+        a, b = self.scene_a, self.scene_b
+        return a.pixels, apply_edit(a, self.edit), b.pixels, apply_edit(b, self.edit)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Scores of one produced b′: PSNR in dB of the whole picture and the changed region, and whether it is right."""
+
+    edit: Edit
+    whole_db: float
+    changed_db: float
+    is_right: bool
+
+
+def draw_analogies(edits: Sequence[Edit], *, per_edit: int, seed: int, photos: Sequence[str]) -> list[Analogy]:
+    """Draw `per_edit` analogies of every edit; both scenes of one analogy are new."""
+    rng = np.random.default_rng(seed)
+    return [
+        Analogy(edit, draw(edit, rng, photos=photos), draw(edit, rng, photos=photos))
+        for edit in edits
+        for _ in range(per_edit)
+    ]
+
+
+def context_latents(analogies: Sequence[Analogy]) -> Tensor:
+    """Return the latents [B, 16, 24, 24] of the grids a | a′ over b | b."""
+    grids = []
+    for analogy in analogies:
+        a, a_prime, b, _ = analogy.pictures
+        grids.append(np.concatenate([np.concatenate([a, a_prime], 1), np.concatenate([b, b], 1)], 0))
+    return encode_art(torch.from_numpy(np.stack(grids)))
+
+
+def schedule(*, steps: int = STEPS, tokens: int = ART_SIZE**2) -> list[float]:
+    """Return Kontext's sigmas [steps + 1], from 1 to 0, for a number of target tokens."""
+    slope = (MAX_SHIFT - BASE_SHIFT) / (MAX_TOKENS - BASE_TOKENS)
+    shift = math.exp(BASE_SHIFT + slope * (tokens - BASE_TOKENS))
+    return [shift / (shift + 1 / (1 - i / steps) - 1) for i in range(steps)] + [0.0]
+
+
+def packed_noise(shape: Sequence[int], seed: int) -> Tensor:
+    """Return noise [B, C, h, w]; sample i is what the stock pipeline draws with a CPU generator seeded `seed + i`."""
+    _, *size = shape
+    return torch.cat(
+        [torch.randn(1, *size, generator=torch.Generator().manual_seed(seed + i)) for i in range(shape[0])]
+    )
+
+
+@torch.no_grad()
+def generate(predict: Predict, noise: Tensor, *, steps: int = STEPS) -> Tensor:
+    """Return the latents [B, C, h, w] that Euler steps reach from noise alike."""
+    latents, sigmas = noise, schedule(steps=steps)
+    for sigma, following in pairwise(sigmas):
+        latents = latents + (following - sigma) * predict(latents, torch.full((noise.shape[0],), sigma)).float()
+    return latents
+
+
+def answers(latents: Tensor) -> Tensor:
+    """Return the bottom-right quadrants [B, 12, 12, 3] of generated grids."""
+    return decode_art(latents[..., ART_SIZE:, ART_SIZE:])
+
+
+def score(produced: Tensor, analogies: Sequence[Analogy]) -> list[Score]:
+    """Return the score of every produced b′ [B, 12, 12, 3]."""
+    return [_score(answer.numpy(), analogy) for answer, analogy in zip(produced, analogies, strict=True)]
+
+
+def _score(answer: Pixels, analogy: Analogy) -> Score:
+    _, _, b, wanted = analogy.pictures
+    is_changed = (wanted != b).any(-1)
+    errors = np.square(answer.astype(np.float64) - wanted).mean(-1)
+    candidates = [b, *(apply_edit(analogy.scene_b, edit) for edit in all_edits() if analogy.scene_b.takes(edit))]
+    nearest = min(candidates, key=lambda candidate: float(np.square(candidate - answer).sum()))
+    changed = errors[is_changed] if is_changed.any() else errors
+    return Score(analogy.edit, _decibels(errors), _decibels(changed), bool(np.array_equal(nearest, wanted)))
+
+
+def _decibels(errors: np.ndarray) -> float:
+    return min(PSNR_CEILING_DB, -10 * math.log10(max(float(errors.mean()), 1e-12)))
+
+
+def null_prompt(count: int) -> tuple[Tensor, Tensor]:
+    """Return the zero prompt [B, 1, 32] and pooled vector [B, 32] that stand for no text."""
+    return torch.zeros(count, 1, CODE_DIM), torch.zeros(count, CODE_DIM)

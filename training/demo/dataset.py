@@ -1,0 +1,62 @@
+"""Write the pairs that the demo's basis is trained on, as PNG files with a pair index that `training.train` reads.
+
+A task is one seen edit with its parameter (frame-azure); its pairs are new pictures each. Every kind is drawn equally
+often, however many parameters it has. Held-out kinds, hues and amounts never occur.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from training.data.index import PairIndex, PairRecord
+
+from .scenes import IMAGE_PX, TRAINED_KINDS, Edit, apply_edit, draw, edits_of, to_image
+
+INDEX_NAME = "pairs.jsonl"
+
+
+def training_edits() -> tuple[Edit, ...]:
+    """Return the edits that basis and encoder may see."""
+    return edits_of(kinds=TRAINED_KINDS, is_held_out=False)
+
+
+def write_dataset(folder: Path, *, pairs_per_edit: int, seed: int) -> Path:
+    """Write pictures and index below `folder` and return the index file.
+
+    Args:
+        folder: made when missing; files of an earlier call are replaced.
+        pairs_per_edit: pictures of every edit.
+        seed: of the pictures.
+    """
+    edits = training_edits()
+    tasks_of_kind = Counter(edit.kind for edit in edits)
+    rng = np.random.default_rng(seed)
+    records = []
+    for edit in edits:
+        (folder / edit.name).mkdir(parents=True, exist_ok=True)
+        for number in range(pairs_per_edit):
+            records.append(_write_pair(folder, edit, number, rng, weight=1 / tasks_of_kind[edit.kind]))
+    index = folder / INDEX_NAME
+    PairIndex(records).write_index(index)
+    return index
+
+
+def _write_pair(folder: Path, edit: Edit, number: int, rng: np.random.Generator, *, weight: float) -> PairRecord:
+    scene = draw(edit, rng)
+    paths = [folder / edit.name / f"{number:03d}_{side}.png" for side in ("before", "after")]
+    for path, pixels in zip(paths, (scene.pixels, apply_edit(scene, edit)), strict=True):
+        to_image(pixels).save(path)
+    return PairRecord(
+        id=f"{edit.name}/{number:03d}",
+        task=edit.name,
+        before=paths[0],
+        after=paths[1],
+        width=IMAGE_PX,
+        height=IMAGE_PX,
+        sha256=hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest(),
+        weight=weight,
+    )

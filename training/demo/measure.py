@@ -1,0 +1,219 @@
+"""Measure the demo honestly: one table and one picture for any number of bases on the same analogies.
+
+    python -m training.demo.measure --basis LoRWeB=basis.safetensors --basis "one LoRA"=lora.safetensors --out FOLDER
+
+Test analogies use new scenes and photographs that no training step saw. Sets: seen parameters, held-out parameters
+(hue of its kind, or amount), held-out edits (whole kinds). Numbers are means over analogies, kinds weighing alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lorweb_core.checkpoint import load_basis
+from lorweb_core.encoder import ImageEncoder, load_image_encoder
+from lorweb_core.files import write_text_atomically
+from lorweb_core.query import embed_analogy
+from training.trainable import BasisShape, Conditioning, TrainableKontext, predict_velocity
+
+from .analogies import (
+    GUIDANCE,
+    Analogy,
+    Score,
+    answers,
+    context_latents,
+    draw_analogies,
+    generate,
+    null_prompt,
+    packed_noise,
+    score,
+)
+from .base import edit_code
+from .scenes import BLOCK_PX, HELD_OUT_KINDS, MODEL_FOLDER, TEST_PHOTOS, TRAINED_KINDS, Edit, edits_of, to_image
+from .tiny_flux import load_base
+
+
+_BATCH = 32
+
+#: analogies → produced b′ [B, 12, 12, 3]
+Method = Callable[[Sequence[Analogy]], Tensor]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One set of test analogies."""
+
+    name: str
+    edits: tuple[Edit, ...]
+
+
+def test_splits() -> tuple[Split, ...]:
+    """Return the three sets; edits without parameters have nothing to hold out and count as seen."""
+    return (
+        Split("seen parameters", edits_of(kinds=TRAINED_KINDS, is_held_out=False)),
+        Split("held-out parameters", edits_of(kinds=TRAINED_KINDS, is_held_out=True)),
+        Split("held-out edits", edits_of(kinds=HELD_OUT_KINDS)),
+    )
+
+
+def copy_b(analogies: Sequence[Analogy]) -> Tensor:
+    """Return b itself, the answer of who does nothing."""
+    return torch.from_numpy(np.stack([analogy.pictures[2] for analogy in analogies]))
+
+
+def base_method(base: Path, *, has_code: bool) -> Method:
+    """Return the base alone: with the edit given as its code (the ceiling), or told nothing."""
+    model = load_base(base)
+
+    def run(analogies: Sequence[Analogy]) -> Tensor:
+        prompt, pooled = null_prompt(len(analogies))
+        code = torch.stack([edit_code(analogy.edit) for analogy in analogies]) if has_code else pooled
+        conditioning = Conditioning(context_latents(analogies), prompt, code, None, GUIDANCE)
+        return _answer(lambda noisy, sigmas: predict_velocity(model, noisy, sigmas, conditioning), conditioning)
+
+    return run
+
+
+def basis_method(base: Path, basis_file: Path, encoder: ImageEncoder) -> Method:
+    """Return the base with a basis, the edit told by the pictures alone."""
+    basis = load_basis(basis_file)
+    first = next(iter(basis.layers.values()))
+    shape = BasisShape(first.basis_size, first.rank, first.key_dim, basis.query_dim)
+    model = TrainableKontext(load_base(base), shape, basis.settings, include=tuple(basis.layers)).eval()
+    model.load_basis(basis)
+
+    def run(analogies: Sequence[Analogy]) -> Tensor:
+        prompt, pooled = null_prompt(len(analogies))
+        pictures = [_as_images([analogy.pictures[i] for analogy in analogies]) for i in range(3)]
+        query = embed_analogy(basis.settings, encoder.embed, *pictures)
+        conditioning = Conditioning(context_latents(analogies), prompt, pooled, query, GUIDANCE)
+        return _answer(lambda noisy, sigmas: model.predict(noisy, sigmas, conditioning), conditioning)
+
+    return run
+
+
+def measure(methods: Mapping[str, Method], *, per_edit: int, seed: int) -> dict[str, dict[str, list[Score]]]:
+    """Return {split: {method: scores}}, every method on the same analogies and noise."""
+    result: dict[str, dict[str, list[Score]]] = {}
+    for split in test_splits():
+        analogies = draw_analogies(split.edits, per_edit=per_edit, seed=seed, photos=TEST_PHOTOS)
+        result[split.name] = {
+            name: score(_in_batches(method, analogies), analogies) for name, method in methods.items()
+        }
+    return result
+
+
+def table(scores: Mapping[str, Mapping[str, Sequence[Score]]]) -> str:
+    """Return Markdown: per split a table of edits × methods, `whole / changed dB, right %`."""
+    lines = []
+    for split, by_method in scores.items():
+        lines += [f"### {split}", "", "| edit | " + " | ".join(by_method) + " |", "|---|" + "---|" * len(by_method)]
+        grouped = {method: _by_kind(values) for method, values in by_method.items()}
+        for kind in next(iter(grouped.values())):
+            lines.append(f"| {kind} | " + " | ".join(_cell(values[kind]) for values in grouped.values()) + " |")
+        means = [_mean_cell(list(values.values())) for values in grouped.values()]
+        lines += ["| **mean of kinds** | " + " | ".join(means) + " |", ""]
+    return "\n".join(lines)
+
+
+def contact_sheet(methods: Mapping[str, Method], *, seed: int, edits: Sequence[Edit]) -> Image.Image:
+    """Return a | a′ | b | each method's b̂′ | b′, one row an edit."""
+    analogies = draw_analogies(edits, per_edit=1, seed=seed, photos=TEST_PHOTOS)
+    columns = [[analogy.pictures[i] for analogy in analogies] for i in range(3)]
+    columns += [list(_in_batches(method, analogies).numpy()) for method in methods.values()]
+    columns.append([analogy.pictures[3] for analogy in analogies])
+    side, gap = to_image(columns[0][0]).width, 6
+    sheet = Image.new("RGB", (len(columns) * (side + gap), len(analogies) * (side + gap)), "white")
+    for x, column in enumerate(columns):
+        for y, pixels in enumerate(column):
+            sheet.paste(to_image(np.asarray(pixels)), (x * (side + gap), y * (side + gap)))
+    return sheet
+
+
+def _answer(predict: Callable[[Tensor, Tensor], Tensor], conditioning: Conditioning) -> Tensor:
+    return answers(generate(predict, packed_noise(conditioning.context_latents.shape, seed=0)))
+
+
+def _as_images(pixels: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(pixels)).repeat_interleave(BLOCK_PX, 1).repeat_interleave(BLOCK_PX, 2)
+
+
+def _in_batches(method: Method, analogies: Sequence[Analogy]) -> Tensor:
+    parts = [analogies[start : start + _BATCH] for start in range(0, len(analogies), _BATCH)]
+    with torch.no_grad():
+        return torch.cat([method(part) for part in parts])
+
+
+def _by_kind(scores: Sequence[Score]) -> dict[str, list[Score]]:
+    grouped: dict[str, list[Score]] = defaultdict(list)
+    for item in scores:
+        grouped[item.edit.kind].append(item)
+    return dict(grouped)
+
+
+def _cell(scores: Sequence[Score]) -> str:
+    whole, changed = (fmean(getattr(item, name) for item in scores) for name in ("whole_db", "changed_db"))
+    return f"{whole:.1f} / {changed:.1f}, {fmean(item.is_right for item in scores):.0%}"
+
+
+def _mean_cell(kinds: Sequence[Sequence[Score]]) -> str:
+    means = [
+        fmean(fmean(getattr(item, name) for item in kind) for kind in kinds) for name in ("whole_db", "changed_db")
+    ]
+    return f"**{means[0]:.1f} / {means[1]:.1f}, {fmean(fmean(s.is_right for s in kind) for kind in kinds):.0%}**"
+
+
+def main() -> None:
+    """Command line, see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Measure bases of the demo on test analogies.")
+    parser.add_argument("--basis", action="append", default=[], metavar="NAME=FILE", help="may be given many times")
+    parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder with base.safetensors and encoder/")
+    parser.add_argument("--per-edit", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    base, encoder = arguments.model / "base.safetensors", load_image_encoder(arguments.model / "encoder")
+    bases = dict(item.split("=", 1) for item in arguments.basis)
+    methods: dict[str, Method] = {
+        "copy b": copy_b,
+        "base alone": base_method(base, has_code=False),
+        "base with code": base_method(base, has_code=True),
+        **{name: basis_method(base, Path(file), encoder) for name, file in bases.items()},
+    }
+    scores = measure(methods, per_edit=arguments.per_edit, seed=arguments.seed)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(arguments.out / "table.md", table(scores))
+    write_text_atomically(arguments.out / "scores.json", json.dumps(_as_json(scores), indent=1))
+    shown = [
+        edits_of(kinds=[kind], is_held_out=None if kind in ("grey", "invert") else True)[0] for kind in TRAINED_KINDS
+    ]
+    drawn = {name: method for name, method in methods.items() if name in bases}
+    contact_sheet(drawn, seed=arguments.seed + 1, edits=shown).save(arguments.out / "sheet.png")
+    print(table(scores))
+
+
+def _as_json(scores: Mapping[str, Mapping[str, Sequence[Score]]]) -> dict[str, dict[str, list[dict[str, object]]]]:
+    def plain(item: Score) -> dict[str, object]:
+        numbers = {"whole_db": round(item.whole_db, 3), "changed_db": round(item.changed_db, 3)}
+        return {"edit": item.edit.name, **numbers, "is_right": item.is_right}
+
+    return {
+        split: {method: [plain(item) for item in values] for method, values in by_method.items()}
+        for split, by_method in scores.items()
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
