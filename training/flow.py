@@ -89,6 +89,10 @@ def quadrant_weights(height: int, width: int, copied_weight: float, *, device: t
     return weights / weights.mean()
 
 
+def _weights_like(squared: Tensor, copied_weight: float) -> Tensor:
+    return quadrant_weights(squared.shape[-2], squared.shape[-1], copied_weight, device=squared.device)
+
+
 def sample_losses(prediction: Tensor, target: Tensor, weights: Tensor, *, copied_weight: float = 1.0) -> Tensor:
     """Return each sample's loss [B] float32: the weighted squared error, mean over channels and positions.
 
@@ -100,5 +104,5 @@ def sample_losses(prediction: Tensor, target: Tensor, weights: Tensor, *, copied
     """
     squared = (prediction.float() - target.float()) ** 2
     if copied_weight != 1.0:
-        squared = squared * quadrant_weights(*squared.shape[-2:], copied_weight, device=squared.device)
+        squared = squared * _weights_like(squared, copied_weight)
     return squared.flatten(1).mean(1) * weights.float()

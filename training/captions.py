@@ -1,0 +1,132 @@
+"""Prompts → what the base is told: T5 and CLIP text embeddings, made once before training, then the encoders go.
+
+The embeddings are those of diffusers' Kontext pipeline: T5 tokens padded to `max_tokens` (no mask is used, so pads
+matter), CLIP's pooled vector. A base without text encoders gets one zero token, if no captions are wanted.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorweb_core.errors import ModelError
+
+logger = logging.getLogger(__name__)
+_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+
+
+@dataclass(frozen=True)
+class CaptionTable:
+    """Embeddings of all prompts of a run.
+
+    Attributes:
+        look_up: prompt → (prompt_embeds [L, D], pooled [D′]) on the CPU; KeyError for an unknown prompt.
+    """
+
+    look_up: Callable[[str], tuple[Tensor, Tensor]]
+
+    def batch(self, captions: Sequence[str], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return prompt_embeds [B, L, D] and pooled [B, D′]."""
+        pairs = [self.look_up(caption) for caption in captions]
+        prompts, pooled = (torch.stack(list(parts)).to(device, dtype) for parts in zip(*pairs, strict=True))
+        return prompts, pooled
+
+
+def has_text_encoders(components: Path) -> bool:
+    """Whether a diffusers folder brings both text encoders."""
+    return all((components / part).is_dir() for part in _PARTS)
+
+
+def encode_captions(
+    captions: Sequence[str],
+    components: Path,
+    transformer_config: dict[str, Any],
+    *,
+    max_tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return prompt → (prompt_embeds [L, D], pooled [D′]) for all captions, on the CPU, encoders freed again.
+
+    Args:
+        captions: distinct prompts, "" included.
+        components: diffusers folder.
+        transformer_config: gives the widths when there are no text encoders.
+        max_tokens: L, T5 tokens per prompt, pads included.
+        dtype: of encoders and results.
+        device: where they run.
+    Raises: ModelError: when there are no text encoders but captions, or widths do not fit the base.
+    """
+    if not has_text_encoders(components):
+        return _zero_captions(captions, components, transformer_config, dtype)
+    pipeline = _text_pipeline(components, dtype, device)
+    table = {}
+    for caption in captions:
+        with torch.no_grad():
+            embeds, pooled, _ = pipeline.encode_prompt(
+                prompt=caption, prompt_2=None, device=device, num_images_per_prompt=1, max_sequence_length=max_tokens
+            )
+        table[caption] = (embeds[0].cpu(), pooled[0].cpu())
+    del pipeline
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    _check_widths(table, transformer_config, components)
+    logger.info("encoded %d prompts; text encoders are freed", len(table))
+    return table
+
+
+def _text_pipeline(components: Path, dtype: torch.dtype, device: torch.device) -> Any:  # noqa: ANN401 (diffusers)
+    from diffusers import FluxKontextPipeline
+    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+    models = {
+        "text_encoder": CLIPTextModel.from_pretrained(components / "text_encoder", dtype=dtype, local_files_only=True),
+        "text_encoder_2": T5EncoderModel.from_pretrained(
+            components / "text_encoder_2", dtype=dtype, local_files_only=True
+        ),
+    }
+    for model in models.values():
+        model.to(device).eval().requires_grad_(False)
+    return FluxKontextPipeline(
+        **models,
+        tokenizer=CLIPTokenizer.from_pretrained(components / "tokenizer", local_files_only=True),
+        tokenizer_2=T5TokenizerFast.from_pretrained(components / "tokenizer_2", local_files_only=True),
+        scheduler=None,
+        vae=None,
+        transformer=None,
+    )
+
+
+def _zero_captions(
+    captions: Sequence[str], components: Path, transformer_config: dict[str, Any], dtype: torch.dtype
+) -> dict[str, tuple[Tensor, Tensor]]:
+    wanted = [caption for caption in captions if caption]
+    if wanted:
+        raise ModelError(
+            expected=f"text encoders ({', '.join(_PARTS)}) in {components}, since captions are used",
+            got=f"none, and {len(wanted)} different captions, first {wanted[0]!r}",
+            remedy="Set text.caption_source: none, or name a folder with text encoders in base.components.",
+        )
+    prompt = torch.zeros(1, transformer_config["joint_attention_dim"], dtype=dtype)
+    return {"": (prompt, torch.zeros(transformer_config["pooled_projection_dim"], dtype=dtype))}
+
+
+def _check_widths(
+    table: dict[str, tuple[Tensor, Tensor]], transformer_config: dict[str, Any], components: Path
+) -> None:
+    prompt, pooled = next(iter(table.values()))
+    wanted = (transformer_config["joint_attention_dim"], transformer_config["pooled_projection_dim"])
+    if (prompt.shape[-1], pooled.shape[-1]) != wanted:
+        raise ModelError(
+            expected=f"text embeddings of widths {wanted[0]} and {wanted[1]} for this base",
+            got=f"{prompt.shape[-1]} and {pooled.shape[-1]} from {components}",
+            remedy="Name the text encoders that belong to the base in base.components.",
+        )

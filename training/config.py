@@ -1,0 +1,226 @@
+"""The whole of a training run as one frozen, typed tree: what a YAML file and the command line may say.
+
+`config_reading` reads files and overrides into it and tells all mistakes at once. The shipped files in `configs/`
+explain each line with unit, cost and origin; here are types, defaults and limits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lorweb_core.settings import CLIP_ENCODER_ID, KONTEXT_ID, RouterSettings
+
+from .flow import TimestepSettings
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    """Frozen, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class BaseModelConfig(_Section):
+    """The frozen base: where it comes from and in which precision it computes."""
+
+    model: str = KONTEXT_ID
+    revision: str | None = None
+    components: str | None = None
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    gradient_checkpointing: bool = True
+    compile: bool = False
+
+
+class BasisConfig(_Section):
+    """The basis that is learned: its sizes, its router and the Linears that get one."""
+
+    basis_size: Positive = 32
+    rank: Positive = 4
+    key_dim: Positive = 128
+    heads: Positive = 1
+    activation: Literal["softmax", "tanh"] = "softmax"
+    reduction: Literal["mean", "sum"] = "mean"
+    query_mode: Literal["cat-aa'b", "aa'bb'", "caa'bb'", "caa'b", "caa'", "ca'-ca", "ca'-ca+cb"] = "cat-aa'b"
+    coefficient_gain: Annotated[float, Field(gt=0)] | Literal["basis_size"] = 1.0
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    start_from: Path | None = None
+
+    @model_validator(mode="after")
+    def _heads_divide_keys(self) -> BasisConfig:
+        if self.key_dim % self.heads:
+            raise ValueError(f"key_dim ({self.key_dim}) must be a multiple of heads ({self.heads})")
+        return self
+
+    @property
+    def gain(self) -> float:
+        """The factor on all coefficients as a number."""
+        return float(self.basis_size if self.coefficient_gain == "basis_size" else self.coefficient_gain)
+
+
+class EncoderConfig(_Section):
+    """The frozen image encoder that the router listens to."""
+
+    model: str = CLIP_ENCODER_ID
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class TextConfig(_Section):
+    """What the base is told in words."""
+
+    caption_source: Literal["a", "b", "task", "none"] = "a"
+    caption_dropout: Share = 0.05
+    max_tokens: Annotated[int, Field(ge=1, le=512)] = 512
+
+
+class DataConfig(_Section):
+    """Pictures: which, how large, how drawn, what is kept of them."""
+
+    index: Path
+    resolution_px: Annotated[int, Field(ge=16, multiple_of=16)] = 256
+    task_exponent: Annotated[float, Field(ge=0, le=4)] = 0.5
+    pairing: Literal["ordered", "i<j"] = "ordered"
+    hold_out_tasks: Natural | tuple[str, ...] = 0
+    hold_out_pairs: Natural = 1
+    on_bad_data: Literal["skip", "stop"] = "skip"
+    workers: Natural = 4
+    cache: Path | None = None
+    cache_embeddings: bool = False
+    cache_latents: bool = False
+
+    @model_validator(mode="after")
+    def _caches_need_a_folder(self) -> DataConfig:
+        if self.cache is None and (self.cache_embeddings or self.cache_latents):
+            raise ValueError("cache_embeddings and cache_latents need a folder in cache")
+        return self
+
+
+class FlowConfig(_Section):
+    """Noise, weights and loss."""
+
+    timesteps: Literal["bell", "uniform", "logit_normal", "shifted"] = "bell"
+    logit_mean: float = 0.0
+    logit_std: Annotated[float, Field(gt=0)] = 1.0
+    shift: Annotated[float, Field(gt=0)] = 3.0
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    copied_weight: Annotated[float, Field(ge=0)] = 1.0
+    latents: Literal["mode", "sample"] = "mode"
+
+    @property
+    def timestep_settings(self) -> TimestepSettings:
+        """What `flow.draw_sigma` takes."""
+        return TimestepSettings(self.timesteps, self.logit_mean, self.logit_std, self.shift)
+
+
+class OptimiserConfig(_Section):
+    """How the basis is moved."""
+
+    name: Literal["adamw", "adamw8bit"] = "adamw8bit"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    router_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    max_gradient_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: Natural = 0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+
+class RunConfig(_Section):
+    """Length of the run, batches, and what happens when something goes wrong."""
+
+    name: Annotated[str, Field(pattern=r"^[\w][\w.\- ]*$")] = "lorweb"
+    folder: Path = Path("runs")
+    seed: Natural = 0
+    steps: Positive = 10_000
+    batch_size: Positive = 6
+    micro_batch_size: Positive = 6
+    max_bad_steps: Natural = 20
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+
+
+class CheckpointConfig(_Section):
+    """What is kept on disk."""
+
+    every: Positive = 250
+    keep: Positive = 2
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+
+
+class ValidationConfig(_Section):
+    """Losses at fixed noise, pictures and router health."""
+
+    every: Natural = 500
+    per_task: Positive = 1
+    max_items: Positive = 32
+    sigmas: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.25, 0.5, 0.75)
+    pictures: Natural = 4
+    picture_steps: Positive = 20
+    picture_guidance: Annotated[float, Field(ge=0)] = 2.5
+
+
+class TrackingConfig(_Section):
+    """Where numbers go besides the run's own files."""
+
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    log_every: Positive = 10
+
+
+class TrainConfig(_Section):
+    """A whole training run."""
+
+    base: BaseModelConfig = BaseModelConfig()
+    basis: BasisConfig = BasisConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    text: TextConfig = TextConfig()
+    data: DataConfig
+    flow: FlowConfig = FlowConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    run: RunConfig = RunConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit_each_other(self) -> TrainConfig:
+        problems = []
+        if self.data.cache_latents and self.flow.latents == "sample":
+            problems.append("data.cache_latents keeps one encoding per picture: set flow.latents: mode")
+        if self.data.cache_embeddings and self.basis.query_mode in ("aa'bb'", "caa'bb'", "caa'b", "caa'"):
+            problems.append("data.cache_embeddings is for query modes of single pictures, not for grids")
+        if self.run.strategy == "fsdp" and self.base.quantize != "none":
+            problems.append("run.strategy fsdp shards a bfloat16 base: set base.quantize: none, or use ddp")
+        if self.optimiser.warmup_steps >= self.run.steps:
+            problems.append("optimiser.warmup_steps must be below run.steps")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """Where everything of this run lies."""
+        return self.run.folder / self.run.name
+
+    def router_settings(self) -> RouterSettings:
+        """What is written into the basis file about routing."""
+        return RouterSettings(
+            activation=self.basis.activation,
+            heads=self.basis.heads,
+            reduction=self.basis.reduction,
+            query_mode=self.basis.query_mode,
+            encoder_id=self.encoder.model,
+            encoder_revision=self.encoder.revision or "",
+            base_model=self.base.model,
+        )

@@ -1,0 +1,156 @@
+"""YAML files and command-line overrides → a `TrainConfig`, with every mistake told at once.
+
+extends: paper.yaml          # optional: another file, relative to this one, whose values are the start
+optimiser:
+  learning_rate: 3e-4        # the same on the command line: optimiser.learning_rate=3e-4
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lorweb_core.errors import LoRWeBError
+from lorweb_core.files import write_text_atomically
+
+from .config import TrainConfig
+
+_MAX_EXTENDS = 8
+SHIPPED = Path(__file__).parent / "configs"
+
+
+class ConfigError(LoRWeBError):
+    """A configuration has mistakes; all of them are in the message.
+
+    Attributes:
+        mistakes: one line each: dotted name, what is wrong.
+    """
+
+    def __init__(self, source: str, mistakes: Sequence[str]) -> None:
+        listed = "".join(f"\n  - {mistake}" for mistake in mistakes)
+        super().__init__(
+            expected=f"a valid configuration in {source}",
+            got=f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}:{listed}\n",
+            remedy="Correct them in the file or on the command line (name=value).",
+        )
+        self.mistakes = tuple(mistakes)
+
+
+def read_config(path: Path | str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Return the configuration of a file with `section.name=value` overrides.
+
+    Args:
+        path: YAML file; a bare name such as `paper.yaml` also finds the shipped ones.
+        overrides: each `dotted.name=value`, value in YAML.
+    Raises: ConfigError: with all mistakes of file and overrides.
+    """
+    values = _read_yaml(_find(Path(path)))
+    mistakes = _apply_overrides(values, overrides)
+    try:
+        config = TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(str(path), mistakes + [_describe(item) for item in error.errors()]) from error
+    if mistakes:
+        raise ConfigError(str(path), mistakes)
+    return config
+
+
+def write_config(path: Path, config: TrainConfig) -> None:
+    """Write the resolved configuration, every value spelt out; reading it back gives an equal one."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_text_atomically(path, f"# Every value of this run, as resolved from file and command line.\n{text}")
+
+
+def _find(path: Path) -> Path:
+    shipped = SHIPPED / path.name
+    return shipped if not path.exists() and len(path.parts) == 1 and shipped.exists() else path
+
+
+def _read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        names = ", ".join(sorted(file.name for file in SHIPPED.glob("*.yaml")))
+        raise ConfigError(str(path), [f"cannot be read: {error} (shipped files: {names})"]) from error
+    if not isinstance(values, dict):
+        raise ConfigError(str(path), [f"must be sections with names and values, is a {type(values).__name__}"])
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    if depth >= _MAX_EXTENDS:
+        raise ConfigError(str(path), [f"extends: more than {_MAX_EXTENDS} files deep; does a file extend itself?"])
+    return _merge(_read_yaml(path.parent / str(parent), depth + 1), values)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merge(merged[name], value) if both else value
+    return merged
+
+
+def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    mistakes = []
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        *sections, last = name.split(".")
+        if not separator or not sections:
+            mistakes.append(f"{override!r}: expected section.name=value")
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            mistakes.append(f"{override!r}: the value is not valid YAML")
+            continue
+        target = values
+        for section in sections:
+            if not isinstance(target.get(section), dict):
+                target[section] = {}
+            target = target[section]
+        target[last] = value
+    return mistakes
+
+
+def _describe(item: Mapping[str, Any]) -> str:
+    location = [str(part) for part in item["loc"]]
+    name = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        return f"{name}: unknown name{_nearest(location)}"
+    if item["type"] == "missing":
+        return f"{name}: has no default and must be given"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    shown = "" if item["type"] == "value_error" else f" (got {item['input']!r:.60})"
+    return f"{name}: {message}{shown}" if name else message + shown
+
+
+def _nearest(location: Sequence[str]) -> str:
+    section: type[BaseModel] | None = TrainConfig
+    for part in location[:-1]:
+        field = section.model_fields.get(part) if section else None
+        is_section = (
+            field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        )
+        section = field.annotation if is_section and field is not None else None
+    names = dotted_names()
+    siblings = list(section.model_fields) if section else []
+    near = difflib.get_close_matches(location[-1], siblings, n=1) or [
+        dotted for dotted in names if dotted.rpartition(".")[2] == location[-1]
+    ]
+    near = near or difflib.get_close_matches(".".join(location), names, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(siblings)}"
+
+
+def dotted_names() -> list[str]:
+    """Return every name of the tree, `section.name`."""
+    return [
+        f"{section}.{name}"
+        for section, field in TrainConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for name in field.annotation.model_fields
+    ]

@@ -1,0 +1,116 @@
+"""Embeddings and latents that are computed once and kept on disk, each under everything that it depends on.
+
+With `data.cache` unset, prompts live in memory (1 MB each at 128 tokens, 4 MB at 512) and nothing else is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from lorweb_core.encoder import ImageEncoder
+from lorweb_core.errors import ModelError
+
+from .captions import encode_captions, has_text_encoders
+from .config import TrainConfig
+from .data.cache import TensorCache, text_key
+from .data.encoder_pictures import EncoderPictures
+from .data.index import PairRecord
+from .data.quadruplets import collate_quadruplets
+from .kontext import DTYPES
+from .model_source import ModelSource, read_transformer_config
+
+logger = logging.getLogger(__name__)
+_PROMPTS_AT_A_TIME = 256
+_PICTURES_AT_A_TIME = 32
+
+
+def cached_captions(
+    config: TrainConfig, source: ModelSource, prompts: Sequence[str], device: torch.device
+) -> Callable[[str], tuple[Tensor, Tensor]]:
+    """Return prompt → (prompt_embeds, pooled), made now for all prompts; kept on disk when `data.cache` is set."""
+    options: dict[str, Any] = {
+        "max_tokens": config.text.max_tokens, "dtype": DTYPES[config.base.dtype], "device": device,
+    }  # fmt: skip
+    transformer_config = read_transformer_config(source)
+    if config.data.cache is None or not has_text_encoders(source.components):
+        return encode_captions(prompts, source.components, transformer_config, **options).__getitem__
+    fingerprint = {
+        "kind": "text",
+        "model": file_facts(source.components, "text_encoder*/*"),
+        "max_tokens": config.text.max_tokens,
+        "dtype": config.base.dtype,
+    }
+    cache = TensorCache(config.data.cache, fingerprint)
+    missing = [prompt for prompt in prompts if cache.missing([text_key(prompt), f"{text_key(prompt)}.pooled"])]
+    for start in range(0, len(missing), _PROMPTS_AT_A_TIME):
+        part = missing[start : start + _PROMPTS_AT_A_TIME]
+        for prompt, pair in encode_captions(part, source.components, transformer_config, **options).items():
+            cache.put(text_key(prompt), pair[0])
+            cache.put(f"{text_key(prompt)}.pooled", pair[1])
+    cache.flush()
+    return lambda prompt: (_held(cache, text_key(prompt)), _held(cache, f"{text_key(prompt)}.pooled"))
+
+
+def cached_embeddings(
+    config: TrainConfig, encoder: ImageEncoder, records: Sequence[PairRecord]
+) -> Callable[[str], Tensor]:
+    """Return picture key → [P] for every picture of these pairs, made now where missing."""
+    folder = config.data.cache or Path("cache")
+    fingerprint = {
+        "kind": "image",
+        "model": config.encoder.model,
+        "revision": config.encoder.revision,
+        "files": file_facts(Path(config.encoder.model), "*"),
+        "dtype": config.encoder.dtype,
+        "preprocessing": vars(encoder.preprocessing),
+    }
+    cache = TensorCache(folder, fingerprint)
+    pictures = EncoderPictures(records, encoder.preprocessing, known=cache.keys(), on_bad_data=config.data.on_bad_data)
+    loader: DataLoader[Any] = DataLoader(
+        pictures, batch_size=_PICTURES_AT_A_TIME, collate_fn=collate_quadruplets, num_workers=config.data.workers
+    )
+    for batch in tqdm(loader, desc="image embeddings", disable=len(pictures) == 0):
+        if not batch:
+            continue
+        embeddings = encoder.embed(batch["images"].flatten(0, 1).float() / 255)
+        keys = [key for pair in batch["keys"] for key in pair]
+        for key, embedding in zip(keys, embeddings, strict=True):
+            cache.put(key, embedding)
+    cache.flush()
+    return lambda key: _held(cache, key)
+
+
+def latent_cache(config: TrainConfig, source: ModelSource) -> TensorCache:
+    """Return the cache of single cells' latents; `latents.GridLatents` fills it as it goes."""
+    fingerprint = {
+        "kind": "latents",
+        "codec": file_facts(source.components, "vae/*"),
+        "dtype": config.base.dtype,
+        "crop": "centre, lanczos",
+    }
+    return TensorCache(config.data.cache or Path("cache"), fingerprint)
+
+
+def file_facts(folder: Path, pattern: str) -> list[tuple[str, int, int]]:
+    """Return (name, bytes, time of change) of a folder's files: enough to notice that a model was exchanged."""
+    files = sorted(path for path in folder.glob(pattern) if path.is_file()) if folder.is_dir() else []
+    return [(path.name, path.stat().st_size, int(path.stat().st_mtime)) for path in files]
+
+
+def _held(cache: TensorCache, key: str) -> Tensor:
+    tensor = cache.get(key)
+    if tensor is None:
+        raise ModelError(
+            expected=f"the cached embedding {key} in {cache.folder}",
+            got="a damaged or removed entry (it was set aside)",
+            remedy="Start again with --resume latest: what is missing is made anew before training goes on.",
+        )
+    return tensor

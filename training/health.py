@@ -1,0 +1,73 @@
+"""Is the router alive? How evenly it uses the basis, and whether it tells analogies apart.
+
+From coefficients [M layers, B analogies, N adapters]: normalised entropy (1 = all alike, 0 = one adapter), use per
+adapter (mean share), dead adapters (never above a tenth of an even share), spread over analogies (0 = the router
+ignores the pictures), drift since the last look. A person opens `health.png`; numbers are in `health.json`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+_DEAD_SHARE = 0.1
+_CELL_PX = 12
+
+
+@dataclass(frozen=True)
+class RouterHealth:
+    """Numbers of one look at the router.
+
+    Attributes:
+        entropy: mean over layers and analogies, divided by ln N; 1.0 for N = 1.
+        dead_adapters: share of (layer, adapter) pairs that no analogy uses.
+        spread: mean standard deviation over analogies, times N.
+        drift: mean absolute change since the last look, times N; NaN at the first.
+        use: [M, N], mean share of each adapter.
+    """
+
+    entropy: float
+    dead_adapters: float
+    spread: float
+    drift: float
+    use: Tensor
+
+    def numbers(self) -> dict[str, float]:
+        """Return what trackers take; NaN is left out."""
+        values = {
+            "router/entropy": self.entropy,
+            "router/dead_adapters": self.dead_adapters,
+            "router/spread": self.spread,
+            "router/drift": self.drift,
+        }
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def router_health(coefficients: Tensor, before: Tensor | None = None) -> RouterHealth:
+    """Return the health of coefficients [M, B, N] (without gain); `before` is the last look at the same analogies."""
+    shares = coefficients.abs().float()
+    shares = shares / shares.sum(-1, keepdim=True).clamp_min(1e-12)
+    count = shares.shape[-1]
+    entropy = -(shares * shares.clamp_min(1e-12).log()).sum(-1).mean()
+    highest = shares.amax(1)
+    spread = coefficients.std(1, correction=0).mean() * count
+    return RouterHealth(
+        entropy=float(entropy) / math.log(count) if count > 1 else 1.0,
+        dead_adapters=float((highest < _DEAD_SHARE / count).float().mean()),
+        spread=float(spread),
+        drift=math.nan if before is None else float((coefficients - before).abs().mean() * count),
+        use=shares.mean(1),
+    )
+
+
+def draw_use(health: RouterHealth, path: Path) -> None:
+    """Save a heat map: a row per layer, a column per adapter; white = unused, black = four times an even share."""
+    share = (health.use * health.use.shape[1] / 4).clamp(0, 1)
+    grey = torch.round(255 * (1 - share)).to(torch.uint8).cpu().numpy()
+    Image.fromarray(np.kron(grey, np.ones((_CELL_PX, _CELL_PX), dtype=np.uint8))).save(path)

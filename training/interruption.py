@@ -1,0 +1,41 @@
+"""Ctrl-C, SIGTERM and SIGUSR1 (a scheduler's warning) ask for a save and a clean end after the step at hand.
+
+A second Ctrl-C ends at once. Handlers are put back on leaving.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop, and how."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Note the first request; a second Ctrl-C interrupts."""
+        if self.reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.reason = signal.Signals(number).name
+
+
+@contextmanager
+def listen_for_signals() -> Iterator[StopRequest]:
+    """Give a `StopRequest` that the three signals set."""
+    request = StopRequest()
+    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, request.handle) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

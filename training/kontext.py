@@ -1,0 +1,168 @@
+"""The frozen base: FLUX.1-Kontext's transformer and codec, loaded from wherever they are, quantised if wished.
+
+The transformer may have any size (tests and the demo use tiny ones); the codec is an `AutoencoderKL` or an
+`AutoencoderTiny`. Everything is frozen here, once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lorweb_core.errors import ModelError
+
+from .config import BaseModelConfig
+from .model_source import ModelSource, read_transformer_config
+from .quantise import quantise_blocks
+from .single_file import read_single_file
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Pixels ⇄ latents as the base was trained on them: z = (encoder(x) − shift) · scale.
+
+    Attributes:
+        model: the VAE, frozen, eval.
+        scale: its scaling factor.
+        shift: its shift factor.
+        pixels_per_latent: 8 for FLUX.
+        channels: 16 for FLUX.
+    """
+
+    model: Any
+    scale: float
+    shift: float
+    pixels_per_latent: int
+    channels: int
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """Return latents [B, C, H/8, W/8] float32 on the codec's device.
+
+        Args:
+            pixels: [B, 3, H, W] in −1…1.
+            noise: shaped like the result, to sample the posterior mean + std · noise; None takes its mode.
+        """
+        output = self.model.encode(pixels.to(self.model.device, self.model.dtype))
+        if not hasattr(output, "latent_dist"):
+            return (output.latents.float() - self.shift) * self.scale
+        latents = output.latent_dist.mean.float()
+        if noise is not None:
+            latents = latents + output.latent_dist.std.float() * noise.to(latents)
+        return (latents - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return pixels [B, H, W, 3] float 0–1 on the CPU of latents [B, C, h, w]."""
+        latents = latents.to(self.model.device, torch.float32) / self.scale + self.shift
+        pixels = self.model.decode(latents.to(self.model.dtype), return_dict=False)[0]
+        return (pixels.float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def load_transformer(config: BaseModelConfig, source: ModelSource, device: torch.device) -> FluxTransformer2DModel:
+    """Return the frozen transformer on its device, its block Linears quantised as the config says.
+
+    Raises: ModelError: unreadable files, or a quantiser that is not installed.
+    """
+    from diffusers import FluxTransformer2DModel
+
+    dtype = DTYPES[config.dtype]
+    values = read_transformer_config(source)
+    if source.is_single_file:
+        state = read_single_file(source.transformer, dtype=dtype)
+        with torch.device("meta"):
+            model = FluxTransformer2DModel(**values)
+        _load_assigned(model, state, source.transformer)
+        _rebuild_position_embedding(model, values)
+    else:
+        model = _from_folder(source.transformer, dtype)
+    model.requires_grad_(False)
+    quantise_blocks(model, config.quantize, device)
+    model.to(device)
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return model
+
+
+def load_codec(source: ModelSource, *, dtype: torch.dtype, device: torch.device) -> Codec:
+    """Return the VAE of a base.
+
+    Raises: ModelError: when `vae/` is missing or of another class.
+    """
+    import diffusers
+
+    folder = source.components / "vae"
+    config = _read_json(folder / "config.json")
+    name = config.get("_class_name", "AutoencoderKL")
+    if name not in ("AutoencoderKL", "AutoencoderTiny"):
+        raise ModelError(
+            expected="a VAE of class AutoencoderKL or AutoencoderTiny",
+            got=f"{name} in {folder}",
+            remedy="Use the VAE of FLUX.1-Kontext-dev.",
+        )
+    model = getattr(diffusers, name).from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    model.eval().requires_grad_(False).to(device)
+    values = model.config
+    return Codec(
+        model=model,
+        scale=float(values.scaling_factor),
+        shift=float(getattr(values, "shift_factor", None) or 0.0),
+        pixels_per_latent=2 ** (len(values.block_out_channels) - 1),
+        channels=int(values.latent_channels),
+    )
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
+    from diffusers import FluxTransformer2DModel
+
+    try:
+        return FluxTransformer2DModel.from_pretrained(
+            folder, subfolder="transformer", torch_dtype=dtype, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            expected=f"whole transformer weights in {folder / 'transformer'}",
+            got=str(error)[:300],
+            remedy="Copy or download the model folder again.",
+        ) from error
+
+
+def _load_assigned(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    wrong = sorted(name for name in own.keys() | state.keys() if own.get(name) != getattr(state.get(name), "shape", 0))
+    if wrong:
+        raise ModelError(
+            expected=f"the {len(own)} tensors of FLUX.1-Kontext-dev in {path.name}",
+            got=f"{len(wrong)} missing, unexpected or of another shape, first {wrong[:3]}",
+            remedy="Use the published FLUX.1-Kontext-dev file; pruned and merged architectures are not supported.",
+        )
+    model.load_state_dict(state, assign=True)
+
+
+def _rebuild_position_embedding(model: Any, values: dict[str, Any]) -> None:  # noqa: ANN401 (diffusers model)
+    """Replace what was built on the meta device and has no weights."""
+    from diffusers.models.transformers.transformer_flux import FluxPosEmbed
+
+    model.pos_embed = FluxPosEmbed(theta=10000, axes_dim=values["axes_dims_rope"])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            expected=f"a readable {path}",
+            got=str(error),
+            remedy="Set base.components to a diffusers folder or id that has this part, for example the Kontext "
+            "repository itself.",
+        ) from error

@@ -1,0 +1,222 @@
+"""The loop: batch → noise → forward → loss → backward → step → log → maybe validate, maybe save.
+
+Everything random in a step is a function of (seed, step, place in the batch), see `flow` and `data.drawing`; so a
+resumed run, another number of processes and another micro-batch size all do the same updates.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorweb_core.errors import LoRWeBError, ModelError
+
+from .batches import BatchEncoder
+from .config import TrainConfig
+from .distributed import Processes
+from .flow import draw_sigma, sample_generator
+from .interruption import StopRequest
+from .monitor import Monitor, peak_gib
+from .optimisers import MovingAverage, learning_rate_factor, set_learning_rate
+from .trainable import TrainableKontext
+
+logger = logging.getLogger(__name__)
+
+
+class DivergenceError(LoRWeBError):
+    """Too many steps had a loss or gradient that is not finite."""
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes during a run, and nothing else.
+
+    Attributes:
+        model: the base with the basis; its trained weights change.
+        optimiser: over them.
+        average: their moving average, or None.
+        step: updates done (skipped ones included).
+        bad_steps: steps skipped because of non-finite numbers.
+        micro_batch_size: samples per forward pass; halved when memory runs out.
+    """
+
+    model: TrainableKontext
+    optimiser: torch.optim.Optimizer
+    average: MovingAverage | None
+    micro_batch_size: int
+    step: int = 0
+    bad_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What the loop calls on the side; each is given the state after a finished step.
+
+    Attributes:
+        save: writes a checkpoint.
+        validate: losses, pictures, router health.
+    """
+
+    save: Callable[[TrainingState], None]
+    validate: Callable[[TrainingState], None]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The fixed parts of a run.
+
+    Attributes:
+        config: of the run.
+        processes: the process group.
+        module: `state.model`, wrapped for data parallelism.
+        encoder: the frozen encoders.
+        batches: this process's share of one batch per step, from `state.step` on.
+        monitor: where numbers go.
+        stop: set by signals.
+        callbacks: saving and validating.
+    """
+
+    config: TrainConfig
+    processes: Processes
+    module: nn.Module
+    encoder: BatchEncoder
+    batches: Iterator[dict[str, Any]]
+    monitor: Monitor
+    stop: StopRequest
+    callbacks: Callbacks
+    losses: list[float] = field(default_factory=list)
+
+    def run(self, state: TrainingState) -> None:
+        """Train until the last step or until somebody asks to stop; the state is saved at the end either way.
+
+        Raises: DivergenceError: after too many bad steps. ModelError: when one sample alone does not fit in memory.
+        """
+        config = self.config
+        while state.step < config.run.steps and not self._is_stopping():
+            batch = next(self.batches)
+            loss, norm = self._accumulate(state, batch)
+            rate = self._update(state, norm)
+            state.step += 1
+            self._report(state, loss, norm, rate)
+            if config.validation.every and state.step % config.validation.every == 0:
+                self.callbacks.validate(state)
+            if state.step % config.checkpoint.every == 0 and state.step < config.run.steps:
+                self.callbacks.save(state)
+        self.callbacks.save(state)
+
+    def _is_stopping(self) -> bool:
+        is_stopping = self.processes.any(self.stop.reason is not None)
+        if is_stopping:
+            logger.warning("%s: saving and stopping", self.stop.reason or "another process was asked to stop")
+        return is_stopping
+
+    def _accumulate(self, state: TrainingState, batch: dict[str, Any]) -> tuple[float, float]:
+        """Add up the gradients of a whole batch; returns (mean loss, gradient norm), halving what does not fit."""
+        while True:
+            try:
+                loss = self._forward_backward(state, batch)
+                trained = state.model.adapter_parameters() + state.model.router_parameters()
+                limit = self.config.optimiser.max_gradient_norm
+                norm = nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit)
+                return self.processes.mean(loss), float(norm)
+            except torch.OutOfMemoryError as error:
+                self._halve_micro_batch(state, error)
+
+    def _forward_backward(self, state: TrainingState, batch: dict[str, Any]) -> float:
+        state.optimiser.zero_grad(set_to_none=True)
+        samples = len(batch["caption"])
+        starts = range(0, samples, state.micro_batch_size)
+        total = 0.0
+        for start in starts:
+            rows = slice(start, min(start + state.micro_batch_size, samples))
+            with self.processes.without_sync(self.module, is_last=start == starts[-1]):
+                loss = self._losses(state.step, batch, rows).sum() / samples
+                loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def _losses(self, step: int, batch: dict[str, Any], rows: slice) -> Tensor:
+        """Losses [B] of some rows of this process's share."""
+        flow, offset = self.config.flow, self.processes.rank * len(batch["caption"])
+        generators = [
+            sample_generator(self.config.run.seed, step, offset + row) for row in range(rows.start, rows.stop)
+        ]
+        posterior_noise = None
+        if flow.latents == "sample":
+            posterior_noise = torch.stack([torch.randn(2, *self._latent_shape(batch), generator=g) for g in generators])
+        encoded = self.encoder.encode(batch, rows, posterior_noise=posterior_noise)
+        drawn = [draw_sigma(flow.timestep_settings, generator) for generator in generators]
+        noise = torch.stack([torch.randn(encoded.latents.shape[1:], generator=generator) for generator in generators])
+        device = encoded.latents.device
+        sigmas, weights = torch.tensor(drawn, dtype=torch.float32, device=device).unbind(1)
+        return self.module(encoded.latents, noise.to(device), sigmas, weights, encoded.conditioning, flow.copied_weight)
+
+    def _latent_shape(self, batch: dict[str, Any]) -> tuple[int, int, int]:
+        codec = self.encoder.grids.codec
+        height, width = batch["target"].shape[-2:]
+        return codec.channels, height // codec.pixels_per_latent, width // codec.pixels_per_latent
+
+    def _halve_micro_batch(self, state: TrainingState, error: BaseException) -> None:
+        """Halve the micro-batch; the gradients of this step are computed anew with the same noise."""
+        if state.micro_batch_size == 1 or self.processes.world_size > 1:
+            raise ModelError(
+                expected="a micro-batch of the configured size to fit in memory",
+                got=f"out of memory at {state.micro_batch_size} sample(s) per process ({str(error)[:150]})",
+                remedy="Set a smaller run.micro_batch_size (batches are accumulated, results stay equal), "
+                "base.quantize: int8 or nf4, a smaller data.resolution_px or text.max_tokens; then --resume latest.",
+            ) from error
+        state.optimiser.zero_grad(set_to_none=True)
+        state.micro_batch_size = (state.micro_batch_size + 1) // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logger.warning(
+            "out of memory: micro-batch is now %d; the batch of %d stays, by accumulation",
+            state.micro_batch_size,
+            self.config.run.batch_size,
+        )
+
+    def _update(self, state: TrainingState, norm: float) -> float:
+        """Move the weights unless a gradient is not finite; returns the learning rate."""
+        config = self.config
+        factor = learning_rate_factor(config.optimiser, state.step, config.run.steps)
+        rate = set_learning_rate(state.optimiser, factor)
+        if not math.isfinite(norm):
+            state.bad_steps += 1
+            logger.warning("step %d: loss or gradient is not finite; skipped (%d so far)", state.step, state.bad_steps)
+            self._stop_if_diverged(state)
+            return rate
+        state.optimiser.step()
+        if state.average is not None:
+            state.average.update(state.model.trained_state())
+        return rate
+
+    def _stop_if_diverged(self, state: TrainingState) -> None:
+        if state.bad_steps <= self.config.run.max_bad_steps:
+            return
+        raise DivergenceError(
+            expected=f"at most {self.config.run.max_bad_steps} steps with non-finite numbers",
+            got=f"{state.bad_steps} at step {state.step}",
+            remedy="Lower optimiser.learning_rate or coefficient_gain and go on from the last checkpoint "
+            "with --resume latest; check the data with `python -m training.prepare check`.",
+        )
+
+    def _report(self, state: TrainingState, loss: float, norm: float, rate: float) -> None:
+        self.losses.append(loss)
+        self.monitor.step(loss)
+        if state.step % self.config.tracking.log_every and state.step != self.config.run.steps:
+            return
+        window = self.losses[-self.config.tracking.log_every :]
+        values = {
+            "train/loss": sum(window) / len(window),
+            "train/gradient_norm": norm,
+            "train/learning_rate": rate,
+            "train/bad_steps": float(state.bad_steps),
+            "train/peak_gib": peak_gib(),
+        }
+        self.monitor.log(state.step, values)

@@ -1,0 +1,115 @@
+"""What a run tells while it goes: a progress bar, one JSON line per logged step, TensorBoard, maybe Weights & Biases.
+
+Numbers go to `metrics.jsonl` in any case, so a run can be read without any tracker. Only the main process talks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lorweb_core.errors import SettingsError
+
+from .config import TrainConfig
+
+logger = logging.getLogger(__name__)
+METRICS_FILE = "metrics.jsonl"
+
+
+class Monitor:
+    """Progress bar and trackers of a run; silent when `is_main` is False.
+
+    Args:
+        config: of the run.
+        first_step: updates done before.
+        is_main: whether this process talks.
+    """
+
+    def __init__(self, config: TrainConfig, *, first_step: int, is_main: bool) -> None:
+        self._folder, self._is_main = config.run_folder, is_main
+        self._bar = tqdm(total=config.run.steps, initial=first_step, disable=not is_main, unit="step")
+        self._writer = _tensorboard(config) if is_main and config.tracking.tensorboard else None
+        self._wandb = _wandb(config) if is_main and config.tracking.wandb_project else None
+        self._started = time.monotonic()
+
+    def step(self, loss: float) -> None:
+        """Advance the bar."""
+        self._bar.set_postfix_str(f"loss {loss:.4f} · peak {peak_gib():.2f} GiB", refresh=False)
+        self._bar.update()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write numbers of a step everywhere."""
+        if not self._is_main:
+            return
+        record = {"step": step, "seconds": round(time.monotonic() - self._started, 3), **values}
+        with (self._folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Show a picture file in the trackers."""
+        if self._writer is None and self._wandb is None:
+            return
+        import numpy as np
+        from PIL import Image
+
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        if self._writer is not None:
+            self._writer.add_image(name, pixels, step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(pixels)}, step=step)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def peak_gib() -> float:
+    """Return the peak memory so far in GiB: of the GPU, or of this process on a CPU (0 where unknown)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows has no such module
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _tensorboard(config: TrainConfig) -> Any:  # noqa: ANN401 (an optional package's class)
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.warning("TensorBoard is not installed (pip install tensorboard); numbers go to %s only", METRICS_FILE)
+        return None
+    return SummaryWriter(str(config.run_folder / "tensorboard"))
+
+
+def _wandb(config: TrainConfig) -> Any:  # noqa: ANN401 (an optional package's class)
+    try:
+        import wandb
+    except ImportError as error:
+        raise SettingsError(
+            expected="the package wandb, since tracking.wandb_project is set",
+            got=str(error),
+            remedy="Run `pip install wandb` and `wandb login`, or set tracking.wandb_project: null.",
+        ) from error
+    folder = str(config.run_folder)
+    values = config.model_dump(mode="json")
+    return wandb.init(project=config.tracking.wandb_project, name=config.run.name, dir=folder, config=values)

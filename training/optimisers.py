@@ -1,0 +1,121 @@
+"""Which optimiser moves the basis, at which rates, and the moving average of its weights.
+
+`adamw8bit` keeps its two moments in 8 bits (2 bytes a parameter instead of 8): bitsandbytes for float32 weights, torchao
+for bfloat16 ones (stochastic rounding); without either, plain AdamW, and the log says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import OptimiserConfig
+from .trainable import TrainableKontext
+
+logger = logging.getLogger(__name__)
+_Builder = Callable[[list[dict[str, Any]], dict[str, Any]], torch.optim.Optimizer]
+
+
+def build_optimiser(config: OptimiserConfig, model: TrainableKontext) -> torch.optim.Optimizer:
+    """Return the optimiser over adapters and router; each group keeps its full rate as `base_rate`."""
+    router_rate = config.router_learning_rate or config.learning_rate
+    groups = [
+        {"params": model.adapter_parameters(), "lr": config.learning_rate, "base_rate": config.learning_rate},
+        {"params": model.router_parameters(), "lr": router_rate, "base_rate": router_rate},
+    ]
+    options = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "eps": config.epsilon,
+        "weight_decay": config.weight_decay,
+    }
+    is_bfloat16 = model.adapter_parameters()[0].dtype == torch.bfloat16
+    for build in _builders(config.name, is_bfloat16):
+        try:
+            return build(groups, options)
+        except ImportError as error:
+            logger.warning("optimiser.name %s: %s; trying the next one", config.name, error)
+    return _plain(groups, options)
+
+
+def learning_rate_factor(config: OptimiserConfig, step: int, steps: int) -> float:
+    """Return the factor on all rates for the update number `step` (from 0) of `steps`; a pure function."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - progress if config.schedule == "linear" else 1.0
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> float:
+    """Set every group's rate to factor × its full rate; returns the first group's."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["base_rate"] * factor
+    return float(optimiser.param_groups[0]["lr"])
+
+
+class MovingAverage:
+    """Exponential moving average of the trained weights, float32, on their device.
+
+    Args:
+        state: tensors by name, as of `TrainableKontext.trained_state`; copied.
+        decay: share of the old average that stays; the first updates use (1 + n)/(10 + n) when that is smaller.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.tensors = {name: tensor.detach().float().clone() for name, tensor in state.items()}
+
+    @torch.no_grad()
+    def update(self, state: Mapping[str, Tensor]) -> None:
+        """Move towards the current weights."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, average in self.tensors.items():
+            average.lerp_(state[name].detach().float(), 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` takes."""
+        return {"updates": self.updates, "tensors": self.tensors}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved average."""
+        self.updates = int(state["updates"])
+        for name, average in self.tensors.items():
+            average.copy_(state["tensors"][name])
+
+
+def _builders(name: str, is_bfloat16: bool) -> list[_Builder]:
+    if is_bfloat16:
+        return [_torchao] if name == "adamw8bit" else [_torchao_full]
+    return [_bitsandbytes, _torchao] if name == "adamw8bit" else []
+
+
+def _plain(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
+    is_cuda = groups[0]["params"][0].is_cuda
+    return torch.optim.AdamW(groups, **options, fused=True if is_cuda else None)
+
+
+def _bitsandbytes(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(groups, **options)
+
+
+def _torchao(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
+    from torchao.optim import AdamW8bit
+
+    is_bfloat16 = groups[0]["params"][0].dtype == torch.bfloat16
+    return AdamW8bit(groups, **options, bf16_stochastic_round=is_bfloat16)
+
+
+def _torchao_full(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
+    from torchao.optim import _AdamW
+
+    return _AdamW(groups, **options, bf16_stochastic_round=True)

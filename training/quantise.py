@@ -1,0 +1,58 @@
+"""Smaller frozen bases: int8 by torchao, nf4 by bitsandbytes, for the Linears of the transformer blocks only.
+
+Measured on 512→1024 (relative error of output and input gradient against bf16): int8 0.5 % / 0.4 %, nf4 9 % / 8 %.
+Called before the basis is attached; the basis itself is never quantised. Each Linear is moved and packed by itself,
+so the device never holds the bf16 base.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lorweb_core.errors import ModelError
+
+_INSTALL = {"int8": "pip install --no-deps torchao==0.18.0", "nf4": "pip install --no-deps bitsandbytes==0.50.2"}
+
+
+def quantise_blocks(transformer: nn.Module, mode: str, device: torch.device) -> None:
+    """Quantise in place, leaving embeddings, norms and the output layer as they are.
+
+    Args:
+        transformer: a FLUX transformer with `transformer_blocks` and `single_transformer_blocks`.
+        mode: `none`, `int8` or `nf4`.
+        device: where the packed weights live.
+    Raises: ModelError: when the quantiser is not installed.
+    """
+    if mode == "none":
+        return
+    try:
+        (_quantise_int8 if mode == "int8" else _quantise_nf4)(transformer, device)
+    except ImportError as error:
+        raise ModelError(
+            expected=f"the package for base.quantize: {mode}",
+            got=f"an import error ({error})",
+            remedy=f"Run `{_INSTALL[mode]}`, or set base.quantize: none.",
+        ) from error
+
+
+def _quantise_int8(transformer: nn.Module, device: torch.device) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    for blocks in (transformer.transformer_blocks, transformer.single_transformer_blocks):
+        quantize_(blocks, Int8WeightOnlyConfig(version=2), device=device)
+
+
+def _quantise_nf4(transformer: nn.Module, device: torch.device) -> None:
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for blocks in (transformer.transformer_blocks, transformer.single_transformer_blocks):
+        for name, linear in [item for item in blocks.named_modules() if isinstance(item[1], nn.Linear)]:
+            dtype = linear.weight.dtype
+            packed = Linear4bit(
+                linear.in_features, linear.out_features, bias=linear.bias is not None,
+                compute_dtype=dtype, quant_type="nf4", device="meta",
+            )  # fmt: skip
+            packed.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=packed)
+            packed.bias = linear.bias
+            blocks.set_submodule(name, packed.to(device))

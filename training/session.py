@@ -1,0 +1,164 @@
+"""From a configuration to everything a run needs: data, frozen encoders, the base with its basis, optimiser, folder.
+
+Order matters for memory: prompts are encoded and the text encoders freed before the transformer is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lorweb_core.checkpoint import load_basis, save_basis
+from lorweb_core.encoder import load_image_encoder
+from lorweb_core.errors import OutputError
+
+from .batches import GRID_MODES, BatchEncoder
+from .captions import CaptionTable
+from .checkpoints import random_states, restore_random_states, save_checkpoint
+from .config import TrainConfig
+from .distributed import Processes
+from .embedding_cache import cached_captions, cached_embeddings, latent_cache
+from .kontext import DTYPES, load_codec, load_transformer
+from .latents import GridLatents
+from .loop import TrainingState
+from .model_source import ModelSource
+from .optimisers import MovingAverage, build_optimiser
+from .trainable import BasisShape, TrainableKontext
+from .training_data import TrainingData, open_training_data
+
+logger = logging.getLogger(__name__)
+
+
+def build_encoders(
+    config: TrainConfig, source: ModelSource, processes: Processes
+) -> tuple[TrainingData, BatchEncoder, int]:
+    """Return the data, the frozen encoders, and Q, the width of the query embedding.
+
+    Raises: DataError, ModelError, SettingsError: whatever is wrong with files or their combination.
+    """
+    device, dtype = processes.device, DTYPES[config.base.dtype]
+    encoder = load_image_encoder(
+        config.encoder.model, dtype=DTYPES[config.encoder.dtype], device=device, revision=config.encoder.revision
+    )
+    needs_pictures = not config.data.cache_embeddings and config.basis.query_mode not in GRID_MODES
+    data = open_training_data(config, encoder.preprocessing if needs_pictures else None)
+    captions = cached_captions(config, source, data.prompts, device)
+    look_up = cached_embeddings(config, encoder, data.records) if config.data.cache_embeddings else None
+    codec = load_codec(source, dtype=dtype, device=device)
+    settings = config.router_settings()
+    batch_encoder = BatchEncoder(
+        grids=GridLatents(codec, latent_cache(config, source) if config.data.cache_latents else None),
+        captions=CaptionTable(captions),
+        embed=None if look_up else encoder.embed,
+        cached_embedding=look_up,
+        settings=settings,
+        guidance=config.flow.guidance,
+        device=device,
+        dtype=dtype,
+    )
+    return data, batch_encoder, encoder.embedding_dim * settings.embeddings_per_query
+
+
+def build_state(config: TrainConfig, source: ModelSource, query_dim: int, processes: Processes) -> TrainingState:
+    """Return the base with a new basis (or that of `basis.start_from`) and its optimiser."""
+    transformer = load_transformer(config.base, source, processes.device).train()
+    shape = BasisShape(
+        basis_size=config.basis.basis_size,
+        rank=config.basis.rank,
+        key_dim=config.basis.key_dim,
+        query_dim=query_dim,
+        coefficient_gain=config.basis.gain,
+    )
+    model = TrainableKontext(
+        transformer, shape, config.router_settings(),
+        include=config.basis.include, exclude=config.basis.exclude,
+        dtype=DTYPES[config.basis.dtype], seed=config.run.seed,
+    )  # fmt: skip
+    if config.basis.start_from is not None:
+        model.load_basis(load_basis(config.basis.start_from))
+    if config.base.compile:
+        transformer.compile_repeated_blocks()
+    decay = config.optimiser.ema_decay
+    trained = sum(tensor.numel() for tensor in model.trained_state().values())
+    logger.info("%d layers, %.1f M trained parameters", len(model.linears), trained / 1e6)
+    return TrainingState(
+        model=model,
+        optimiser=build_optimiser(config.optimiser, model),
+        average=None if decay is None else MovingAverage(model.trained_state(), decay),
+        micro_batch_size=min(config.run.micro_batch_size, config.run.batch_size),
+    )
+
+
+def pack_state(state: TrainingState, config: TrainConfig) -> dict[str, Any]:
+    """Return everything of a state that a checkpoint holds; the schedule and all draws follow from the step."""
+    return {
+        "trained": {name: tensor.detach().cpu() for name, tensor in state.model.trained_state().items()},
+        "optimiser": state.optimiser.state_dict(),
+        "average": None if state.average is None else state.average.state_dict(),
+        "bad_steps": state.bad_steps,
+        "micro_batch_size": state.micro_batch_size,
+        "random": random_states(),
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def restore_state(state: TrainingState, saved: dict[str, Any], config: TrainConfig) -> None:
+    """Go on from a checkpoint's state; differing settings are named in the log.
+
+    Raises: ShapeError: when the basis has other sizes.
+    """
+    for name, (before, now) in differing_settings(saved["config"], config.model_dump(mode="json")).items():
+        logger.warning("resuming with another %s: %r instead of %r", name, now, before)
+    state.model.load_trained_state(saved["trained"])
+    state.optimiser.load_state_dict(saved["optimiser"])
+    if state.average is not None and saved["average"] is not None:
+        state.average.load_state_dict(saved["average"])
+    state.step, state.bad_steps = saved["step"], saved["bad_steps"]
+    state.micro_batch_size = min(state.micro_batch_size, saved["micro_batch_size"])
+    restore_random_states(saved["random"])
+
+
+def differing_settings(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return dotted name → (before, now) of all settings that differ."""
+    pairs = {
+        f"{section}.{name}": (before.get(section, {}).get(name), value)
+        for section, values in now.items()
+        for name, value in values.items()
+    }
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def write_basis_file(path: Path, state: TrainingState, config: TrainConfig) -> None:
+    """Write the basis that the nodes load: the moving average's weights when there is one, the gain folded in."""
+    tensors = None if state.average is None else state.average.tensors
+    save_basis(
+        path,
+        state.model.layers(tensors),
+        config.router_settings(),
+        dtype=DTYPES[config.checkpoint.dtype],
+        training={"step": state.step, "name": config.run.name, "resolution_px": config.data.resolution_px},
+    )
+
+
+def checkpoint_saver(config: TrainConfig, processes: Processes) -> Callable[[TrainingState], None]:
+    """Return what the loop calls to save: the main process writes, the others wait.
+
+    A save that fails while training goes on is logged, so that a full disk costs no steps; the last one raises.
+    """
+
+    def save(state: TrainingState) -> None:
+        if processes.is_main:
+            try:
+                save_checkpoint(
+                    config.run_folder / "checkpoints", state.step, pack_state(state, config),
+                    write_basis=lambda path: write_basis_file(path, state, config), keep=config.checkpoint.keep,
+                )  # fmt: skip
+            except OutputError as error:
+                if state.step >= config.run.steps:
+                    raise
+                logger.error("%s", error)
+        processes.wait()
+
+    return save

@@ -1,0 +1,191 @@
+"""Train a LoRWeB basis.
+
+    python -m training.train --config paper.yaml data.index=mydata/pairs.jsonl run.name=mine
+    python -m training.train --config paper.yaml … --check            validate everything, load no weights
+    python -m training.train --config paper.yaml … --resume latest    go on after a crash, Ctrl-C or pre-emption
+    torchrun --nproc-per-node 8 -m training.train --config paper.yaml …
+
+Everything of a run lies in `<run.folder>/<run.name>`: resolved.yaml, metrics.jsonl, tensorboard/, checkpoints/,
+validation/, and at the end `<run.name>.safetensors` for ComfyUI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorweb_core.errors import LoRWeBError, OutputError
+
+from .checkpoints import list_checkpoints, load_checkpoint, load_latest
+from .config import TrainConfig
+from .config_reading import read_config, write_config
+from .distributed import Processes
+from .interruption import StopRequest, listen_for_signals
+from .loop import Callbacks, Loop, TrainingState
+from .model_source import find_source
+from .monitor import Monitor
+from .preflight import preflight_report
+from .sampling import read_schedule
+from .session import build_encoders, build_state, checkpoint_saver, restore_state, write_basis_file
+from .training_data import training_batches
+from .validation import Validator, averaged_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        step: updates done.
+        losses: of the steps of this process's call, in order.
+        basis_file: the finished file, or None when the run was stopped before its last step.
+        world_size: how many processes took part.
+    """
+
+    step: int
+    losses: tuple[float, ...]
+    basis_file: Path | None
+    world_size: int
+
+
+def train(config: TrainConfig, *, resume: str | None = None) -> RunResult:
+    """Train as the configuration says.
+
+    Args:
+        config: of the run.
+        resume: `latest`, a checkpoint folder, or None to start.
+    Returns: how it ended.
+    Raises: LoRWeBError: every mistake a user can make, with its remedy.
+    """
+    processes = Processes(config.run.device)
+    try:
+        with listen_for_signals() as stop:
+            return _run(config, processes, stop, resume)
+    finally:
+        processes.close()
+
+
+def _run(config: TrainConfig, processes: Processes, stop: StopRequest, resume: str | None) -> RunResult:
+    if config.run.batch_size % processes.world_size:
+        raise OutputError(
+            expected=f"run.batch_size to be a multiple of the {processes.world_size} processes",
+            got=str(config.run.batch_size),
+            remedy="Change run.batch_size or the number of processes.",
+        )
+    saved = _find_saved(config, resume)
+    processes.wait()
+    source = find_source(config.base.model, config.base.components, config.base.revision)
+    if processes.is_main:
+        config.run_folder.mkdir(parents=True, exist_ok=True)
+        write_config(config.run_folder / "resolved.yaml", config)
+    torch.manual_seed(config.run.seed)
+    data, encoder, query_dim = build_encoders(config, source, processes)
+    state = build_state(config, source, query_dim, processes)
+    if saved is not None:
+        restore_state(state, saved, config)
+    validator = Validator(
+        data.validation, encoder, config.validation, read_schedule(source.components), config.run.seed
+    )
+    monitor = Monitor(config, first_step=state.step, is_main=processes.is_main)
+    loop = Loop(
+        config=config,
+        processes=processes,
+        module=processes.wrap(state.model),
+        encoder=encoder,
+        batches=training_batches(
+            data, config, first_step=state.step, rank=processes.rank, world_size=processes.world_size
+        ),
+        monitor=monitor,
+        stop=stop,
+        callbacks=Callbacks(
+            save=checkpoint_saver(config, processes),
+            validate=lambda now: _validate(validator, now, config, monitor, processes),
+        ),
+    )
+    try:
+        loop.run(state)
+    finally:
+        monitor.close()
+    return RunResult(state.step, tuple(loop.losses), _finish(config, state, processes), processes.world_size)
+
+
+def _find_saved(config: TrainConfig, resume: str | None) -> dict[str, Any] | None:
+    """The state to go on from; a run that exists already is never overwritten without being asked to."""
+    folder = config.run_folder / "checkpoints"
+    if resume == "latest":
+        saved = load_latest(folder)
+        if saved is None:
+            logger.warning("no checkpoint in %s yet: starting from the first step", folder)
+        return saved
+    if resume is not None:
+        return load_checkpoint(Path(resume))
+    if list_checkpoints(folder):
+        raise OutputError(
+            expected=f"a new run, since --resume was not given, in {config.run_folder}",
+            got="the checkpoints of an earlier one",
+            remedy="Go on with --resume latest, or choose another run.name.",
+        )
+    return None
+
+
+def _validate(
+    validator: Validator, state: TrainingState, config: TrainConfig, monitor: Monitor, processes: Processes
+) -> None:
+    folder = config.run_folder / "validation" / f"step-{state.step:09d}"
+    with averaged_weights(state):
+        values = validator.compute(state.model)
+    if processes.is_main:
+        values.write(folder)
+        monitor.log(state.step, values.numbers)
+        for path in sorted(folder.glob("*.png")):
+            monitor.picture(state.step, f"validation/{path.stem}", path)
+    processes.wait()
+
+
+def _finish(config: TrainConfig, state: TrainingState, processes: Processes) -> Path | None:
+    """Write the finished file and say where to copy it; for a stopped run, say how to go on."""
+    if state.step < config.run.steps:
+        logger.warning("stopped at step %d of %d; go on with --resume latest", state.step, config.run.steps)
+        return None
+    path = config.run_folder / f"{config.run.name}.safetensors"
+    if processes.is_main:
+        write_basis_file(path, state, config)
+        logger.info("done. For ComfyUI copy %s to ComfyUI/models/lorweb/", path)
+    processes.wait()
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, help="YAML file, or the name of a shipped one such as paper.yaml")
+    parser.add_argument("--resume", metavar="latest|FOLDER", help="go on from a checkpoint")
+    parser.add_argument("--check", action="store_true", help="validate config, data, disk and memory; load no weights")
+    parser.add_argument("overrides", nargs="*", metavar="section.name=value", help="values that replace the file's")
+    options = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        config = read_config(options.config, options.overrides)
+        if options.check:
+            report = preflight_report(config)
+            print(report.text())
+            return 0 if report.is_good else 1
+        train(config, resume=options.resume)
+    except LoRWeBError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""From the data part of a configuration to what a run draws from: training items, fixed analogies, prompts.
+
+Pair indices give fresh quadruplets every epoch; the reference's triplet indices give their fixed ones.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from lorweb_core.errors import SettingsError
+from lorweb_core.preprocessing import Preprocessing
+
+from .config import TrainConfig
+from .data.drawing import DrawSettings
+from .data.index import PairIndex, PairRecord, TripletIndex, open_index
+from .data.quadruplets import BucketBatchSampler, FixedQuadrupletDataset, QuadrupletDataset, collate_quadruplets
+from .data.reference import ReferenceDataset
+from .data.splits import TaskKind, batches_by_bucket, fixed_quadruplets, hold_out
+from .data.validation import usable_pairs
+
+logger = logging.getLogger(__name__)
+_KINDS: dict[str, TaskKind] = {"seen": "seen", "held_out": "held-out"}
+
+
+@dataclass(frozen=True)
+class FixedSet:
+    """Validation items that never change.
+
+    Attributes:
+        dataset: item or None (a broken picture) by position.
+        batches: positions, one cell size per batch.
+    """
+
+    dataset: Any
+    batches: list[list[int]]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run draws from.
+
+    Attributes:
+        training: drawing dataset, indexed by `DrawKey`.
+        validation: `seen` and `held_out` → fixed items; either may be absent.
+        records: usable pairs of every split; empty for triplets.
+        prompts: every prompt of training and validation.
+    """
+
+    training: QuadrupletDataset | ReferenceDataset
+    validation: dict[str, FixedSet]
+    records: tuple[PairRecord, ...]
+    prompts: tuple[str, ...]
+
+
+def open_training_data(config: TrainConfig, preprocessing: Preprocessing | None) -> TrainingData:
+    """Return the data of a run; broken pairs are left out or refused as `data.on_bad_data` says.
+
+    Args:
+        config: of the run.
+        preprocessing: of the image encoder; None when embeddings come from a cache.
+    Raises: DataError: unusable index or nothing to draw. SettingsError: options that triplets do not have.
+    """
+    index = open_index(config.data.index)
+    settings = DrawSettings(
+        seed=config.run.seed,
+        task_exponent=config.data.task_exponent,
+        pairing=config.data.pairing,
+        caption_source=config.text.caption_source,
+        caption_dropout=config.text.caption_dropout,
+    )
+    if isinstance(index, TripletIndex):
+        return _from_triplets(config, index, settings, preprocessing)
+    return _from_pairs(config, index, settings, preprocessing)
+
+
+def training_batches(
+    data: TrainingData, config: TrainConfig, *, first_step: int, rank: int, world_size: int
+) -> Iterator[dict[str, Any]]:
+    """Give this process's share of one batch per step, without end, starting with that of `first_step`."""
+    sampler = BucketBatchSampler(
+        data.training, batch_size=config.run.batch_size, rank=rank, world_size=world_size, start=first_step
+    )
+    loader: DataLoader[Any] = DataLoader(
+        data.training,
+        batch_sampler=sampler,  # type: ignore[arg-type]  # any iterable of key lists will do
+        collate_fn=collate_quadruplets,
+        num_workers=config.data.workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+def _from_pairs(
+    config: TrainConfig, index: PairIndex, settings: DrawSettings, preprocessing: Preprocessing | None
+) -> TrainingData:
+    data = config.data
+    records = hold_out(
+        index.records, tasks=data.hold_out_tasks, pairs_per_task=data.hold_out_pairs, seed=config.run.seed
+    )
+    usable, problems = usable_pairs(records, on_bad_data=data.on_bad_data, resolution_px=data.resolution_px)
+    left_out = len(records) - len(usable)
+    if left_out:
+        logger.warning("%d of %d pairs are left out; first reason: %s", left_out, len(records), problems[0])
+    options: dict[str, Any] = {
+        "resolution_px": data.resolution_px, "preprocessing": preprocessing, "on_bad_data": data.on_bad_data,
+    }  # fmt: skip
+    training = QuadrupletDataset([record for record in usable if record.split == "train"], settings, **options)
+    validation = {}
+    for name, kind in _KINDS.items():
+        chosen = fixed_quadruplets(
+            usable, training.buckets, kind=kind, per_task=config.validation.per_task,
+            caption_source=settings.caption_source, seed=config.run.seed,
+        )[: config.validation.max_items]  # fmt: skip
+        if chosen and config.validation.every:
+            dataset = FixedQuadrupletDataset(usable, chosen, **options)
+            validation[name] = FixedSet(
+                dataset, batches_by_bucket([q.bucket for q in chosen], config.run.micro_batch_size)
+            )
+    prompts = {*training.captions(), *(q.caption for fixed in validation.values() for q in fixed.dataset.quadruplets)}
+    return TrainingData(training, validation, tuple(usable), tuple(sorted(prompts)))
+
+
+def _from_triplets(
+    config: TrainConfig, index: TripletIndex, settings: DrawSettings, preprocessing: Preprocessing | None
+) -> TrainingData:
+    if config.data.cache_embeddings or config.data.cache_latents:
+        raise SettingsError(
+            expected="data.cache_embeddings and data.cache_latents off for an index of triplets",
+            got="on",
+            remedy="Switch them off, or import the pictures as pairs.",
+        )
+    options: dict[str, Any] = {
+        "resolution_px": 2 * config.data.resolution_px, "preprocessing": preprocessing,
+        "on_bad_data": config.data.on_bad_data,
+    }  # fmt: skip
+    training = ReferenceDataset([r for r in index.records if r.split == "train"], settings, **options)
+    held_out = [record for record in index.records if record.split == "val"][: config.validation.max_items]
+    validation = {}
+    if held_out and config.validation.every:
+        dataset = ReferenceDataset(held_out, settings, **options)
+        batches = batches_by_bucket(dataset.bucket_of, config.run.micro_batch_size)
+        validation["seen"] = FixedSet(dataset, batches)
+    prompts = {*training.captions(), *(record.caption for record in held_out if settings.caption_source != "none")}
+    return TrainingData(training, validation, (), tuple(sorted(prompts)))
