@@ -1,0 +1,139 @@
+"""Result files: what the library reads back, and nothing partial after any failure."""
+
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from lorweb_core.errors import OutputError
+from lorweb_core.files import write_safetensors_atomically, write_text_atomically
+
+TENSORS = {
+    "half": torch.arange(6, dtype=torch.float16).reshape(2, 3),
+    "single view": torch.arange(12, dtype=torch.float32).reshape(3, 4).t(),
+    "brain": torch.tensor([1.5, -2.0, 3.0], dtype=torch.bfloat16),
+    "double": torch.tensor([1e300], dtype=torch.float64),
+    "eight": torch.tensor([1.0, 448.0, -0.5]).to(torch.float8_e4m3fn),
+    "scalar": torch.tensor(7, dtype=torch.int64),
+    "empty": torch.zeros(0, 4),
+    "überschrift.ф": torch.tensor([True, False]),
+}
+
+
+@contextmanager
+def disk_full_after(byte_count):
+    """Let every file of this process end after so many bytes, as on a full disk."""
+    import resource  # not on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (byte_count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_the_library_reads_back_every_tensor_and_string(tmp_path):
+    path = tmp_path / "out.safetensors"
+    write_safetensors_atomically(path, TENSORS, {"title": "größer ✓", "format": "pt"})
+    back = load_file(path)
+    assert back.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert back[name].dtype == tensor.dtype and back[name].shape == tensor.shape
+        assert torch.equal(back[name].float(), tensor.float()), name
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"title": "größer ✓", "format": "pt"}
+
+
+def test_a_dtype_casts_every_tensor(tmp_path):
+    path = tmp_path / "out.safetensors"
+    tensors = {"a": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), "b": torch.ones(2).half()}
+    write_safetensors_atomically(path, tensors, {}, dtype=torch.bfloat16)
+    back = load_file(path)
+    assert all(torch.equal(back[name], tensors[name].bfloat16()) for name in tensors)
+
+
+def test_no_tensor_is_an_allowed_file(tmp_path):
+    write_safetensors_atomically(tmp_path / "out.safetensors", {}, {})
+    assert load_file(tmp_path / "out.safetensors") == {}
+
+
+def test_numbers_beyond_the_dtype_are_refused_and_nothing_is_left(tmp_path):
+    with pytest.raises(
+        OutputError, match=r"within the range of torch\.float16; got a largest magnitude of 1e\+05.*bf16"
+    ):
+        write_safetensors_atomically(tmp_path / "x.safetensors", {"a": torch.tensor([1e5])}, {}, dtype=torch.float16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_is_replaced_in_one_step(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    reader = path.open()
+    write_text_atomically(path, "new ✓\n")
+    assert reader.read() == "old"  # an open reader keeps the old file whole
+    reader.close()
+    assert path.read_bytes() == "new ✓\n".encode()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    real, link = tmp_path / "real.txt", tmp_path / "link.txt"
+    link.symlink_to(real)
+    write_text_atomically(link, "text")
+    assert link.is_symlink() and real.read_text() == "text"
+
+
+def test_a_new_file_is_as_readable_as_any_other(tmp_path):
+    (tmp_path / "plain").touch()
+    write_text_atomically(tmp_path / "ours", "text")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interruption_leaves_the_old_file_and_nothing_partial(tmp_path, error):
+    path = tmp_path / "out.safetensors"
+    path.write_text("old")
+
+    def stop(done, total):
+        if done == 3:
+            raise error
+
+    with pytest.raises(error):
+        write_safetensors_atomically(path, TENSORS, {}, on_progress=stop)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file size limit to stand for a full disk")
+def test_a_full_disk_is_told_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "out.safetensors"
+    path.write_text("old")
+    with disk_full_after(1000), pytest.raises(OutputError, match=r"to be able to write .*; got File too large\. Choose"):
+        write_safetensors_atomically(path, {"a": torch.zeros(10_000)}, {})
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_unusable_targets_are_told_in_three_parts(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    targets = {
+        tmp_path / "missing" / "x.txt": "No such file",
+        tmp_path / "file" / "x.txt": "Not a directory|No such file",
+        tmp_path / "folder": "folder is a folder",
+        tmp_path / ("x" * 300): "too long",
+    }
+    for target, reason in targets.items():
+        with pytest.raises(OutputError, match=f"to be able to write .*; got .*({reason}).*Choose an existing folder"):
+            write_text_atomically(target, "text")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_progress_counts_the_tensors(tmp_path):
+    steps = []
+    write_safetensors_atomically(tmp_path / "x", TENSORS, {}, on_progress=lambda *step: steps.append(step))
+    assert steps == [(done, len(TENSORS)) for done in range(1, len(TENSORS) + 1)]
