@@ -1,0 +1,231 @@
+"""A real ComfyUI on a temporary base directory, and a client for its HTTP interface.
+
+The pack is linked into `custom_nodes`, together with the test-only pack beside this file. Whatever a test does, the
+server's process group is ended with the block that started it.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.host.hosts import ROOT
+
+PACK_FOLDER = "comfyui-lorweb"
+PACK_FOR_TESTS = Path(__file__).parent / "pack_for_tests"
+START_SECONDS = 180
+#: No first-run dialog, and text at any zoom, so that screenshots can be read.
+FRONTEND_SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+}
+
+
+@dataclass
+class Outcome:
+    """What became of one prompt.
+
+    Attributes:
+        status: `success`, `error`, `interrupted` or, when the server refused the graph, `refused`.
+        outputs: node id → what the node showed or saved.
+        error: exception message of the node that failed, or the server's refusal.
+        node_type: class of the node that failed.
+        cached: ids of the nodes that did not run again.
+        seconds: from submission to the end.
+    """
+
+    status: str
+    outputs: dict = field(default_factory=dict)
+    error: str = ""
+    node_type: str = ""
+    cached: frozenset = frozenset()
+    seconds: float = 0.0
+
+
+class Server:
+    """A running ComfyUI."""
+
+    def __init__(self, host, base, port, log):
+        self.host = host
+        self.base = base
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = log
+        self._client_id = uuid.uuid4().hex
+
+    @property
+    def log(self):
+        """Everything that the server has printed so far."""
+        return self._log.read_text(errors="replace")
+
+    def get(self, path):
+        """Return the parsed JSON answer of a GET."""
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return json.load(answer)
+
+    def get_bytes(self, path):
+        """Return the raw answer of a GET."""
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return answer.read()
+
+    def post(self, path, body):
+        """Return (HTTP status, parsed JSON or None) of a POST."""
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                status, text = answer.status, answer.read()
+        except urllib.error.HTTPError as refusal:
+            status, text = refusal.code, refusal.read()
+        return status, json.loads(text) if text.strip() else None
+
+    def submit(self, graph):
+        """Queue an API graph; return its prompt id, or an Outcome when the server refuses it."""
+        status, answer = self.post("/prompt", {"prompt": graph, "client_id": self._client_id})
+        if status != 200:
+            return Outcome("refused", error=json.dumps(answer))
+        return answer["prompt_id"]
+
+    def run(self, graph, *, timeout_seconds=400):
+        """Queue an API graph and return its Outcome when it is through."""
+        start = time.monotonic()
+        prompt_id = self.submit(graph)
+        if isinstance(prompt_id, Outcome):
+            return prompt_id
+        outcome = self.wait(prompt_id, timeout_seconds=timeout_seconds)
+        outcome.seconds = time.monotonic() - start
+        return outcome
+
+    def wait(self, prompt_id, *, timeout_seconds=400):
+        """Return the Outcome of a queued prompt when it is through."""
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            history = self.get(f"/history/{prompt_id}")
+            if prompt_id in history:
+                return _read_outcome(history[prompt_id])
+            time.sleep(0.05)
+        raise TimeoutError(f"prompt {prompt_id} still runs after {timeout_seconds} s:\n{self.log[-3000:]}")
+
+    def running(self):
+        """Return the ids of the prompts that run now."""
+        return [entry[1] for entry in self.get("/queue")["queue_running"]]
+
+    def interrupt(self):
+        """Ask the server to stop the running prompt."""
+        return self.post("/interrupt", {})
+
+    def is_alive(self):
+        """Return whether the server still answers."""
+        return "system" in self.get("/system_stats")
+
+    def saved(self, picture):
+        """Return the path of a file that a node's output names."""
+        return self.base / picture["type"] / picture["subfolder"] / picture["filename"]
+
+    def forget(self):
+        """Drop cached results and loaded models, so that the next prompt runs every node."""
+        self.post("/free", {"free_memory": True, "unload_models": True})
+        time.sleep(1.0)
+
+
+@contextlib.contextmanager
+def running_server(host, base, *, extra_packs=(), timeout_seconds=START_SECONDS):
+    """Start a ComfyUI with the pack on `base`, yield a Server, and end it.
+
+    Args:
+        host: which ComfyUI.
+        base: folder for models, input, output, user; made if needed.
+        extra_packs: further custom node folders to link.
+        timeout_seconds: how long it may take until it answers.
+    """
+    prepare_base(base, extra_packs)
+    port, log = _free_port(), base / "server.log"
+    process = _start(host, base, ["--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"], log)
+    try:
+        server = Server(host, base, port, log)
+        _wait_until_ready(server, process, timeout_seconds)
+        for name, value in FRONTEND_SETTINGS.items():
+            server.post(f"/api/settings/{urllib.parse.quote(name)}", value)
+        yield server
+    finally:
+        _end(process)
+
+
+def run_quick_test(host, base):
+    """Run the host's own `--quick-test-for-ci` with the pack; return (exit status, log)."""
+    prepare_base(base)
+    log = base / "quick.log"
+    process = _start(host, base, ["--quick-test-for-ci"], log)
+    try:
+        return process.wait(START_SECONDS), log.read_text(errors="replace")
+    finally:
+        _end(process)
+
+
+def prepare_base(base, extra_packs=()):
+    """Make the host's folders and link the packs."""
+    for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
+        (base / name).mkdir(parents=True, exist_ok=True)
+    for name, target in [(PACK_FOLDER, ROOT), (PACK_FOR_TESTS.name, PACK_FOR_TESTS), *((p.name, p) for p in extra_packs)]:
+        link = base / "custom_nodes" / name
+        if not link.exists():
+            link.symlink_to(target, target_is_directory=True)
+
+
+def _start(host, base, arguments, log):
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    database = f"sqlite:///{base}/user/comfyui.db"
+    command = [host.python, "main.py", "--cpu", "--base-directory", base, "--database-url", database, *arguments]
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command, cwd=host.path, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def _wait_until_ready(server, process, timeout_seconds):
+    deadline = time.monotonic() + timeout_seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError):
+            server.get("/system_stats")
+            return
+        time.sleep(0.2)
+    raise RuntimeError(f"ComfyUI did not start:\n{server.log[-4000:]}")
+
+
+def _end(process):
+    for wish, patience_seconds in ((signal.SIGTERM, 5), (signal.SIGKILL, 20)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, wish)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience_seconds)
+            return
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _read_outcome(entry):
+    messages = {name: details for name, details in entry["status"]["messages"]}
+    failure = messages.get("execution_error", {})
+    status = "interrupted" if "execution_interrupted" in messages else entry["status"]["status_str"]
+    return Outcome(
+        status=status,
+        outputs=entry["outputs"],
+        error=failure.get("exception_message", "").strip(),
+        node_type=failure.get("node_type", ""),
+        cached=frozenset(messages.get("execution_cached", {}).get("nodes", ())),
+    )
