@@ -7,26 +7,22 @@ all edits of b (and b itself), the true b′ is nearest to the produced one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from training.sampling import Predict, SigmaSchedule, sample_latents, target_tokens
+
 from .codec import decode_art, encode_art
 from .scenes import ART_SIZE, Edit, Pixels, Scene, all_edits, apply_edit, draw
 from .tiny_flux import CODE_DIM
 
-#: Kontext's schedule: the shift exp(μ) grows with the number of target tokens.
-BASE_TOKENS, MAX_TOKENS, BASE_SHIFT, MAX_SHIFT = 256, 4096, 0.5, 1.15
 STEPS = 8
 GUIDANCE = 2.5
 PSNR_CEILING_DB = 60.0
-
-#: (noisy [B, 16, h, w], sigmas [B]) → velocity [B, 16, h, w]
-Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,13 +69,6 @@ def context_latents(analogies: Sequence[Analogy]) -> Tensor:
     return encode_art(torch.from_numpy(np.stack(grids)))
 
 
-def schedule(*, steps: int = STEPS, tokens: int = ART_SIZE**2) -> list[float]:
-    """Return Kontext's sigmas [steps + 1], from 1 to 0, for a number of target tokens."""
-    slope = (MAX_SHIFT - BASE_SHIFT) / (MAX_TOKENS - BASE_TOKENS)
-    shift = math.exp(BASE_SHIFT + slope * (tokens - BASE_TOKENS))
-    return [shift / (shift + 1 / (1 - i / steps) - 1) for i in range(steps)] + [0.0]
-
-
 def packed_noise(shape: Sequence[int], seed: int) -> Tensor:
     """Return noise [B, C, h, w]; sample i is what the stock pipeline draws with a CPU generator seeded `seed + i`."""
     _, *size = shape
@@ -88,13 +77,9 @@ def packed_noise(shape: Sequence[int], seed: int) -> Tensor:
     )
 
 
-@torch.no_grad()
 def generate(predict: Predict, noise: Tensor, *, steps: int = STEPS) -> Tensor:
-    """Return the latents [B, C, h, w] that Euler steps reach from noise alike."""
-    latents, sigmas = noise, schedule(steps=steps)
-    for sigma, following in pairwise(sigmas):
-        latents = latents + (following - sigma) * predict(latents, torch.full((noise.shape[0],), sigma)).float()
-    return latents
+    """Return the latents [B, C, h, w] that Kontext's schedule reaches from noise alike."""
+    return sample_latents(predict, noise, SigmaSchedule().sigmas(steps, target_tokens(noise)))
 
 
 def answers(latents: Tensor) -> Tensor:

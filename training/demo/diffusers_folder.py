@@ -6,36 +6,27 @@ Text encoders are absent: the prompt is one zero token and a zero pooled vector 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lorweb_core.files import write_text_atomically
+from training.sampling import SigmaSchedule
 
-from .analogies import BASE_SHIFT, BASE_TOKENS, MAX_SHIFT, MAX_TOKENS
 from .codec import build_codec
 from .tiny_flux import load_base
-
-if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxKontextPipeline
 
 _ABSENT = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
-def kontext_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Return the scheduler with FLUX.1-Kontext's own values."""
+def kontext_scheduler() -> Any:  # noqa: ANN401 (diffusers has no types)
+    """Return diffusers' Euler scheduler with FLUX.1-Kontext's own values."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    return FlowMatchEulerDiscreteScheduler(
-        shift=3.0,
-        use_dynamic_shifting=True,
-        base_shift=BASE_SHIFT,
-        max_shift=MAX_SHIFT,
-        base_image_seq_len=BASE_TOKENS,
-        max_image_seq_len=MAX_TOKENS,
-    )
+    return FlowMatchEulerDiscreteScheduler(**asdict(SigmaSchedule(shift=3.0)))
 
 
-def load_pipeline(base: Path) -> FluxKontextPipeline:
+def load_pipeline(base: Path) -> Any:  # noqa: ANN401 (diffusers has no types)
     """Return the stock Kontext pipeline on the shipped base, without text encoders, in float32 on the CPU.
 
     Call it with `prompt_embeds` and `pooled_prompt_embeds` of zeros, `max_area` = height · width of the grid and
@@ -56,7 +47,7 @@ def write_diffusers_folder(base: Path, folder: Path) -> Path:
     load_base(base).save_pretrained(folder / "transformer")
     build_codec().save_pretrained(folder / "vae")
     kontext_scheduler().save_pretrained(folder / "scheduler")
-    index = {"_class_name": "FluxKontextPipeline"} | {name: [None, None] for name in _ABSENT}
+    index: dict[str, Any] = {"_class_name": "FluxKontextPipeline"} | {name: [None, None] for name in _ABSENT}
     index |= {
         "transformer": ["diffusers", "FluxTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderTiny"],

@@ -43,7 +43,6 @@ from .base import edit_code
 from .scenes import BLOCK_PX, HELD_OUT_KINDS, MODEL_FOLDER, TEST_PHOTOS, TRAINED_KINDS, Edit, edits_of, to_image
 from .tiny_flux import load_base
 
-
 _BATCH = 32
 
 #: analogies → produced b′ [B, 12, 12, 3]
