@@ -53,9 +53,9 @@ def mix_layer(layer: LayerBasis, coefficients: Tensor, *, strength: float = 1.0)
     per_row = expand_to_ranks(layer, scale)
     down, up = stacked_down(layer), stacked_up(layer).t()
     if layer.in_features <= layer.out_features:
-        down = down * per_row[:, None]
+        down = down.float() * per_row[:, None]  # mixed dtypes would multiply ten times slower
     else:
-        up = up * per_row
+        up = up.float() * per_row
     bias = None if layer.lora_bias is None else scale @ layer.lora_bias.float()
     return MixedLayer(down, up, bias)
 
