@@ -8,7 +8,7 @@ missing targets, shapes. The slices come from the host's own table, sizes from t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,6 +18,14 @@ from . import host
 
 _PLAIN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Model = Any  # the host's ModelPatcher
+
+
+class Linear(Protocol):
+    """What the host's Linears have in common, whatever the format of their weight."""
+
+    weight: torch.Tensor
+    in_features: int
+    out_features: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +49,7 @@ class Target:
     """
 
     module_name: str
-    module: torch.nn.Module
+    module: Linear
     parts: tuple[TargetPart, ...]
 
     @property
