@@ -20,6 +20,14 @@ from ..lorweb_core.preprocessing import CLIP_PREPROCESSING, Preprocessing, prepr
 from . import host
 
 
+class _ManagedEncoder(torch.nn.Module):
+    """The encoder for the host's patcher, which sets `device` on its module; on a transformers model that raises."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+
 class TransformersClipVision:
     """A transformers image encoder that behaves like the host's CLIP_VISION, memory management included.
 
@@ -33,7 +41,7 @@ class TransformersClipVision:
         self.load_device, offload_device = host.text_encoder_devices()
         self.dtype = next(encoder.model.parameters()).dtype
         self.patcher = host.make_model_patcher(
-            encoder.model, load_device=self.load_device, offload_device=offload_device
+            _ManagedEncoder(encoder.model), load_device=self.load_device, offload_device=offload_device
         )
 
     def embed(self, images: Tensor) -> Tensor:
