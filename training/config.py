@@ -30,6 +30,7 @@ class BaseModelConfig(_Section):
     """The frozen base: where it comes from and in which precision it computes."""
 
     model: str = KONTEXT_ID
+    id: str | None = None
     revision: str | None = None
     components: str | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -70,6 +71,7 @@ class EncoderConfig(_Section):
     """The frozen image encoder that the router listens to."""
 
     model: str = CLIP_ENCODER_ID
+    id: str | None = None
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -220,7 +222,13 @@ class TrainConfig(_Section):
             heads=self.basis.heads,
             reduction=self.basis.reduction,
             query_mode=self.basis.query_mode,
-            encoder_id=self.encoder.model,
+            encoder_id=self.encoder.id or _public_name(self.encoder.model),
             encoder_revision=self.encoder.revision or "",
-            base_model=self.base.model,
+            base_model=self.base.id or _public_name(self.base.model),
         )
+
+
+def _public_name(model: str) -> str:
+    """A Hugging Face id as it is, of a local path its last part only: no machine's paths in files that are shared."""
+    is_path = Path(model).exists() or model.count("/") != 1
+    return Path(model).name if is_path else model

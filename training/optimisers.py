@@ -1,7 +1,7 @@
 """Which optimiser moves the basis, at which rates, and the moving average of its weights.
 
-`adamw8bit` keeps its two moments in 8 bits (2 bytes a parameter instead of 8): bitsandbytes for float32 weights, torchao
-for bfloat16 ones (stochastic rounding); without either, plain AdamW, and the log says so.
+`adamw8bit` keeps its two moments in 8 bits (2 bytes a parameter instead of 8): bitsandbytes for float32 weights,
+torchao for bfloat16 ones (stochastic rounding); without either, plain AdamW, and the log says so.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lorweb_core.errors import LoRWeBError, OutputError
+from lorweb_core.errors import LoRWeBError, OutputError, SettingsError
 
 from .checkpoints import list_checkpoints, load_checkpoint, load_latest
 from .config import TrainConfig
@@ -75,8 +75,23 @@ def train(config: TrainConfig, *, resume: str | None = None) -> RunResult:
 
 
 def _run(config: TrainConfig, processes: Processes, stop: StopRequest, resume: str | None) -> RunResult:
+    loop, state = assemble(config, processes, stop, resume=resume)
+    try:
+        loop.run(state)
+    finally:
+        loop.monitor.close()
+    return RunResult(state.step, tuple(loop.losses), _finish(config, state, processes), processes.world_size)
+
+
+def assemble(
+    config: TrainConfig, processes: Processes, stop: StopRequest, *, resume: str | None = None
+) -> tuple[Loop, TrainingState]:
+    """Return the loop and the state it starts from, everything loaded.
+
+    Raises: LoRWeBError: every mistake a user can make, with its remedy.
+    """
     if config.run.batch_size % processes.world_size:
-        raise OutputError(
+        raise SettingsError(
             expected=f"run.batch_size to be a multiple of the {processes.world_size} processes",
             got=str(config.run.batch_size),
             remedy="Change run.batch_size or the number of processes.",
@@ -92,30 +107,18 @@ def _run(config: TrainConfig, processes: Processes, stop: StopRequest, resume: s
     state = build_state(config, source, query_dim, processes)
     if saved is not None:
         restore_state(state, saved, config)
-    validator = Validator(
-        data.validation, encoder, config.validation, read_schedule(source.components), config.run.seed
-    )
+    schedule = read_schedule(source.components)
+    validator = Validator(data.validation, encoder, config.validation, schedule, config.run.seed)
     monitor = Monitor(config, first_step=state.step, is_main=processes.is_main)
-    loop = Loop(
-        config=config,
-        processes=processes,
-        module=processes.wrap(state.model),
-        encoder=encoder,
-        batches=training_batches(
-            data, config, first_step=state.step, rank=processes.rank, world_size=processes.world_size
-        ),
-        monitor=monitor,
-        stop=stop,
-        callbacks=Callbacks(
-            save=checkpoint_saver(config, processes),
-            validate=lambda now: _validate(validator, now, config, monitor, processes),
-        ),
+    batches = training_batches(
+        data, config, first_step=state.step, rank=processes.rank, world_size=processes.world_size
     )
-    try:
-        loop.run(state)
-    finally:
-        monitor.close()
-    return RunResult(state.step, tuple(loop.losses), _finish(config, state, processes), processes.world_size)
+    callbacks = Callbacks(
+        save=checkpoint_saver(config, processes),
+        validate=lambda now: _validate(validator, now, config, monitor, processes),
+    )
+    module = processes.wrap(state.model)
+    return Loop(config, processes, module, encoder, batches, monitor, stop, callbacks), state
 
 
 def _find_saved(config: TrainConfig, resume: str | None) -> dict[str, Any] | None:

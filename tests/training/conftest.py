@@ -1,4 +1,4 @@
-"""What several trainer tests share: the golden base, and a seeded tiny Kontext built in code."""
+"""What several trainer tests share: the golden base, and a seeded tiny Kontext with pictures, built in code."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from lorweb_core.checkpoint import load_basis
+from training.config_reading import read_config
+from training.data.importers.building import build_pairs
+from training.data.importers.folders import find_pairs
+from training.data.index import PairIndex
+from training.distributed import Processes
+from training.interruption import StopRequest
+from training.tiny_kontext import write_pictures, write_tiny_encoder, write_tiny_kontext
+from training.train import assemble
 from training.trainable import BasisShape, TrainableKontext
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -42,13 +50,54 @@ def machine_error(golden_transformer):
 def golden_trainable(golden_transformer):
     """A function: name of a golden basis → the golden base with that basis attached."""
 
-    def build(name, **options):
+    def build(name, *, coefficient_gain=1.0):
         basis = load_basis(GOLDEN / f"{name}.safetensors")
         first = next(iter(basis.layers.values()))
-        gain = options.pop("coefficient_gain", 1.0)
-        shape = BasisShape(first.basis_size, first.rank, first.key_dim, first.query_dim, gain)
-        model = TrainableKontext(golden_transformer, shape, basis.settings, **options)
+        shape = BasisShape(first.basis_size, first.rank, first.key_dim, first.query_dim, coefficient_gain)
+        model = TrainableKontext(golden_transformer, shape, basis.settings)
         model.load_basis(basis)
         return model
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_parts(tmp_path_factory):
+    """Folder with `model/`, `model-with-text/`, `encoder/`, `pictures/`, `pairs.jsonl`; read-only by agreement."""
+    folder = tmp_path_factory.mktemp("tiny-parts")
+    write_tiny_kontext(folder / "model", has_text=False)
+    write_tiny_kontext(folder / "model-with-text")
+    write_tiny_encoder(folder / "encoder")
+    records, _ = build_pairs(find_pairs(write_pictures(folder / "pictures")).candidates)
+    PairIndex(records).write_index(folder / "pairs.jsonl")
+    return folder
+
+
+@pytest.fixture
+def tiny_overrides(tiny_parts, tmp_path):
+    """A function: further `name=value`s → all overrides of tiny.yaml for this test; runs lie in tmp_path."""
+
+    def build(*more):
+        return [
+            f"base.model={tiny_parts / 'model'}",
+            f"encoder.model={tiny_parts / 'encoder'}",
+            f"data.index={tiny_parts / 'pairs.jsonl'}",
+            f"run.folder={tmp_path / 'runs'}",
+            "text.caption_source=none",
+            "validation.every=0",
+            *more,
+        ]
+
+    return build
+
+
+@pytest.fixture
+def tiny_config(tiny_overrides):
+    """A function: `name=value`s → the configuration tiny.yaml with them."""
+    return lambda *overrides: read_config("tiny.yaml", tiny_overrides(*overrides))
+
+
+@pytest.fixture
+def assembled():
+    """A function: configuration → (loop, state), on one process, with nobody asking to stop."""
+    return lambda config, **options: assemble(config, Processes("cpu"), StopRequest(), **options)

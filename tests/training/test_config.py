@@ -1,0 +1,127 @@
+"""One typed tree, read from YAML and overrides, with every mistake told at once."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from training.config import TrainConfig
+from training.config_reading import SHIPPED, ConfigError, dotted_names, read_config, write_config
+
+SHIPPED_NAMES = sorted(path.name for path in SHIPPED.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED_NAMES)
+def test_shipped_file_is_valid(name):
+    config = read_config(name, ["data.index=pairs.jsonl"])
+    assert isinstance(config, TrainConfig)
+
+
+@pytest.mark.parametrize("name", SHIPPED_NAMES)
+def test_every_value_of_a_shipped_file_has_a_comment(name):
+    lines = (SHIPPED / name).read_text(encoding="utf-8").splitlines()
+    values = [line for line in lines if ":" in line and not line.lstrip().startswith("#") and not line.endswith(":")]
+    assert values
+    assert [line for line in values if "#" not in line] == []
+
+
+def test_paper_file_has_the_values_of_the_published_run():
+    config = read_config("paper.yaml", ["data.index=pairs.jsonl"])
+    basis, optimiser = config.basis, config.optimiser
+    assert (basis.basis_size, basis.rank, basis.key_dim, basis.heads, basis.gain) == (32, 4, 128, 1, 1.0)
+    assert (basis.activation, basis.query_mode, basis.include, basis.exclude) == ("softmax", "cat-aa'b", ("*",), ())
+    assert (config.run.steps, config.run.batch_size, optimiser.name) == (10_000, 6, "adamw8bit")
+    assert (optimiser.learning_rate, optimiser.betas, optimiser.weight_decay) == (1e-3, (0.9, 0.99), 0.05)
+    assert (config.flow.timesteps, config.flow.guidance, config.flow.copied_weight) == ("bell", 1.0, 1.0)
+    assert (config.text.caption_source, config.text.caption_dropout) == ("a", 0.05)
+
+
+def test_single_lora_has_the_capacity_of_the_paper_run():
+    paper, single = (read_config(name, ["data.index=x"]).basis for name in ("paper.yaml", "single_lora.yaml"))
+    assert single.basis_size == 1
+    assert single.rank == paper.basis_size * paper.rank
+
+
+def test_all_mistakes_are_told_at_once_with_the_nearest_names(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "optimizer: {}\nbasis: {heads: 3, basis_sise: 4}\nrun: {batch_size: many, rank: 3}\n"
+        "optimiser: {ema_decay: 2}\ndata: {resolution_px: 100}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        read_config(path, ["steps=3"])
+    told = "\n".join(caught.value.mistakes)
+    for part in (
+        "optimizer: unknown name; did you mean optimiser?",
+        "basis.basis_sise: unknown name; did you mean basis_size?",
+        "run.rank: unknown name; did you mean basis.rank?",
+        "run.batch_size",
+        "optimiser.ema_decay",
+        "data.index: has no default",
+        "data.resolution_px",
+        "'steps=3': expected section.name=value",
+    ):
+        assert part in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["basis.heads=3"], "multiple of heads"),
+        (["data.cache_latents=true"], "need a folder"),
+        (["data.cache=x", "data.cache_latents=true", "flow.latents=sample"], "flow.latents: mode"),
+        (["data.cache=x", "data.cache_embeddings=true", "basis.query_mode=\"aa'bb'\""], "single pictures"),
+        (["run.strategy=fsdp", "base.quantize=int8"], "fsdp"),
+        (["optimiser.warmup_steps=99999"], "warmup_steps"),
+        (["run.name=../up"], "run.name"),
+        (["optimiser.learning_rate=.nan"], "learning_rate"),
+    ],
+)
+def test_contradictions_are_refused(overrides, part):
+    with pytest.raises(ConfigError, match=part):
+        read_config("tiny.yaml", overrides)
+
+
+def test_overrides_are_yaml_and_win():
+    overrides = ["optimiser.learning_rate=3e-4", "data.hold_out_tasks=[one, two]", "basis.coefficient_gain=basis_size"]
+    config = read_config("paper.yaml", ["data.index=x", *overrides])
+    assert config.optimiser.learning_rate == 3e-4
+    assert config.data.hold_out_tasks == ("one", "two")
+    assert config.basis.gain == 32.0
+
+
+def test_extending_file_replaces_single_values_only(tmp_path):
+    (tmp_path / "base.yaml").write_text("data: {index: x}\nbasis: {rank: 2, basis_size: 8}\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\nbasis: {rank: 16}\n")
+    basis = read_config(tmp_path / "mine.yaml").basis
+    assert (basis.rank, basis.basis_size) == (16, 8)
+
+
+def test_file_that_extends_itself_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: mine.yaml\n")
+    with pytest.raises(ConfigError, match="extend itself"):
+        read_config(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("text", [None, "- a\n- list\n", "basis: [unclosed\n"])
+def test_unreadable_file_names_the_shipped_ones(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match="valid configuration"):
+        read_config(path)
+
+
+def test_resolved_file_reads_back_equal(tmp_path):
+    config = read_config("paper.yaml", ["data.index=x", "data.hold_out_tasks=[one]", "basis.coefficient_gain=2"])
+    write_config(tmp_path / "resolved.yaml", config)
+    assert read_config(tmp_path / "resolved.yaml") == config
+
+
+def test_names_are_unique_sections_and_names():
+    names = dotted_names()
+    assert len(names) == len(set(names)) > 50
+    shipped = yaml.safe_load(Path(SHIPPED / "paper.yaml").read_text(encoding="utf-8"))
+    given = {f"{section}.{name}" for section, values in shipped.items() for name in values}
+    assert given <= set(names)
+    assert set(names) - given <= {"basis.start_from"}

@@ -1,0 +1,93 @@
+"""Two processes under torchrun do what one does, and both hold the same weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from training.checkpoints import list_checkpoints
+from training.train import train
+
+WORKER = Path(__file__).parent / "run_worker.py"
+ROOT = Path(__file__).parents[2]
+
+
+def _start(arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )  # fmt: skip
+
+
+def _torchrun(folder, overrides):
+    folder.mkdir()
+    process = _start(
+        ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone",
+         str(WORKER), str(folder), *overrides]
+    )  # fmt: skip
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output[-3000:]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+def _basis(config):
+    return load_file(list_checkpoints(config.run_folder / "checkpoints")[-1] / "basis.safetensors")
+
+
+OPTIONS = ("run.steps=4", "checkpoint.dtype=float32", "optimiser.learning_rate=1e-3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp"])
+def test_two_processes_equal_one_and_each_other(tiny_config, tiny_overrides, tmp_path, strategy):
+    """Both with a whole share per forward pass and with accumulation (two micro-batches per process)."""
+    one = tiny_config(*OPTIONS, "run.name=one")
+    single = train(one)
+    for size in (4, 2):
+        options = (*OPTIONS, f"run.name=two-{size}", f"run.micro_batch_size={size}", f"run.strategy={strategy}")
+        ranks = _torchrun(tmp_path / f"ranks-{size}", tiny_overrides(*options))
+        assert [facts["world_size"] for facts in ranks] == [2, 2]
+        assert ranks[0]["wrapper"] == "DistributedDataParallel"
+        assert ranks[0]["weights"] == ranks[1]["weights"]
+        assert ranks[0]["losses"] == pytest.approx(single.losses, abs=1e-6)
+        first, second = _basis(one), _basis(tiny_config(*options))
+        assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-6
+
+
+@pytest.mark.slow
+def test_kill_at_random_points_costs_only_unsaved_steps(tiny_config, tiny_overrides):
+    options = ("run.steps=30", "checkpoint.every=1", "checkpoint.dtype=float32", "run.seed=3")
+    straight = tiny_config(*options, "run.name=straight")
+    train(straight)
+    killed = tiny_config(*options, "run.name=killed")
+    command = ["-m", "training.train", "--config", "tiny.yaml", "--resume", "latest"]
+    command += tiny_overrides(*options, "run.name=killed")
+    checkpoints = killed.run_folder / "checkpoints"
+    for delay in (0.0, 0.37, 0.11):
+        process = _start(command)
+        before = len(list_checkpoints(checkpoints)) and list_checkpoints(checkpoints)[-1].name
+        while process.poll() is None and not _has_moved(checkpoints, before):
+            time.sleep(0.02)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert list_checkpoints(checkpoints)
+    process = _start(command)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    first, second = (
+        load_file(straight.run_folder / "straight.safetensors"),
+        load_file(killed.run_folder / "killed.safetensors"),
+    )
+    assert all(bool((first[name] == second[name]).all()) for name in first)
+
+
+def _has_moved(checkpoints, before):
+    found = sorted(path.name for path in checkpoints.glob("step-*")) if checkpoints.is_dir() else []
+    return bool(found) and found[-1] != before

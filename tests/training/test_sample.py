@@ -1,0 +1,177 @@
+"""Sampling against the reference's run, and the command that draws pictures from folders."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from lorweb_core.checkpoint import load_basis
+from lorweb_core.router import route_query
+from training.analogy_sampler import DrawOptions, attach_basis, set_coefficients
+from training.config import BaseModelConfig
+from training.sample import find_triplets, load_sampler, main
+from training.sampling import SigmaSchedule, read_schedule, sample_latents
+from training.tokens import CONTEXT, TARGET, pack_latents, token_ids, unpack_latents
+from training.train import train
+from training.trainable import Conditioning, predict_velocity
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="module")
+def golden_run():
+    return json.loads((GOLDEN / "pipeline.json").read_text()), load_file(GOLDEN / "pipeline.safetensors")
+
+
+def test_sigmas_of_the_reference_are_reproduced(golden_run):
+    facts, _ = golden_run
+    sigmas = SigmaSchedule().sigmas(facts["steps"], facts["image_seq_len"])
+    torch.testing.assert_close(sigmas, torch.tensor(facts["sigmas"]), atol=1e-7, rtol=0)
+
+
+def test_token_ids_of_the_reference_are_reproduced(golden_run):
+    _, tensors = golden_run
+    assert torch.equal(token_ids(12, 12, TARGET), tensors["latent_ids"])
+    assert torch.equal(token_ids(12, 12, CONTEXT), tensors["image_ids"])
+
+
+def test_packing_is_undone_exactly():
+    latents = torch.randn(2, 16, 8, 12)
+    assert torch.equal(unpack_latents(pack_latents(latents), 8, 12), latents)
+
+
+def test_latents_of_the_reference_are_reproduced_in_every_step(golden_run, golden_transformer, machine_error):
+    facts, tensors = golden_run
+    basis = load_basis(GOLDEN / facts["basis"])
+    linears = attach_basis(golden_transformer, basis)
+    set_coefficients(linears, route_query(basis, tensors["external_query"]))
+    conditioning = Conditioning(
+        unpack_latents(tensors["image_latents"], 12, 12),
+        tensors["prompt_embeds"],
+        tensors["pooled_prompt_embeds"],
+        None,
+        facts["guidance_scale"],
+    )
+    steps = []
+    sample_latents(
+        lambda x, sigma: predict_velocity(golden_transformer, x, sigma, conditioning),
+        unpack_latents(tensors["latents_initial"], 12, 12),
+        SigmaSchedule().sigmas(facts["steps"], facts["image_seq_len"]),
+        on_step=lambda _, latents: steps.append(pack_latents(latents)),
+    )
+    torch.testing.assert_close(torch.stack(steps), tensors["latents_per_step"], atol=5e-6 + machine_error, rtol=0)
+
+
+def test_schedule_is_read_from_the_folder_and_equals_diffusers(tiny_parts):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    schedule = read_schedule(tiny_parts / "model")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(tiny_parts / "model" / "scheduler")
+    for tokens in (36, 1024, 4096):
+        mu = 0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)
+        scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / 8, 8).numpy(), mu=mu)
+        torch.testing.assert_close(schedule.sigmas(8, tokens), scheduler.sigmas, atol=1e-6, rtol=0)
+    assert read_schedule(tiny_parts) == SigmaSchedule()
+
+
+def test_constant_shift_is_supported():
+    sigmas = SigmaSchedule(use_dynamic_shifting=False, shift=3.0).sigmas(2, 100)
+    torch.testing.assert_close(sigmas, torch.tensor([1.0, 0.75, 0.0]))
+
+
+@pytest.fixture(scope="module")
+def trained_file(tiny_parts, tmp_path_factory):
+    from training.config_reading import read_config
+
+    config = read_config(
+        "tiny.yaml",
+        [
+            f"base.model={tiny_parts / 'model'}",
+            f"encoder.model={tiny_parts / 'encoder'}",
+            f"data.index={tiny_parts / 'pairs.jsonl'}",
+            f"run.folder={tmp_path_factory.mktemp('runs')}",
+            "text.caption_source=none",
+            "validation.every=0",
+            "run.steps=5",
+        ],
+    )
+    return train(config).basis_file
+
+
+@pytest.fixture
+def triplets(tiny_parts, tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / "triplets" / name).mkdir(parents=True)
+        for part, source in (("a", "grey/0001_before"), ("a_prime", "grey/0001_after"), ("b", "grey/0002_before")):
+            picture = Image.open(tiny_parts / "pictures" / f"{source}.png").resize((48, 32 if name == "second" else 48))
+            picture.save(tmp_path / "triplets" / name / f"{part}.png")
+    return tmp_path / "triplets"
+
+
+def _draw(tiny_parts, basis, out, *more, model="model"):
+    return main(
+        ["--base", str(tiny_parts / model), "--basis", str(basis), "--encoder", str(tiny_parts / "encoder"),
+         "--out", str(out), "--megapixels", "0.05", "--steps", "2", "--dtype", "float32", "--device", "cpu", *more]
+    )  # fmt: skip
+
+
+def test_folder_of_triplets_becomes_pictures_of_b_size_and_grids(tiny_parts, trained_file, triplets, tmp_path):
+    assert _draw(tiny_parts, trained_file, tmp_path / "out", "--triplets", str(triplets)) == 0
+    assert Image.open(tmp_path / "out" / "first.png").size == (48, 48)
+    assert Image.open(tmp_path / "out" / "second.png").size == (48, 32)
+    assert (tmp_path / "out" / "second-grid.png").exists()
+
+
+def test_prompts_folder_is_used(tiny_parts, trained_file, triplets, tmp_path):
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    (prompts / "first.txt").write_text("grey the picture\n")
+    (prompts / "prompt.txt").write_text("anything else")
+    assert [triplet.prompt for triplet in find_triplets(triplets, prompts)] == ["grey the picture", "anything else"]
+    options = ("--triplets", str(triplets), "--prompts", str(prompts), "--max-tokens", "16")
+    assert _draw(tiny_parts, trained_file, tmp_path / "out", *options, model="model-with-text") == 0
+
+
+def test_single_triplet_needs_all_three_pictures(tiny_parts, trained_file, triplets, tmp_path, capsys):
+    folder = triplets / "first"
+    assert _draw(tiny_parts, trained_file, tmp_path / "out", "--a", str(folder / "a.png")) == 1
+    assert "--a-prime" in capsys.readouterr().err
+    parts = ("--a", "a", "--a-prime", "a_prime", "--b", "b")
+    pictures = [str(folder / f"{part}.png") if not part.startswith("--") else part for part in parts]
+    assert _draw(tiny_parts, trained_file, tmp_path / "out", *pictures) == 0
+    assert (tmp_path / "out" / "b.png").exists()
+
+
+def test_strength_zero_is_the_base_and_the_same_seed_gives_the_same_picture(tiny_parts, trained_file):
+    base = BaseModelConfig(model=str(tiny_parts / "model"), dtype="float32", gradient_checkpointing=False)
+    sampler = load_sampler(base, trained_file, [""], encoder=str(tiny_parts / "encoder"))
+    pictures = [torch.rand(1, 48, 48, 3, generator=torch.Generator().manual_seed(n)) for n in range(3)]
+    options = {"steps": 2, "megapixels": 0.05}
+    first, _ = sampler.draw(*pictures, options=DrawOptions(**options))
+    again, _ = sampler.draw(*pictures, options=DrawOptions(**options))
+    base_only, _ = sampler.draw(*pictures, options=DrawOptions(**options, strength=0.0))
+    for linear in sampler.linears.values():
+        linear.layer.lora_up.zero_()
+    without, _ = sampler.draw(*pictures, options=DrawOptions(**options))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, base_only)
+    torch.testing.assert_close(base_only, without, atol=1e-5, rtol=0)
+
+
+def test_incomplete_triplets_are_all_named(triplets):
+    (triplets / "first" / "a_prime.png").unlink()
+    (triplets / "second" / "b.png").unlink()
+    with pytest.raises(ValueError, match="2 incomplete: first, second"):
+        find_triplets(triplets)
+
+
+def test_basis_of_another_base_is_refused(golden_transformer):
+    basis = load_basis(GOLDEN / "basis_A.safetensors")
+    layer = basis.layers["transformer_blocks.0.attn.to_q"]
+    other = replace(basis, layers={"transformer_blocks.9.attn.to_q": layer, "transformer_blocks.0.norm1.linear": layer})
+    with pytest.raises(ValueError, match="2 missing or of another shape"):
+        attach_basis(golden_transformer, other)

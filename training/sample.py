@@ -1,0 +1,207 @@
+"""Draw b′ from a, a′, b with a basis and a diffusers-format base; no ComfyUI needed.
+
+    python -m training.sample --base runs/model --basis mine.safetensors --out drawn --a 1.png --a-prime 2.png --b 3.png
+    python -m training.sample --base … --basis … --out drawn --triplets folder [--prompts folder]
+
+A folder of triplets has one folder each with a.*, a_prime.*, b.*; `--prompts` has `<triplet>.txt` (or `prompt.txt` for
+all). Written: `<triplet>.png` (b′ in b's size) and `<triplet>-grid.png` (a | a′ | b | b′).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lorweb_core.checkpoint import load_basis
+from lorweb_core.encoder import load_image_encoder
+from lorweb_core.errors import ImageError, LoRWeBError
+from lorweb_core.grid import build_grid
+from lorweb_core.images import from_pil
+from lorweb_core.settings import KONTEXT_ID
+
+from .analogy_sampler import AnalogySampler, DrawOptions, attach_basis
+from .captions import CaptionTable, encode_captions
+from .config import BaseModelConfig
+from .data.pictures import PICTURE_SUFFIXES, load_picture
+from .kontext import DTYPES, load_codec, load_transformer
+from .model_source import find_source, read_transformer_config
+from .previews import contact_sheet, quadrants, to_picture
+from .sampling import read_schedule
+
+logger = logging.getLogger(__name__)
+_PARTS = ("a", "a_prime", "b")
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """One analogy to complete: a name for its files, three pictures, a prompt."""
+
+    name: str
+    image_a: Path
+    image_a_prime: Path
+    image_b: Path
+    prompt: str = ""
+
+
+def load_sampler(
+    base: BaseModelConfig,
+    basis_file: Path,
+    prompts: Sequence[str],
+    *,
+    encoder: str | None = None,
+    max_tokens: int = 512,
+    device: torch.device | None = None,
+) -> AnalogySampler:
+    """Return a sampler with everything loaded.
+
+    Args:
+        base: which base, in which precision.
+        basis_file: trained basis.
+        prompts: all that will be used; their text encoders are freed before the base is loaded.
+        encoder: folder or id of the image encoder; without it the one named in the basis.
+        max_tokens: T5 tokens per prompt.
+        device: where the base runs; the CPU by default.
+    Raises: LoRWeBError: whatever is wrong with the files or does not fit together.
+    """
+    device, dtype = device or torch.device("cpu"), DTYPES[base.dtype]
+    source = find_source(base.model, base.components, base.revision)
+    basis = load_basis(basis_file)
+    captions = encode_captions(
+        prompts, source.components, read_transformer_config(source), max_tokens=max_tokens, dtype=dtype, device=device
+    )
+    transformer = load_transformer(base, source, device).eval()
+    return AnalogySampler(
+        transformer=transformer,
+        linears=attach_basis(transformer, basis),
+        basis=basis,
+        encoder=load_image_encoder(encoder or basis.settings.encoder_id, device=device),
+        codec=load_codec(source, dtype=dtype, device=device),
+        schedule=read_schedule(source.components),
+        captions=CaptionTable(captions.__getitem__),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def find_triplets(folder: Path, prompts: Path | None = None) -> list[Triplet]:
+    """Return the triplets of a folder, by name, each with its prompt ("" without one).
+
+    Raises: ImageError: when there are none, or one is incomplete; all are named.
+    """
+    subfolders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    found, incomplete = [], []
+    for path in subfolders:
+        pictures = [_picture(path, part) for part in _PARTS]
+        if any(picture is None for picture in pictures):
+            incomplete.append(path.name)
+            continue
+        a, a_prime, b = (picture for picture in pictures if picture is not None)
+        found.append(Triplet(path.name, a, a_prime, b, _prompt(prompts, path.name)))
+    if incomplete or not found:
+        raise ImageError(
+            expected=f"folders with pictures a, a_prime and b in {folder}",
+            got=f"{len(incomplete)} incomplete: {', '.join(incomplete[:5])}" if incomplete else "none",
+            remedy="Name the pictures a.png, a_prime.png, b.png (any picture type), one folder per triplet.",
+        )
+    return found
+
+
+def draw_triplet(sampler: AnalogySampler, triplet: Triplet, out: Path, options: DrawOptions) -> Path:
+    """Draw one triplet, write its picture and its row of four, and return the picture's path."""
+    pictures = [
+        from_pil(load_picture(path))[None] for path in (triplet.image_a, triplet.image_a_prime, triplet.image_b)
+    ]
+    answer, generated = sampler.draw(*pictures, prompt=triplet.prompt, options=options)
+    path = out / f"{triplet.name}.png"
+    to_picture(answer[0]).save(path)
+    a, a_prime, b, _ = quadrants(build_grid(*pictures, megapixels=options.megapixels, fit=options.fit)[0][0])
+    contact_sheet([[a, a_prime, b, quadrants(generated[0])[3]]]).save(out / f"{triplet.name}-grid.png")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        triplets = _triplets_of(options)
+        base = BaseModelConfig(
+            model=options.base, components=options.components, dtype=options.dtype, quantize=options.quantize,
+            gradient_checkpointing=False,
+        )  # fmt: skip
+        sampler = load_sampler(
+            base, options.basis, sorted({triplet.prompt for triplet in triplets}), encoder=options.encoder,
+            max_tokens=options.max_tokens, device=torch.device(options.device),
+        )  # fmt: skip
+        options.out.mkdir(parents=True, exist_ok=True)
+        drawing = DrawOptions(
+            options.steps, options.guidance, options.megapixels, options.fit, options.strength, options.seed
+        )
+        for triplet in tqdm(triplets, unit="picture"):
+            draw_triplet(sampler, triplet, options.out, drawing)
+    except LoRWeBError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _triplets_of(options: argparse.Namespace) -> list[Triplet]:
+    if options.triplets is not None:
+        return find_triplets(options.triplets, options.prompts)
+    if None in (options.a, options.a_prime, options.b):
+        raise ImageError(
+            expected="--triplets FOLDER, or all of --a, --a-prime and --b",
+            got="neither",
+            remedy="Name the three pictures, or a folder of triplets.",
+        )
+    return [Triplet(options.b.stem, options.a, options.a_prime, options.b, options.prompt)]
+
+
+def _picture(folder: Path, stem: str) -> Path | None:
+    found = [path for path in folder.iterdir() if path.stem == stem and path.suffix.lower() in PICTURE_SUFFIXES]
+    return min(found, default=None)
+
+
+def _prompt(folder: Path | None, name: str) -> str:
+    if folder is None:
+        return ""
+    for path in (folder / f"{name}.txt", folder / "prompt.txt"):
+        if path.is_file():
+            return path.read_text(encoding="utf-8").strip()
+    return ""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.sample", description=__doc__.splitlines()[0])
+    parser.add_argument("--base", default=KONTEXT_ID, help="diffusers folder, Hugging Face id, or single file")
+    parser.add_argument("--components", help="folder or id with vae/ and text encoders, for a single file")
+    parser.add_argument("--basis", type=Path, required=True, help="trained basis, .safetensors")
+    parser.add_argument("--encoder", help="folder or id of the image encoder; default: the one named in the basis")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    parser.add_argument("--triplets", type=Path, help="folder with one folder per triplet: a.*, a_prime.*, b.*")
+    parser.add_argument("--prompts", type=Path, help="folder with <triplet>.txt or prompt.txt")
+    for name in ("--a", "--a-prime", "--b"):
+        parser.add_argument(name, type=Path, help="one picture, instead of --triplets")
+    parser.add_argument("--prompt", default="", help="edit instruction, with --a, --a-prime, --b")
+    parser.add_argument("--steps", type=int, default=28, help="sampling steps (28)")
+    parser.add_argument("--guidance", type=float, default=2.5, help="guidance embedding (2.5)")
+    parser.add_argument("--megapixels", type=float, default=1.0, help="of the whole grid (1.0)")
+    parser.add_argument("--fit", default="pad", choices=("pad", "crop", "stretch"), help="a and a′ in b's shape")
+    parser.add_argument("--strength", type=float, default=1.0, help="factor on the edit (1.0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    parser.add_argument("--max-tokens", type=int, default=512, help="T5 tokens per prompt (512)")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the base")
+    parser.add_argument("--quantize", default="none", choices=("none", "int8", "nf4"), help="of the base")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
