@@ -15,11 +15,10 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorweb_core.files import write_safetensors_atomically
 from training.tokens import CONTEXT, TARGET, pack_latents, token_ids
@@ -27,9 +26,6 @@ from training.tokens import CONTEXT, TARGET, pack_latents, token_ids
 from .codec import encode_art
 from .scenes import ART_SIZE, KINDS, Edit, apply_edit, draw, edits_of, hue_colour
 from .tiny_flux import CODE_DIM, build_base, to_bfl
-
-if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +139,7 @@ def draw_edit(rng: np.random.Generator) -> Edit:
     return candidates[int(rng.integers(len(candidates)))]
 
 
-def base_loss(model: FluxTransformer2DModel, batch: Batch, generator: torch.Generator) -> Tensor:
+def base_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
     """Return the weighted flow-matching loss of a batch, a scalar."""
     count, _, height, width = batch.target.shape
     uniform = torch.rand(count, generator=generator)
@@ -164,7 +160,7 @@ def base_loss(model: FluxTransformer2DModel, batch: Batch, generator: torch.Gene
     return (errors * batch.weights).sum() / batch.weights.sum()
 
 
-def train_base(settings: BaseSettings, checkpoint: Path) -> FluxTransformer2DModel:
+def train_base(settings: BaseSettings, checkpoint: Path) -> nn.Module:
     """Return the trained base (moving average of its weights), resuming from `checkpoint` when it is there."""
     model = build_base(settings.seed).train()
     averaged = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -192,7 +188,7 @@ def train_base(settings: BaseSettings, checkpoint: Path) -> FluxTransformer2DMod
     return model.eval()
 
 
-def save_base(path: Path, model: FluxTransformer2DModel) -> None:
+def save_base(path: Path, model: nn.Module) -> None:
     """Write the base in bfloat16 under BFL names, for ComfyUI and `load_base`."""
     state = {name: tensor.detach().bfloat16().contiguous() for name, tensor in to_bfl(model.state_dict()).items()}
     write_safetensors_atomically(path, state, {"format": "pt", "title": "LoRWeB demo base (tiny FLUX.1-Kontext)"})
@@ -202,7 +198,7 @@ def _latents(pictures: list[np.ndarray]) -> Tensor:
     return encode_art(torch.from_numpy(np.stack(pictures)))
 
 
-def _optimisers(model: FluxTransformer2DModel, settings: BaseSettings) -> list[torch.optim.Optimizer]:
+def _optimisers(model: nn.Module, settings: BaseSettings) -> list[torch.optim.Optimizer]:
     is_matrix = {
         name: parameter.dim() == 2 and "blocks." in name and "norm" not in name
         for name, parameter in model.named_parameters()
@@ -220,7 +216,7 @@ def _set_rates(optimisers: list[torch.optim.Optimizer], settings: BaseSettings, 
             group["lr"] = rate * factor
 
 
-def _average(averaged: dict[str, Tensor], model: FluxTransformer2DModel, decay: float) -> None:
+def _average(averaged: dict[str, Tensor], model: nn.Module, decay: float) -> None:
     names, parameters = zip(*model.named_parameters(), strict=True)
     with torch.no_grad():
         torch._foreach_lerp_([averaged[name] for name in names], [p.detach() for p in parameters], 1 - decay)
@@ -229,7 +225,7 @@ def _average(averaged: dict[str, Tensor], model: FluxTransformer2DModel, decay: 
 def _save(
     path: Path,
     step: int,
-    model: FluxTransformer2DModel,
+    model: nn.Module,
     averaged: dict[str, Tensor],
     optimisers: list[torch.optim.Optimizer],
 ) -> None:
@@ -239,9 +235,7 @@ def _save(
     temporary.replace(path)
 
 
-def _resume(
-    path: Path, model: FluxTransformer2DModel, averaged: dict[str, Tensor], optimisers: list[torch.optim.Optimizer]
-) -> int:
+def _resume(path: Path, model: nn.Module, averaged: dict[str, Tensor], optimisers: list[torch.optim.Optimizer]) -> int:
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
     averaged.update(state["averaged"])

@@ -10,14 +10,10 @@ are made here, for diffusers (`build_codec`) and under the names that ComfyUI re
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderTiny
+from torch import Tensor, nn
 
 LATENT_CHANNELS = 16
 COPIES = 5
@@ -39,11 +35,20 @@ def decode_art(latents: Tensor) -> Tensor:
     return ((copies.movedim(1, -1) + 1) / 2).clamp(0, 1)
 
 
-def build_codec() -> AutoencoderTiny:
-    """Return the codec as diffusers' AutoencoderTiny in float32, eval mode."""
+def build_codec(*, encoder_channels: int = 4) -> nn.Module:
+    """Return the codec as diffusers' AutoencoderTiny in float32, eval mode.
+
+    Args:
+        encoder_channels: width of the encoder; 4 is enough and two hundred times faster than ComfyUI's fixed 64.
+    """
     from diffusers import AutoencoderTiny
 
-    codec = AutoencoderTiny(latent_channels=LATENT_CHANNELS, scaling_factor=1.0, shift_factor=0.0)
+    codec: nn.Module = AutoencoderTiny(
+        encoder_block_out_channels=(encoder_channels,) * 4,
+        latent_channels=LATENT_CHANNELS,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+    )
     with torch.no_grad():
         for parameter in codec.parameters():
             parameter.zero_()
@@ -55,7 +60,7 @@ def build_codec() -> AutoencoderTiny:
 def comfyui_vae_tensors() -> dict[str, Tensor]:
     """Return the codec in float16 under ComfyUI's names for a TAESD of FLUX, for `models/vae`."""
     tensors = {"vae_scale": torch.tensor(HOST_SCALE), "vae_shift": torch.tensor(HOST_SHIFT)}
-    for name, tensor in build_codec().state_dict().items():
+    for name, tensor in build_codec(encoder_channels=_CHANNELS).state_dict().items():
         part, _, index, *rest = name.split(".")
         place = int(index) + (1 if part == "decoder" else 0)
         tensors[".".join([f"taesd_{part}", str(place), *rest])] = tensor.half().contiguous()

@@ -35,7 +35,7 @@ def load_pipeline(base: Path) -> Any:  # noqa: ANN401 (diffusers has no types)
     from diffusers import FluxKontextPipeline
 
     absent: dict[str, Any] = dict.fromkeys(_ABSENT)
-    pipeline = FluxKontextPipeline(
+    pipeline: Any = FluxKontextPipeline(
         transformer=load_base(base), vae=build_codec(), scheduler=kontext_scheduler(), **absent
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -44,9 +44,9 @@ def load_pipeline(base: Path) -> Any:  # noqa: ANN401 (diffusers has no types)
 
 def write_diffusers_folder(base: Path, folder: Path) -> Path:
     """Write the base as a diffusers folder (transformer, vae, scheduler), 14 MB, and return it."""
-    load_base(base).save_pretrained(folder / "transformer")
-    build_codec().save_pretrained(folder / "vae")
-    kontext_scheduler().save_pretrained(folder / "scheduler")
+    parts: dict[str, Any] = {"transformer": load_base(base), "vae": build_codec(), "scheduler": kontext_scheduler()}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
     index: dict[str, Any] = {"_class_name": "FluxKontextPipeline"} | {name: [None, None] for name in _ABSENT}
     index |= {
         "transformer": ["diffusers", "FluxTransformer2DModel"],

@@ -14,7 +14,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +24,12 @@ from lorweb_core.files import write_safetensors_atomically, write_text_atomicall
 
 from .scenes import ART_SIZE, BLOCK_PX, IMAGE_PX, TRAINED_KINDS, Edit, apply_edit, draw, edits_of, hue_colour
 
-if TYPE_CHECKING:
-    from transformers import CLIPVisionModelWithProjection
-
 log = logging.getLogger(__name__)
 
 EMBEDDING_DIM = 96
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
-_CONFIG = {
+_CONFIG: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
     "num_hidden_layers": 4,
@@ -73,7 +70,7 @@ class _Heads(nn.Module):
         self.thumbnail = nn.Linear(EMBEDDING_DIM, 3 * _THUMBNAIL**2)
 
 
-def train_encoder(settings: EncoderSettings) -> CLIPVisionModelWithProjection:
+def train_encoder(settings: EncoderSettings) -> nn.Module:
     """Return the trained encoder for 96-px pictures, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -95,7 +92,7 @@ def train_encoder(settings: EncoderSettings) -> CLIPVisionModelWithProjection:
     return spread_over_blocks(model)
 
 
-def spread_over_blocks(art_model: CLIPVisionModelWithProjection) -> CLIPVisionModelWithProjection:
+def spread_over_blocks(art_model: nn.Module) -> nn.Module:
     """Return the same encoder for pictures of 8-px blocks: each patch weight is shared evenly by its block."""
     model = _build(IMAGE_PX, _ART_PATCH * BLOCK_PX)
     state = art_model.state_dict()
@@ -105,7 +102,7 @@ def spread_over_blocks(art_model: CLIPVisionModelWithProjection) -> CLIPVisionMo
     return model.eval()
 
 
-def save_encoder(folder: Path, model: CLIPVisionModelWithProjection) -> None:
+def save_encoder(folder: Path, model: nn.Module) -> None:
     """Write a Hugging Face folder: config.json, preprocessor_config.json and bfloat16 weights."""
     state = {name: tensor.detach().bfloat16().contiguous() for name, tensor in model.state_dict().items()}
     state = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
@@ -135,7 +132,7 @@ def save_encoder(folder: Path, model: CLIPVisionModelWithProjection) -> None:
         write_text_atomically(folder / name, json.dumps(value, indent=2) + "\n")
 
 
-def _build(image_px: int, patch_px: int) -> CLIPVisionModelWithProjection:
+def _build(image_px: int, patch_px: int) -> nn.Module:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     return CLIPVisionModelWithProjection(CLIPVisionConfig(image_size=image_px, patch_size=patch_px, **_CONFIG))
@@ -157,7 +154,7 @@ def _draw_pairs(rng: np.random.Generator, count: int) -> tuple[list[Edit], Tenso
 
 
 def _loss(
-    model: CLIPVisionModelWithProjection,
+    model: nn.Module,
     heads: _Heads,
     edits: list[Edit],
     pixel_values: Tensor,

@@ -57,7 +57,7 @@ class Split:
     edits: tuple[Edit, ...]
 
 
-def test_splits() -> tuple[Split, ...]:
+def evaluation_splits() -> tuple[Split, ...]:
     """Return the three sets; edits without parameters have nothing to hold out and count as seen."""
     return (
         Split("seen parameters", edits_of(kinds=TRAINED_KINDS, is_held_out=False)),
@@ -105,7 +105,7 @@ def basis_method(base: Path, basis_file: Path, encoder: ImageEncoder) -> Method:
 def measure(methods: Mapping[str, Method], *, per_edit: int, seed: int) -> dict[str, dict[str, list[Score]]]:
     """Return {split: {method: scores}}, every method on the same analogies and noise."""
     result: dict[str, dict[str, list[Score]]] = {}
-    for split in test_splits():
+    for split in evaluation_splits():
         analogies = draw_analogies(split.edits, per_edit=per_edit, seed=seed, photos=TEST_PHOTOS)
         result[split.name] = {
             name: score(_in_batches(method, analogies), analogies) for name, method in methods.items()

@@ -36,6 +36,8 @@ KINDS = HUE_KINDS + AMOUNT_KINDS + PLAIN_KINDS
 SCENE_ONLY_KINDS = ("ground", "shape", "outline")
 AMOUNTS = (0.35, 0.5, 0.65)
 
+_LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)
+
 #: Whole edits that neither the encoder nor the basis sees in training.
 HELD_OUT_KINDS = ("columns", "bar")
 HELD_OUT_AMOUNT = 0.5
@@ -149,7 +151,7 @@ def draw_mosaic(photos: Sequence[str], rng: np.random.Generator) -> Scene:
     left, top = (int(rng.integers(0, 129 - side)) for _ in range(2))
     crop = photo.resize((ART_SIZE, ART_SIZE), Image.Resampling.BOX, box=(left, top, left + side, top + side))
     pixels = np.asarray(crop, np.float32) / 255
-    return Scene(pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels)
+    return Scene((pixels[:, ::-1] if rng.random() < 0.5 else pixels).astype(np.float32))
 
 
 def draw(edit: Edit, rng: np.random.Generator, *, photos: Sequence[str] = TRAINING_PHOTOS) -> Scene:
@@ -172,7 +174,7 @@ def apply_edit(scene: Scene, edit: Edit) -> Pixels:
     elif edit.kind == "lighter":
         pixels = 1 - (1 - pixels) * edit.amount
     elif edit.kind == "grey":
-        pixels = np.repeat(pixels @ np.float32([[0.299], [0.587], [0.114]]), 3, axis=-1)
+        pixels = np.repeat(pixels @ _LUMA, 3, axis=-1)
     else:
         pixels = 1 - pixels
     return _on_8_bits(pixels)
