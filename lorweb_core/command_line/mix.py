@@ -148,9 +148,12 @@ def _require_one_source(arguments: argparse.Namespace, pictures: tuple[Path | No
 
 
 def _embed_pictures(basis: Basis, paths: tuple[Path, ...], encoder_folder: Path) -> Tensor:
-    from ..encoder import load_image_encoder  # transformers, seconds to import
+    from transformers.utils import logging as transformers_logging  # seconds to import
+
+    from ..encoder import load_image_encoder
     from ..query import embed_analogy
 
+    transformers_logging.disable_progress_bar()
     if not encoder_folder.is_dir():
         raise ModelError(
             expected="--encoder to be a folder with config.json and model.safetensors",

@@ -60,7 +60,7 @@ def test_golden_bases_load_with_their_sidecar_and_assume_nothing(case):
 
 
 def test_an_internal_query_is_refused_with_the_reason(tmp_path):
-    with pytest.raises(SettingsError, match=r"external_query: true.*got external_query: false.*cannot be computed once"):
+    with pytest.raises(SettingsError, match=r"external_query: true.*got external_query: false.*cannot be computed"):
         read_settings_file(GOLDEN / "basis_J.yaml")
     with pytest.raises(CheckpointError, match=r"basis_J.*\(internal query\).*external_query: true"):
         load_basis(GOLDEN / "basis_J.safetensors")

@@ -1,0 +1,247 @@
+"""Basis files: what is read and written, and how memory is used; mistakes are in `test_bad_basis_files`."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from lorweb_core.basis import LayerBasis
+from lorweb_core.checkpoint import load_basis, save_basis
+from lorweb_core.errors import CheckpointError, OutputError, SettingsError
+from lorweb_core.header_settings import read_training_facts
+from lorweb_core.router import route_query
+from lorweb_core.settings import SIGLIP_ENCODER_ID, RouterSettings
+from tests.basis_files import reference_tensors, split_raw, write_raw, write_reference
+from tests.synthetic import SIZES, make_basis, make_layer
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+FIRST = "transformer_blocks.0.attn.to_q"
+SETTINGS = RouterSettings("tanh", 2, "sum", "ca'-ca", SIGLIP_ENCODER_ID, "abc123", "some/base")
+
+
+def tensors_of(layer):
+    return [layer.lora_down, layer.lora_up, layer.keys, layer.query_projection, layer.lora_bias]
+
+
+def assert_equal_layers(first, second):
+    assert list(first) == list(second)
+    for name in first:
+        for one, other in zip(tensors_of(first[name]), tensors_of(second[name]), strict=True):
+            assert (one is None) == (other is None)
+            assert one is None or (one.dtype == other.dtype and torch.equal(one, other)), name
+
+
+@pytest.mark.parametrize("case", "ABCDEFGH")
+def test_golden_tensors_arrive_in_our_orientation(case):
+    basis = load_basis(GOLDEN / f"basis_{case}.safetensors")
+    raw = load_file(GOLDEN / f"basis_{case}.safetensors")
+    assert len(basis.layers) == 40 and len(raw) == 160
+    for name, layer in basis.layers.items():
+        assert torch.equal(layer.lora_down, raw[f"transformer.{name}.lora_A"].transpose(1, 2))
+        assert torch.equal(layer.lora_up, raw[f"transformer.{name}.lora_B"].transpose(1, 2))
+        assert torch.equal(layer.keys, raw[f"transformer.{name}.lora_keys"])
+        assert torch.equal(layer.query_projection, raw[f"transformer.{name}.att_lora_to_q.weight"])
+        assert layer.lora_bias is None
+
+
+def test_the_stacked_matrices_are_views(tmp_path):
+    for layer in load_basis(write_reference(tmp_path / "basis.safetensors")).layers.values():
+        stacked_down, stacked_up = layer.lora_down.flatten(0, 1), layer.lora_up.transpose(1, 2).flatten(0, 1)
+        assert stacked_down.data_ptr() == layer.lora_down.data_ptr()
+        assert stacked_up.data_ptr() == layer.lora_up.data_ptr()
+
+
+def test_layers_come_in_the_order_of_computation_whatever_the_file_order(tmp_path):
+    tensors = reference_tensors()
+    for index, names in enumerate((sorted(tensors), sorted(tensors, reverse=True))):
+        header, data, end = {}, b"", 0
+        for name in names:
+            content = tensors[name].numpy().tobytes()
+            header[name] = {
+                "dtype": "F32",
+                "shape": list(tensors[name].shape),
+                "data_offsets": [end, end + len(content)],
+            }
+            data, end = data + content, end + len(content)
+        basis = load_basis(write_raw(tmp_path / f"{index}.safetensors", header, data))
+        assert list(basis.layers) == list(SIZES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_every_float_dtype_is_kept(tmp_path, dtype):
+    path = write_reference(tmp_path / "basis.safetensors", dtype=dtype)
+    raw = load_file(path)
+    layer = load_basis(path).layers[FIRST]
+    assert all(tensor.dtype == dtype for tensor in tensors_of(layer) if tensor is not None)
+    assert torch.equal(layer.lora_up, raw[f"transformer.{FIRST}.lora_B"].transpose(1, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_float8_becomes_bfloat16_without_loss(tmp_path, dtype):
+    path = write_reference(tmp_path / "basis.safetensors", dtype=dtype)
+    raw = load_file(path)
+    layer = load_basis(path).layers[FIRST]
+    assert layer.lora_down.dtype == torch.bfloat16
+    assert torch.equal(layer.lora_down.float(), raw[f"transformer.{FIRST}.lora_A"].float().transpose(1, 2))
+
+
+def test_size_rank_bias_and_projection_may_differ_between_layers(tmp_path):
+    names = list(SIZES)
+    layers = {
+        names[0]: make_layer(12, 12, basis_size=5, rank=3, query_dim=8),
+        names[1]: make_layer(12, 48, basis_size=1, rank=1, query_dim=8, bias=True),
+        names[2]: make_layer(48, 12, key_dim=8, project=False),
+    }
+    path = tmp_path / "basis.safetensors"
+    save_basis(path, layers, RouterSettings(query_mode="caa'"))
+    basis = load_basis(path)
+    assert_equal_layers(basis.layers, layers)
+    assert json.loads(basis.metadata["lorweb"])["basis_size"] is None
+    mixes = route_query(basis, torch.ones(1, 8))
+    assert [mixes[name].shape[1] for name in names[:3]] == [5, 1, 4]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": True}, {"project": False, "key_dim": 18}, {"basis_size": 1, "rank": 1}]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_save_and_load_are_bit_equal(tmp_path, options, dtype):
+    original = make_basis(**options)
+    layers = {
+        name: LayerBasis(*(None if tensor is None else tensor.to(dtype) for tensor in tensors_of(layer)))
+        for name, layer in original.layers.items()
+    }
+    path = tmp_path / "basis.safetensors"
+    save_basis(path, layers, SETTINGS, training={"step": 7, "data": "größer"}, metadata={"author": "me"})
+    basis = load_basis(path)
+    assert_equal_layers(basis.layers, layers)
+    assert basis.settings == SETTINGS and basis.report == ()
+    assert basis.settings_source == "the header of basis.safetensors"
+    assert read_training_facts(basis.metadata) == {"step": 7, "data": "größer"}
+    assert (basis.metadata["author"], basis.metadata["format"]) == ("me", "pt")
+    save_basis(
+        tmp_path / "again.safetensors",
+        basis.layers,
+        SETTINGS,
+        training={"step": 7, "data": "größer"},
+        metadata={"author": "me"},
+    )
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_a_saved_file_has_the_reference_names_and_our_header(tmp_path):
+    path = tmp_path / "basis.safetensors"
+    save_basis(path, make_basis().layers, SETTINGS)
+    assert load_file(path).keys() == reference_tensors().keys()
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["lorweb"]) == {
+            "format_version": 1, "basis_size": 4, "rank": 2, "key_dim": 8, "heads": 2, "activation": "tanh",
+            "reduction": "sum", "query_mode": "ca'-ca", "encoder": {"id": SIGLIP_ENCODER_ID, "revision": "abc123"},
+            "base_model": "some/base", "training": {},
+        }  # fmt: skip
+
+
+def test_saving_casts_to_a_dtype_and_refuses_to_overflow_it(tmp_path):
+    layers = make_basis().layers
+    save_basis(tmp_path / "half.safetensors", layers, RouterSettings(), dtype=torch.float16)
+    half = load_basis(tmp_path / "half.safetensors").layers[FIRST]
+    assert torch.equal(half.lora_down, layers[FIRST].lora_down.half())
+    layers[FIRST].keys[0, 0] = 1e6
+    with pytest.raises(OutputError, match=r"lora_keys within the range of torch\.float16; got .* 1e.06"):
+        save_basis(tmp_path / "over.safetensors", layers, RouterSettings(), dtype=torch.float16)
+    assert [path.name for path in tmp_path.iterdir()] == ["half.safetensors"]
+
+
+def test_saving_refuses_what_could_not_be_loaded(tmp_path):
+    path = tmp_path / "basis.safetensors"
+    with pytest.raises(CheckpointError, match="with layers; got none"):
+        save_basis(path, {}, RouterSettings())
+    with pytest.raises(SettingsError, match="heads to divide"):
+        save_basis(path, make_basis().layers, RouterSettings(heads=3))
+    layers = {"a": make_layer(4, 4, query_dim=9), "b": make_layer(4, 4, query_dim=12)}
+    with pytest.raises(CheckpointError, match="another width in 1 of 2 layers"):
+        save_basis(path, layers, RouterSettings())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_basis_id_follows_header_keys_and_projections(tmp_path):
+    def id_of(name, change=lambda tensors: None, metadata=None):
+        tensors = reference_tensors()
+        change(tensors)
+        return load_basis(write_reference(tmp_path / name, tensors, metadata=metadata)).basis_id
+
+    def change(suffix):
+        return lambda tensors: tensors[f"transformer.{FIRST}.{suffix}"].view(-1)[0].add_(1)
+
+    plain = id_of("a.safetensors")
+    assert len(plain) == 16 and int(plain, 16)
+    assert id_of("renamed.safetensors") == plain
+    others = [id_of("b.safetensors", change("lora_keys")), id_of("c.safetensors", change("att_lora_to_q.weight"))]
+    others.append(id_of("d.safetensors", metadata={"format": "pt", "step": "2"}))
+    assert len({plain, *others}) == 4
+
+
+def test_the_file_may_be_cut_replaced_or_deleted_while_the_basis_is_in_use(tmp_path):
+    path = write_reference(tmp_path / "basis.safetensors")
+    before = reference_tensors()
+    basis = load_basis(path)
+    with path.open("r+b") as file:
+        file.truncate(10)
+    path.write_bytes(b"\xff" * 100_000)
+    path.unlink()
+    gc.collect()
+    for name, layer in basis.layers.items():
+        assert torch.equal(layer.lora_down, before[f"transformer.{name}.lora_A"].transpose(1, 2))
+        assert torch.equal(layer.lora_up, before[f"transformer.{name}.lora_B"].transpose(1, 2))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux' list of mappings")
+def test_nothing_of_the_file_stays_mapped(tmp_path):
+    path = write_reference(tmp_path / "basis.safetensors")
+    basis = load_basis(path)
+    assert basis.layers and path.name not in Path("/proc/self/maps").read_text()
+
+
+def test_progress_counts_layers_and_may_stop_the_load(tmp_path):
+    path = write_reference(tmp_path / "basis.safetensors")
+    steps = []
+    load_basis(str(path), on_progress=lambda *step: steps.append(step))
+    assert steps == [(done, 4) for done in (1, 2, 3, 4)]
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_basis(path, on_progress=stop)
+
+
+def test_fields_that_a_later_version_appends_are_ignored(tmp_path):
+    path = tmp_path / "basis.safetensors"
+    save_basis(path, make_basis().layers, SETTINGS)
+    header, data = split_raw(path)
+    settings = json.loads(header["__metadata__"]["lorweb"]) | {"later": [1, 2]}
+    header["__metadata__"]["lorweb"] = json.dumps(settings)
+    assert load_basis(write_raw(path, header, data)).settings == SETTINGS
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux' memory counters")
+def test_loading_a_full_size_basis_takes_little_more_memory_than_the_file(tmp_path):
+    path = tmp_path / "full.safetensors"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "synthetic_basis.py", path], check=True, env=environment)
+    measure = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "basis_loading.py", path, "--json"],
+        check=True, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    result = json.loads(measure.stdout)
+    assert result["layers"] == 494
+    assert result["peak_anonymous_bytes"] <= 1.2 * path.stat().st_size

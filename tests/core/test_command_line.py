@@ -1,0 +1,357 @@
+"""The command line: what each command writes, and one line with exit code 2 for every mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from lorweb_core.checkpoint import load_basis
+from lorweb_core.command_line import COMMANDS, build_parser, main
+from lorweb_core.mixing import layer_delta
+from lorweb_core.settings import RouterSettings
+from tests.basis_files import write_reference
+from tests.pictures import write_tiny_clip
+from tests.synthetic import SIZES
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+IMAGES = GOLDEN / "images"
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command line; return exit code, stdout lines, stderr lines."""
+
+    def call(*words):
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as ending:
+            code = ending.code
+        captured = capsys.readouterr()
+        return code, captured.out.splitlines(), captured.err.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def embeddings(tmp_path):
+    """Write the query embeddings of a golden case and return the file."""
+
+    def write(case):
+        path = tmp_path / f"embeddings_{case}.safetensors"
+        query = load_file(GOLDEN / f"io_{case}.safetensors")["in.external_query"]
+        save_file({"query_embedding": query}, path)
+        return path
+
+    return write
+
+
+def assert_refused(result, *parts):
+    """A user's mistake: exit code 2, nothing on stdout, one line on stderr that has all parts."""
+    code, out, err = result
+    assert (code, out, len(err)) == (2, [], 1), result
+    for part in parts:
+        assert part in err[0], err[0]
+
+
+def golden_basis(case):
+    return GOLDEN / f"basis_{case}.safetensors"
+
+
+def deltas_of(path):
+    """Return layer name → ΔW of an ordinary LoRA file."""
+    tensors = load_file(path)
+    names = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
+    return {
+        name.removeprefix("transformer."): tensors[f"{name}.lora_B.weight"].float()
+        @ tensors[f"{name}.lora_A.weight"].float()
+        for name in names
+    }
+
+
+def test_it_runs_as_a_module_and_warns_of_assumed_settings_on_stderr(tmp_path):
+    path = write_reference(tmp_path / "plain.safetensors")
+    result = run_module("inspect", path)
+    assert result.returncode == 0 and "Basis size N:  4" in result.stdout and "Settings from: defaults" in result.stdout
+    assert result.stderr.startswith("WARNING: plain.safetensors: 5 settings not stated")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_mistake_is_one_line_and_exit_code_2():
+    result = run_module("inspect", "missing.safetensors")
+    assert result.returncode == 2 and result.stdout == "" and len(result.stderr.splitlines()) == 1
+    assert "Traceback" not in result.stderr and "missing.safetensors" in result.stderr
+
+
+def run_module(*words):
+    return subprocess.run([sys.executable, "-m", "lorweb_core", *words], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_that_parse(run, command):
+    code, out, err = run(command, "--help")
+    assert code == 0 and err == [] and "examples:" in out
+    text = "\n".join(out).replace("\\\n", " ")
+    examples = [line.split() for line in text.splitlines() if line.startswith("  python -m lorweb_core")]
+    assert examples
+    for words in examples:
+        assert build_parser().parse_args(words[3:]).command == command
+
+
+def test_inspect_says_what_a_basis_holds(run):
+    code, out, err = run("inspect", golden_basis("C"))
+    text = "\n".join(out)
+    assert (code, err) == (0, [])
+    for part in (
+        "Layers:        40",
+        "Basis size N:  4",
+        "Rank r:        1",
+        "Key width:     8",
+        "softmax, heads 2, sum",
+        "Query width:   36 (cat-aa'b",
+        "Settings from: settings file basis_C.yaml",
+        "Training:      step 500",
+    ):
+        assert part in text
+
+
+def test_inspect_gives_json(run):
+    code, out, _ = run("inspect", golden_basis("C"), "--json")
+    facts = json.loads("\n".join(out))
+    basis = load_basis(golden_basis("C"))
+    assert code == 0
+    assert (facts["basis_id"], facts["layer_count"], facts["basis_size"]) == (basis.basis_id, 40, [4])
+    assert RouterSettings(**facts["settings"]) == basis.settings
+    assert facts["parameters"] == sum(tensor.numel() for tensor in load_file(golden_basis("C")).values())
+    assert facts["layers"]["transformer_blocks.0.ff.net.2"]["in"] == 128
+
+
+@pytest.mark.parametrize("case", "ABCDEFGH")
+def test_mix_reproduces_the_golden_coefficients_and_their_lora(run, tmp_path, embeddings, case):
+    recorded = load_file(GOLDEN / f"io_{case}.safetensors")
+    coefficients_path, output = tmp_path / "c.json", tmp_path / "out.safetensors"
+    code, out, err = run(
+        "mix", golden_basis(case), "--embeddings", embeddings(case), "-o", output, "--dtype", "fp32",
+        "--coefficients-out", coefficients_path,
+    )  # fmt: skip
+    assert (code, err) == (0, [])
+    coefficients = json.loads(coefficients_path.read_text())
+    batch = len(recorded["in.external_query"])
+    outputs = [output] if batch == 1 else [tmp_path / f"out-{index:03d}.safetensors" for index in range(batch)]
+    assert len(out) == 1 + batch
+    assert sorted(tmp_path.glob("out*")) == outputs
+    basis = load_basis(golden_basis(case))
+    assert coefficients.keys() == basis.layers.keys()
+    for index, path in enumerate(outputs):
+        deltas = deltas_of(path)
+        for name, layer in basis.layers.items():
+            expected = recorded[f"coeff.{name}"][index]
+            torch.testing.assert_close(torch.tensor(coefficients[name])[index], expected, atol=2e-6, rtol=0)
+            torch.testing.assert_close(deltas[name], layer_delta(layer, expected), atol=1e-5, rtol=1e-4)
+
+
+def test_mix_takes_flat_embeddings_strength_rank_and_settings(run, tmp_path):
+    basis_path = write_reference(tmp_path / "basis.safetensors")
+    (tmp_path / "basis.yaml").write_text(
+        "activation: softmax\nheads: 1\nreduction: mean\nquery_mode: cat-aa'b\nencoder: x"
+    )
+    (tmp_path / "other.yaml").write_text("activation: tanh")
+    save_file({"query_embedding": torch.ones(1, 18, dtype=torch.bfloat16)}, tmp_path / "e.safetensors")
+    common = ("mix", basis_path, "--embeddings", tmp_path / "e.safetensors", "--dtype", "fp32", "-o")
+    assert run(*common, tmp_path / "a.safetensors")[0] == 0
+    assert run(*common, tmp_path / "b.safetensors", "--strength", "-2")[0] == 0
+    assert run(*common, tmp_path / "c.safetensors", "--rank", "3")[0] == 0
+    assert run(*common, tmp_path / "d.safetensors", "--settings", tmp_path / "other.yaml")[0] == 0
+    plain, reversed_, other = (deltas_of(tmp_path / f"{name}.safetensors") for name in "abd")
+    for name in SIZES:
+        torch.testing.assert_close(reversed_[name], -2 * plain[name], atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(other[name], plain[name])
+    ranks = {len(tensor) for name, tensor in load_file(tmp_path / "c.safetensors").items() if "lora_A" in name}
+    assert ranks == {3}
+
+
+def test_mix_takes_three_pictures(run, tmp_path):
+    encoder = tmp_path / "clip"
+    write_tiny_clip(encoder)
+    output, coefficients = tmp_path / "out.safetensors", tmp_path / "c.json"
+    words = ("--a", IMAGES / "q0_a.png", "--a-prime", IMAGES / "q0_ap.png", "--b", IMAGES / "q0_b.png")
+    result = run(
+        "mix", golden_basis("A"), *words, "--encoder", encoder, "-o", output, "--coefficients-out", coefficients
+    )
+    assert result[0] == 0, result
+    assert len(deltas_of(output)) == 40
+    recorded = load_file(GOLDEN / "query.safetensors")
+    query = torch.cat([recorded[f"q0.embed.{part}"].flatten() for part in ("a", "ap", "b")])
+    save_file({"query_embedding": query[None]}, tmp_path / "e.safetensors")
+    from_embedding = tmp_path / "c2.json"
+    run(
+        "mix",
+        golden_basis("A"),
+        "--embeddings",
+        tmp_path / "e.safetensors",
+        "-o",
+        output,
+        "--coefficients-out",
+        from_embedding,
+    )
+    first, second = json.loads(coefficients.read_text()), json.loads(from_embedding.read_text())
+    for name in first:
+        torch.testing.assert_close(torch.tensor(first[name]), torch.tensor(second[name]), atol=2e-6, rtol=0)
+
+
+def test_mix_of_pictures_tells_every_mistake(run, tmp_path):
+    write_tiny_clip(tmp_path / "clip")
+    (tmp_path / "text.png").write_text("no picture")
+    pictures = {"--a": IMAGES / "q0_a.png", "--a-prime": IMAGES / "q0_ap.png", "--b": IMAGES / "q0_b.png"}
+    basis = write_reference(tmp_path / "wide.safetensors", query_dim=2304)
+    (tmp_path / "wide.yaml").write_text(
+        "{activation: softmax, heads: 1, reduction: mean, query_mode: cat-aa'b, encoder: openai/clip-vit-large-patch14}"
+    )
+
+    def mix(basis, encoder, **changes):
+        words = [word for pair in (pictures | changes).items() for word in pair]
+        return run("mix", basis, *words, "--encoder", encoder, "-o", tmp_path / "out.safetensors")
+
+    assert_refused(mix(basis, tmp_path / "clip"), "width 768", "got 12", "clip-vit-large-patch14")
+    assert_refused(mix(basis, tmp_path / "none"), "--encoder to be a folder", "nothing is downloaded")
+    assert_refused(mix(basis, tmp_path / "clip", **{"--b": tmp_path / "text.png"}), "a picture at", "text.png")
+    assert_refused(mix(basis, tmp_path / "clip", **{"--b": tmp_path / "missing.png"}), "a picture at", "No such file")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_convert_moves_the_sidecar_into_the_header(run, tmp_path):
+    output = tmp_path / "out.safetensors"
+    code, out, err = run("convert", golden_basis("G"), output)
+    assert (code, err) == (0, []) and out == [f"Wrote {output}: 40 layers, settings from settings file basis_G.yaml"]
+    before, after = load_basis(golden_basis("G")), load_basis(output)
+    assert after.settings == before.settings and after.settings_source == "the header of out.safetensors"
+    raw_before, raw_after = load_file(golden_basis("G")), load_file(output)
+    assert raw_before.keys() == raw_after.keys()
+    assert all(torch.equal(raw_before[name], raw_after[name]) for name in raw_before)
+    assert after.metadata["name"] == "golden_G" and "ss_base_model_version" not in after.metadata
+    assert json.loads(after.metadata["lorweb"])["training"] == {"step": 500, "epoch": 0}
+
+
+@pytest.mark.parametrize(
+    ("word", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)]
+)
+def test_convert_changes_the_dtype(run, tmp_path, word, dtype):
+    assert run("convert", golden_basis("A"), tmp_path / "out.safetensors", "--dtype", word)[0] == 0
+    before, after = load_file(golden_basis("A")), load_file(tmp_path / "out.safetensors")
+    assert all(torch.equal(after[name], before[name].to(dtype)) for name in before)
+
+
+def test_convert_for_the_reference_writes_the_config_beside_it(run, tmp_path):
+    inner = tmp_path / "ours.safetensors"
+    assert run("convert", golden_basis("B"), inner)[0] == 0
+    folder = tmp_path / "reference"
+    folder.mkdir()
+    for _ in range(2):  # the same config.yaml may stay
+        code, out, _ = run("convert", inner, folder / "basis.safetensors", "--for-reference")
+        assert code == 0 and out[-1] == f"Wrote {folder / 'config.yaml'}"
+    ours, golden = (yaml.safe_load(path.read_text()) for path in (folder / "config.yaml", GOLDEN / "basis_B.yaml"))
+    golden["config"]["process"][0]["network"]["linear_alpha"] = 2  # without effect; we write r
+    assert ours == golden
+    assert load_file(folder / "basis.safetensors").keys() == load_file(golden_basis("B")).keys()
+
+
+def test_convert_for_the_reference_refuses_what_the_reference_cannot_read(run, tmp_path):
+    output = tmp_path / "out" / "basis.safetensors"
+    output.parent.mkdir()
+    biased = write_reference(tmp_path / "biased.safetensors", bias=True, metadata={"lorweb": HEADER})
+    assert_refused(run("convert", biased, output, "--for-reference"), "per-adapter biases in 4 layers")
+    single = write_reference(tmp_path / "single.safetensors", sizes={"a": (4, 4)}, metadata={"lorweb": HEADER})
+    assert_refused(run("convert", single, output, "--for-reference"), "a single layer")
+    (output.parent / "config.yaml").write_text("mine: true")
+    assert_refused(run("convert", golden_basis("A"), output, "--for-reference"), "no other config.yaml")
+    assert [path.name for path in output.parent.iterdir()] == ["config.yaml"]
+
+
+HEADER = json.dumps(
+    {"format_version": 1, "activation": "softmax", "heads": 1, "reduction": "mean", "query_mode": "cat-aa'b",
+     "encoder": {"id": "x"}}
+)  # fmt: skip
+
+
+def test_convert_takes_settings_that_a_file_lacks(run, tmp_path):
+    source = write_reference(tmp_path / "plain.safetensors")
+    (tmp_path / "given.yaml").write_text(
+        "{activation: tanh, heads: 2, reduction: sum, query_mode: caa', encoder: me/mine}"
+    )
+    output = tmp_path / "out.safetensors"
+    assert run("convert", source, output, "--settings", tmp_path / "given.yaml")[0] == 0
+    assert load_basis(output).settings == RouterSettings("tanh", 2, "sum", "caa'", "me/mine")
+
+
+def test_an_input_is_never_overwritten(run, tmp_path, embeddings):
+    basis = write_reference(tmp_path / "basis.safetensors", metadata={"lorweb": HEADER})
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(basis)
+    before = basis.read_bytes()
+    assert_refused(run("convert", basis, basis), "an output of its own name", "also an input")
+    assert_refused(run("convert", basis, link), "also an input")
+    numbered = tmp_path / "e-001.safetensors"
+    save_file({"query_embedding": torch.ones(2, 18)}, numbered)
+    content = numbered.read_bytes()
+    assert_refused(run("mix", basis, "--embeddings", numbered, "-o", basis), "also an input")
+    assert_refused(run("mix", basis, "--embeddings", numbered, "-o", tmp_path / "e.safetensors"), "also an input")
+    same = tmp_path / "x.safetensors"
+    words = ("mix", basis, "--embeddings", numbered, "-o", same, "--coefficients-out", same)
+    assert_refused(run(*words), "also another output")
+    assert basis.read_bytes() == before and numbered.read_bytes() == content
+    assert not (tmp_path / "e-000.safetensors").exists()
+
+
+def test_wrong_words_are_one_line(run, tmp_path):
+    basis = golden_basis("A")
+    output = ("-o", tmp_path / "o.safetensors")
+    assert_refused(run(), "required: COMMAND")
+    assert_refused(run("blnd"), "invalid choice: 'blnd'")
+    assert_refused(run("inspect"), "required: BASIS", "--help")
+    assert_refused(
+        run("mix", basis, *output), "expected --embeddings, or --a", "missing --a, --a-prime, --b, --encoder"
+    )
+    assert_refused(run("mix", basis, "--a", "x.png", *output), "missing --a-prime, --b, --encoder")
+    assert_refused(run("mix", basis, "--embeddings", "e", "--a", "x", *output), "either --embeddings, or")
+    assert_refused(run("mix", basis, "--embeddings", "e", "-o", "o.pt"), "ends in .safetensors; got o.pt")
+    assert_refused(run("mix", basis, "--embeddings", "e", *output, "--strength", "nan"), "a finite number; got nan")
+    assert_refused(run("mix", basis, "--embeddings", "e", *output, "--strength", "much"), "invalid finite_number value")
+    assert_refused(run("mix", basis, "--embeddings", "e", *output, "--rank", "-1"), "--rank")
+    assert_refused(run("mix", basis, "--embeddings", "e", *output, "--dtype", "fp8"), "invalid choice: 'fp8'")
+
+
+def test_wrong_files_are_one_line(run, tmp_path, embeddings):
+    output = ("-o", tmp_path / "o.safetensors")
+    good = embeddings("A")
+    save_file({"embedding": torch.ones(1, 36)}, tmp_path / "name.safetensors")
+    save_file({"query_embedding": torch.ones(1, 36, dtype=torch.int32)}, tmp_path / "integer.safetensors")
+    save_file({"query_embedding": torch.ones(1, 12)}, tmp_path / "narrow.safetensors")
+    save_file({"query_embedding": torch.ones(36)}, tmp_path / "flat.safetensors")
+    save_file({"query_embedding": torch.full((1, 36), float("nan"))}, tmp_path / "nan.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"PK\x03\x04" + b"\x00" * 99)
+    (tmp_path / "bad.yaml").write_text("heads: 3")
+
+    def mix(embedding, *words, basis=None):
+        return run("mix", basis or golden_basis("A"), "--embeddings", tmp_path / embedding, *output, *words)
+
+    assert_refused(mix("name.safetensors"), "one floating-point tensor query_embedding", "embedding (F32)")
+    assert_refused(mix("integer.safetensors"), "query_embedding (I32)")
+    assert_refused(mix("narrow.safetensors"), "width 36", "got 12")
+    assert_refused(mix("flat.safetensors"), "got shape [36]")
+    assert_refused(mix("nan.safetensors"), "finite numbers; got NaN")
+    assert_refused(mix("broken.safetensors"), "PyTorch pickle")
+    assert_refused(mix("missing.safetensors"), "No such file")
+    assert_refused(mix(good.name, "--settings", tmp_path / "bad.yaml"), "heads to divide", "got 3")
+    assert_refused(mix(good.name, "--settings", tmp_path / "none.yaml"), "readable YAML", "No such file")
+    assert_refused(mix(good.name, basis=golden_basis("J")), "internal query")
+    assert_refused(run("inspect", tmp_path), "a .safetensors file; got the folder")
+    biased = write_reference(tmp_path / "biased.safetensors", bias=True, query_dim=36, metadata={"lorweb": HEADER})
+    assert_refused(mix(good.name, basis=biased), "without per-adapter biases", "got 4 layers")
+    missing = tmp_path / "missing" / "o.safetensors"
+    assert_refused(run("convert", golden_basis("A"), missing), "able to write", "No such file", "existing folder")
+    assert not (tmp_path / "o.safetensors").exists()
