@@ -57,10 +57,9 @@ def require_coefficients_of(basis: Basis, coefficients: Mapping[str, Any]) -> Co
     """
     _require_format(coefficients)
     if coefficients["basis_id"] != basis.basis_id:
-        other = coefficients["settings"].get("basis_name", "an unnamed basis")
         raise CheckpointError(
             expected=f"coefficients of the basis {basis.name} (id {basis.basis_id})",
-            got=f"coefficients of {other} (id {coefficients['basis_id']})",
+            got=f"coefficients of {name_of_basis(coefficients)}",
             remedy="Connect the same basis to Encode Analogy and to this node, or encode the analogy again.",
         )
     layers: Mapping[str, Tensor] = coefficients["layers"]
@@ -79,6 +78,50 @@ def require_coefficients_of(basis: Basis, coefficients: Mapping[str, Any]) -> Co
         layers=dict(layers),
         settings=dict(coefficients["settings"]),
     )
+
+
+def require_whole_coefficients(coefficients: Mapping[str, Any]) -> Coefficients:
+    """Return the coefficients as typed, once they are known to be whole in themselves; needs no basis.
+
+    Raises:
+        CheckpointError: for coefficients of a newer format, or what is no coefficients.
+        ShapeError: when layers are not [B, N] of one batch, or numbers are not finite.
+    """
+    _require_format(coefficients)
+    layers: Mapping[str, Tensor] = coefficients["layers"]
+    batch = next(iter(layers.values())).shape[:1]
+    for name, mix in layers.items():
+        if mix.dim() != 2 or 0 in mix.shape or mix.shape[:1] != batch or not mix.is_floating_point():
+            raise ShapeError(
+                expected=f"coefficients [{batch[0] if batch and batch[0] else 'batch'}, N] of float numbers for {name}",
+                got=f"shape {list(mix.shape)} of {mix.dtype}",
+                remedy="Give every layer the same batch of at least one mix, or encode the analogy again.",
+            )
+    if not bool(torch.isfinite(torch.cat([mix.reshape(-1) for mix in layers.values()])).all()):
+        damaged = [name for name, mix in layers.items() if not bool(torch.isfinite(mix).all())]
+        raise _not_finite(damaged[0])
+    return Coefficients(
+        format_version=FORMAT_VERSION,
+        basis_id=str(coefficients["basis_id"]),
+        layers=dict(layers),
+        settings=dict(coefficients["settings"]),
+    )
+
+
+def with_layers(coefficients: Coefficients, layers: dict[str, Tensor]) -> Coefficients:
+    """Return other numbers for the same basis."""
+    return Coefficients(
+        format_version=FORMAT_VERSION,
+        basis_id=coefficients["basis_id"],
+        layers=layers,
+        settings=dict(coefficients["settings"]),
+    )
+
+
+def name_of_basis(coefficients: Mapping[str, Any]) -> str:
+    """Return the basis' name and id, for messages."""
+    name = coefficients["settings"].get("basis_name", "an unnamed basis")
+    return f"{name} (id {coefficients['basis_id']})"
 
 
 def _require_format(coefficients: Mapping[str, Any]) -> None:
@@ -110,8 +153,12 @@ def _require_tensors(basis: Basis, layers: Mapping[str, Tensor]) -> None:
                 remedy="Give every layer the same batch, or encode the analogy again with this basis.",
             )
         if not bool(torch.isfinite(mix).all()):
-            raise ShapeError(
-                expected=f"finite coefficients for {name}",
-                got="NaN or infinity",
-                remedy="Encode the analogy again; if it stays, the basis file is damaged.",
-            )
+            raise _not_finite(name)
+
+
+def _not_finite(layer_name: str) -> ShapeError:
+    return ShapeError(
+        expected=f"finite coefficients for {layer_name}",
+        got="NaN or infinity",
+        remedy="Encode the analogy again; if it stays, the basis file is damaged.",
+    )

@@ -1,0 +1,143 @@
+"""Several analogies → one: sums, means and interpolations of their coefficients.
+
+    mean: c = Σ_i w_i · c_i / Σ_i w_i        sum: c = Σ_i w_i · c_i        interpolation: a mean of two neighbours
+
+Weights may be any real numbers; outside of 0…1 they extrapolate. The mean is computed as c_k + Σ_i ŵ_i · (c_i − c_k)
+with k the heaviest, so that a blend of x with itself is x, and weight on one alone is that one, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .coefficients import Coefficients, count_mixes, name_of_basis, require_whole_coefficients, with_layers
+from .errors import CheckpointError, SettingsError, ShapeError
+from .layer_stacks import LayerStack, stack_layers, unstack_layers
+
+METHODS = ("mean", "sum")
+#: A sum of weights below this share of their magnitudes counts as zero: dividing by it would blow up rounding.
+_SMALLEST_SHARE = 1e-6
+
+
+def blend_coefficients(
+    analogies: Sequence[Mapping[str, Any]], weights: Sequence[float], *, method: str = "mean"
+) -> Coefficients:
+    """Return one set of coefficients made of several of the same basis.
+
+    Args:
+        analogies: coefficients with B mixes each, or with one, which is then used for all B.
+        weights: one for each analogy, any real numbers.
+        method: `mean` divides by the sum of the weights; `sum` does not.
+    Returns: coefficients of B mixes; inputs are not changed.
+    Raises:
+        SettingsError: for an unknown method, weights that are not finite or not one per analogy, or weights of a mean
+            that sum to zero.
+        CheckpointError: when the analogies belong to several bases.
+        ShapeError: when layers, basis sizes or batches differ.
+    """
+    wholes = [require_whole_coefficients(analogy) for analogy in analogies]
+    factors = _require_weights(weights, len(wholes), method)
+    _require_one_basis(wholes)
+    batch = _common_batch(wholes)
+    order = list(wholes[0]["layers"])
+    stacked = [stack_layers({name: whole["layers"][name] for name in order}) for whole in wholes]
+    blended = []
+    for parts in zip(*stacked, strict=True):
+        values = [part.values.expand(-1, batch, -1) for part in parts]
+        combine = _weighted_mean if method == "mean" else _weighted_sum
+        blended.append(LayerStack(parts[0].names, combine(values, factors)))
+    return with_layers(wholes[0], unstack_layers(blended, order))
+
+
+def interpolation_weights(position: float, count: int) -> list[float]:
+    """Return the weights for a place on the way through `count` analogies: 0 is the first, 1 the second, and so on.
+
+    Between two whole numbers the two neighbours are mixed; before the first and behind the last the way goes straight
+    on, so -0.5 is "the first, and half of the difference to the second away from it".
+
+    Raises: SettingsError: for fewer than two analogies or a position that is not finite.
+    """
+    if count < 2 or not math.isfinite(position):
+        raise SettingsError(
+            expected="a finite position between at least two analogies",
+            got=f"position {position:g} and {count} analogies",
+            remedy="Connect two to four coefficients and choose a position such as 0.5.",
+        )
+    start = min(max(math.floor(position), 0), count - 2)
+    weights = [0.0] * count
+    weights[start], weights[start + 1] = 1.0 - (position - start), position - start
+    return weights
+
+
+def _weighted_mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    total = sum(weights)
+    heaviest = max(range(len(weights)), key=lambda index: abs(weights[index]))
+    result = values[heaviest].clone()
+    for index, (value, weight) in enumerate(zip(values, weights, strict=True)):
+        if index != heaviest and weight:
+            result += (value - values[heaviest]) * (weight / total)
+    return result
+
+
+def _weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    result = torch.zeros_like(values[0])
+    for value, weight in zip(values, weights, strict=True):
+        result = result + value * weight
+    return result
+
+
+def _require_weights(weights: Sequence[float], count: int, method: str) -> list[float]:
+    numbers = [float(weight) for weight in weights]
+    if method not in METHODS:
+        raise SettingsError(
+            expected=f"method to be one of {', '.join(METHODS)}", got=repr(method), remedy="Choose one of these."
+        )
+    if not count or len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise SettingsError(
+            expected="at least one analogy and a finite weight for each",
+            got=f"{count} analogies and the weights {numbers}",
+            remedy="Give every analogy one weight; 1 for each is the plain mean.",
+        )
+    if method == "mean" and abs(sum(numbers)) <= _SMALLEST_SHARE * sum(map(abs, numbers)):
+        raise SettingsError(
+            expected="weights of a mean that do not sum to zero",
+            got=", ".join(f"{number:g}" for number in numbers),
+            remedy="Change a weight, or use the method sum, which does not divide by their sum.",
+        )
+    return numbers
+
+
+def _require_one_basis(wholes: Sequence[Coefficients]) -> None:
+    first = wholes[0]
+    for other in wholes[1:]:
+        if other["basis_id"] != first["basis_id"]:
+            raise CheckpointError(
+                expected=f"analogies of one basis, here {name_of_basis(first)}",
+                got=f"another of {name_of_basis(other)}",
+                remedy="Encode all analogies with the same basis; other adapters mean other things.",
+            )
+        sizes = [{name: mix.shape[1] for name, mix in whole["layers"].items()} for whole in (first, other)]
+        if sizes[0] != sizes[1]:
+            odd = [name for name in {**sizes[0], **sizes[1]} if sizes[0].get(name) != sizes[1].get(name)]
+            raise ShapeError(
+                expected=f"the same {len(sizes[0])} layers with equal N in every analogy",
+                got=f"{len(odd)} that differ (such as {', '.join(odd[:3])})",
+                remedy="Encode the analogies again with the same basis.",
+            )
+
+
+def _common_batch(wholes: Sequence[Coefficients]) -> int:
+    counts = [count_mixes(whole) for whole in wholes]
+    batch = max(counts)
+    if any(count not in (1, batch) for count in counts):
+        raise ShapeError(
+            expected="analogies with one mix each, or with equally many",
+            got=f"{', '.join(map(str, counts))} mixes",
+            remedy="Encode every example pair with the same pictures b.",
+        )
+    return batch

@@ -1,0 +1,81 @@
+"""A folder of example pairs for one edit: which two files belong together.
+
+One rule: a picture with the word `a_prime` in its path is the "after" of the picture whose path has `a` in its place,
+whatever the ending of the file. So `x_a.png` and `x_a_prime.jpg` are a pair, `a_cup.png` and `a_prime_cup.png`, and
+`a/1.png` and `a_prime/1.png`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .errors import ImageError
+from .images import from_pil
+
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+_AFTER_WORD = re.compile(r"(?<![A-Za-z0-9])a_prime(?![A-Za-z0-9])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class PicturePair:
+    """Two files, before and after an edit, and a name for both."""
+
+    name: str
+    before: Path
+    after: Path
+
+
+def find_pairs(folder: Path) -> list[PicturePair]:
+    """Return the example pairs below a folder, by name.
+
+    Raises: ImageError: when the folder is missing, has no pairs, or an "after" has no "before" or several.
+    """
+    if not folder.is_dir():
+        raise ImageError(
+            expected="a folder with example pairs",
+            got=f"{folder.name!r}, which is no folder",
+            remedy="Put x_a.png and x_a_prime.png into a folder below ComfyUI's input folder and name it here.",
+        )
+    by_stem: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
+            by_stem.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    pairs, lonely = [], []
+    for stem, files in by_stem.items():
+        if not _AFTER_WORD.search(stem):
+            continue
+        before = by_stem.get(_AFTER_WORD.sub("a", stem), [])
+        if len(before) == len(files) == 1:
+            pairs.append(PicturePair(_AFTER_WORD.sub("a", stem), before[0], files[0]))
+        else:
+            lonely.append(stem)
+    if lonely or not pairs:
+        raise ImageError(
+            expected=f"one picture …a… for each …a_prime… in {folder.name} (such as x_a.png and x_a_prime.png)",
+            got=f"{len(lonely)} without exactly one (such as {', '.join(lonely[:3])})"
+            if lonely
+            else f"no name with a_prime among {len(by_stem)} pictures",
+            remedy="Rename the files so that both differ in a and a_prime only.",
+        )
+    return pairs
+
+
+def read_picture(path: Path) -> Tensor:
+    """Return a picture file as [1, H, W, 3], float 0–1, turned as its EXIF says.
+
+    Raises: ImageError: when it is missing or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return from_pil(ImageOps.exif_transpose(image))[None]
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise ImageError(
+            expected=f"a picture at {path}",
+            got=" ".join(str(error).split()),
+            remedy="Name an existing PNG, JPEG or WebP file.",
+        ) from error

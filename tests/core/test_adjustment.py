@@ -1,0 +1,185 @@
+"""Temperature, top-k and strength by part: identities, laws, and what is refused."""
+
+import math
+
+import pytest
+import torch
+
+from benchmarks.synthetic_basis import layer_sizes
+from lorweb_core.adjustment import PART_NAMES, PRESETS, adjust_coefficients, part_factors, parts_of_layer
+from lorweb_core.coefficients import encode_coefficients, require_coefficients_of, with_layers
+from lorweb_core.errors import SettingsError, ShapeError
+from lorweb_core.layer_names import parse_layer_name
+from lorweb_core.mixing import layer_delta
+from lorweb_core.settings import RouterSettings
+from tests.synthetic import make_basis
+
+BASIS = make_basis()
+QUERY = torch.randn(2, 18, generator=torch.Generator().manual_seed(0))
+FULL_MODEL = [name for name, _, _ in layer_sizes()]
+FIRST = next(iter(BASIS.layers))
+
+
+def analogy(basis=BASIS):
+    return encode_coefficients(basis, QUERY)
+
+
+def tanh_analogy():
+    return analogy(make_basis(settings=RouterSettings(activation="tanh")))
+
+
+def assert_equal(first, second):
+    assert list(first["layers"]) == list(second["layers"])
+    for name, mix in first["layers"].items():
+        assert torch.equal(mix, second["layers"][name]), name
+
+
+@pytest.mark.parametrize("make", [analogy, tanh_analogy])
+@pytest.mark.parametrize("renormalise", [True, False])
+@pytest.mark.parametrize("top_k", [0, 4, 5, 10_000])
+def test_defaults_and_top_n_of_n_change_no_bit(make, renormalise, top_k):
+    ones = dict.fromkeys(PART_NAMES, 1.0)
+    before = make()
+    assert_equal(
+        adjust_coefficients(before, temperature=1.0, top_k=top_k, renormalise=renormalise, part_strengths=ones), before
+    )
+    assert_equal(before, make())
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0, 10.0])
+def test_a_temperature_is_the_routers_own(temperature):
+    adjusted = adjust_coefficients(analogy(), temperature=temperature)
+    for name, layer in BASIS.layers.items():
+        scores = QUERY.double() @ layer.query_projection.double().t() @ layer.keys.double().t() / math.sqrt(8)
+        expected = (scores / temperature).softmax(-1)
+        torch.testing.assert_close(adjusted["layers"][name].double(), expected, atol=2e-5, rtol=2e-3)
+
+
+def test_a_low_temperature_keeps_the_strongest_alone_and_a_high_one_makes_all_equal():
+    cold, hot = (adjust_coefficients(analogy(), temperature=t)["layers"][FIRST] for t in (1e-3, 1e6))
+    strongest = analogy()["layers"][FIRST].argmax(-1)
+    assert torch.equal(cold, torch.nn.functional.one_hot(strongest, 4).float()) or cold.max(-1).values.min() > 0.99
+    torch.testing.assert_close(hot, torch.full((2, 4), 0.25), atol=1e-4, rtol=0)
+
+
+def test_temperatures_follow_each_other_by_multiplication():
+    twice = adjust_coefficients(adjust_coefficients(analogy(), temperature=2.0), temperature=1.5)
+    once = adjust_coefficients(analogy(), temperature=3.0)
+    for name in BASIS.layers:
+        torch.testing.assert_close(twice["layers"][name], once["layers"][name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_strength_given_before_survives_temperature_and_top_k():
+    for strength in (0.5, -2.0, 0.0):
+        scaled = with_layers(analogy(), {name: mix * strength for name, mix in analogy()["layers"].items()})
+        for options in ({"temperature": 0.7}, {"top_k": 2}):
+            adjusted, plain = adjust_coefficients(scaled, **options), adjust_coefficients(analogy(), **options)
+            for name, mix in adjusted["layers"].items():
+                torch.testing.assert_close(mix, plain["layers"][name] * strength, atol=1e-6, rtol=1e-5)
+
+
+def test_top_k_keeps_the_largest_magnitudes_and_of_equal_ones_the_first():
+    mix = torch.tensor([[0.1, -0.4, 0.3, 0.2], [0.25, 0.25, 0.25, 0.25]])
+    given = with_layers(analogy(), dict.fromkeys(BASIS.layers, mix))
+    kept = adjust_coefficients(given, top_k=2, renormalise=False)["layers"][FIRST]
+    assert torch.equal(kept, torch.tensor([[0, -0.4, 0.3, 0], [0.25, 0.25, 0, 0]]))
+    scaled = adjust_coefficients(given, top_k=2)["layers"][FIRST]
+    torch.testing.assert_close(scaled, torch.tensor([[0, -0.4 / 0.7, 0.3 / 0.7, 0], [0.5, 0.5, 0, 0]]))
+
+
+def test_renormalised_layers_keep_their_sum():
+    for options in ({"top_k": 1}, {"top_k": 3}, {"temperature": 0.3, "top_k": 2}):
+        for mix in adjust_coefficients(analogy(), **options)["layers"].values():
+            torch.testing.assert_close(mix.sum(-1), torch.ones(2), atol=1e-6, rtol=0)
+
+
+def test_layers_of_zeros_stay_zero():
+    zeros = with_layers(analogy(), {name: torch.zeros_like(mix) for name, mix in analogy()["layers"].items()})
+    assert_equal(adjust_coefficients(zeros, temperature=0.5, top_k=1), zeros)
+
+
+def test_every_part_strength_scales_the_delta_of_its_layers_and_no_other():
+    for part in PART_NAMES:
+        adjusted = adjust_coefficients(analogy(), part_strengths={part: -0.5})
+        for name, layer in BASIS.layers.items():
+            factor = -0.5 if part in parts_of_layer(parse_layer_name(name), block_count=1) else 1.0
+            before, after = (layer_delta(layer, c["layers"][name][0]) for c in (analogy(), adjusted))
+            torch.testing.assert_close(after, factor * before)
+
+
+def test_parts_of_the_full_model_are_those_of_its_names():
+    factors = part_factors(
+        FULL_MODEL, {"modulation": 2, "context": 3, "early": 5, "middle": 7, "late": 11, "single": 13}
+    )
+    assert factors["transformer_blocks.0.norm1_context.linear"] == 2 * 3 * 5
+    assert factors["transformer_blocks.5.attn.to_q"] == 5 and factors["transformer_blocks.6.attn.to_q"] == 7
+    assert factors["transformer_blocks.12.ff.net.2"] == 7 and factors["transformer_blocks.13.ff.net.2"] == 11
+    assert factors["single_transformer_blocks.12.proj_out"] == 5 * 13
+    assert factors["single_transformer_blocks.13.proj_mlp"] == 7 * 13
+    assert factors["single_transformer_blocks.37.norm.linear"] == 2 * 11 * 13
+    assert part_factors(["proj_out", "x_embedder"], dict.fromkeys(PART_NAMES, 9.0)) == {"proj_out": 1, "x_embedder": 1}
+
+
+def test_thirds_of_a_block_list_are_equal_up_to_one_block():
+    for kind, count in (("transformer_blocks", 19), ("single_transformer_blocks", 38)):
+        parts = [parts_of_layer(parse_layer_name(f"{kind}.{i}.attn.to_q"), block_count=count) for i in range(count)]
+        sizes = [sum(third in part for part in parts) for third in ("early", "middle", "late")]
+        assert sum(sizes) == count and max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_a_set_of_known_parts_and_multiplies_the_strengths(preset):
+    assert set(PRESETS[preset]) <= set(PART_NAMES)
+    by_name = adjust_coefficients(analogy(), preset=preset, part_strengths={"double": 0.5})
+    strengths = {**PRESETS[preset], "double": 0.5 * PRESETS[preset].get("double", 1.0)}
+    assert_equal(by_name, adjust_coefficients(analogy(), part_strengths=strengths))
+
+
+def test_what_only_presets_leave_on_covers_the_model_once():
+    kept = [
+        {name for name, factor in part_factors(FULL_MODEL, PRESETS[f"{part} only"]).items() if factor}
+        for part in ("modulation", "attention", "mlp")
+    ]
+    assert sum(map(len, kept)) == len(FULL_MODEL) and set().union(*kept) == set(FULL_MODEL)
+
+
+def test_the_order_is_temperature_then_top_k_then_strengths():
+    options = {"temperature": 0.5, "top_k": 2, "part_strengths": {"attention": 0.3}}
+    step = analogy()
+    for name, value in options.items():
+        step = adjust_coefficients(step, **{name: value})
+    assert_equal(adjust_coefficients(analogy(), **options), step)
+
+
+def test_adjusted_coefficients_are_accepted_wherever_coefficients_are():
+    require_coefficients_of(BASIS, adjust_coefficients(analogy(), top_k=1, part_strengths={"mlp": -1.5}))
+
+
+MISTAKES = {
+    "zero temperature": ({"temperature": 0.0}, ["above 0", "top_k 1"]),
+    "nan temperature": ({"temperature": float("nan")}, ["above 0", "nan"]),
+    "negative top_k": ({"top_k": -1}, ["at least 0", "-1"]),
+    "unknown part": (
+        {"part_strengths": {"atention": 1}},
+        ["'atention'", "modulation, attention", "Did you mean 'attention'"],
+    ),
+    "unknown preset": ({"preset": "attention"}, ["as encoded", "'attention'", "Did you mean"]),
+    "infinite strength": ({"part_strengths": {"mlp": float("inf")}}, ["finite", "mlp inf"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_refused_in_three_parts(mistake):
+    options, words = MISTAKES[mistake]
+    with pytest.raises(SettingsError) as raised:
+        adjust_coefficients(analogy(), **options)
+    for word in ["Expected", "got", *words]:
+        assert word in str(raised.value)
+
+
+def test_a_temperature_is_refused_for_tanh_and_for_mixed_signs():
+    with pytest.raises(SettingsError, match="no softmax; got 0.5 for one with tanh.*Leave the temperature at 1"):
+        adjust_coefficients(tanh_analogy(), temperature=0.5)
+    mixed = with_layers(analogy(), {**analogy()["layers"], FIRST: torch.tensor([[1.5, -0.5, 0, 0]] * 2)})
+    with pytest.raises(ShapeError, match=f"negative and positive ones in {FIRST}.*before a blend"):
+        adjust_coefficients(mixed, temperature=0.5)

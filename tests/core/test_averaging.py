@@ -1,0 +1,122 @@
+"""Many example pairs: averages, spread, outliers, and folders of pairs."""
+
+import pytest
+import torch
+from PIL import Image
+
+from lorweb_core.averaging import average_analogies
+from lorweb_core.coefficients import encode_coefficients
+from lorweb_core.errors import ImageError, SettingsError, ShapeError
+from lorweb_core.pair_folder import find_pairs, read_picture
+from tests.synthetic import make_basis
+
+BASIS = make_basis()
+
+
+def queries(count, *, mixes=2, noise=0.05):
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(mixes, 18, generator=generator)
+    return [common + noise * torch.randn(mixes, 18, generator=generator) for _ in range(count)]
+
+
+def names(count):
+    return [f"pair {index}" for index in range(count)]
+
+
+def test_averaged_coefficients_are_the_mean_of_each_pairs_own():
+    given = queries(3)
+    averaged, _ = average_analogies(BASIS, given, names=names(3))
+    singles = [encode_coefficients(BASIS, query)["layers"] for query in given]
+    for name, mix in averaged["layers"].items():
+        torch.testing.assert_close(mix, sum(single[name] for single in singles) / 3, atol=1e-6, rtol=1e-5)
+    assert averaged["basis_id"] == BASIS.basis_id
+
+
+def test_an_averaged_query_is_routed_once():
+    given = queries(3)
+    averaged, _ = average_analogies(BASIS, given, names=names(3), average="query")
+    expected = encode_coefficients(BASIS, torch.stack(given).mean(0))
+    assert all(torch.equal(mix, expected["layers"][name]) for name, mix in averaged["layers"].items())
+
+
+@pytest.mark.parametrize("average", ["coefficients", "query"])
+def test_equal_pairs_average_to_that_pair_and_have_no_spread(average):
+    given = queries(1) * 4
+    averaged, spread = average_analogies(BASIS, given, names=names(4), average=average)
+    for name, mix in encode_coefficients(BASIS, given[0])["layers"].items():
+        torch.testing.assert_close(averaged["layers"][name], mix, atol=1e-6, rtol=1e-6)
+    assert max(spread.distances) < 1e-6 and spread.outliers == () and "No outliers" in spread.describe()
+
+
+def test_a_pair_that_shows_another_edit_is_named():
+    given = queries(6)
+    given[4] = -given[4]
+    _, spread = average_analogies(BASIS, given, names=names(6))
+    assert spread.outliers == ("pair 4",)
+    first_line, worst, *_ = spread.describe().splitlines()
+    assert "6 pairs" in first_line and "pair 4  <- outlier" in worst
+
+
+def test_few_pairs_are_not_called_outliers():
+    given = queries(3)
+    given[1] = -given[1]
+    _, spread = average_analogies(BASIS, given, names=names(3))
+    assert spread.outliers == () and "from 4 pairs on" in spread.describe()
+    assert "nothing to compare" in average_analogies(BASIS, queries(1), names=names(1))[1].describe()
+
+
+def test_mistakes_are_refused_in_three_parts():
+    for given, count, error, words in (
+        ([], 0, ShapeError, "at least one example pair.*0 pairs"),
+        ([*queries(1), *queries(1, mixes=3)], 2, ShapeError, "same pictures b"),
+        (queries(2), 3, ShapeError, "3 names"),
+    ):
+        with pytest.raises(error, match=words):
+            average_analogies(BASIS, given, names=names(count))
+    with pytest.raises(SettingsError, match="coefficients, query; got 'median'"):
+        average_analogies(BASIS, queries(2), names=names(2), average="median")
+
+
+def draw(folder, *paths):
+    for index, path in enumerate(paths):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8 + index, 8), (index, 0, 0)).save(folder / path)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["x_a.png", "x_a_prime.png", "y_a.jpg", "y_a_prime.png"], ["x_a", "y_a"]),
+        (["lorweb_a_cup.jpg", "lorweb_a_prime_cup.jpg", "lorweb_b_cat.jpg"], ["lorweb_a_cup"]),
+        (["a/1.png", "a_prime/1.png", "a/2.png", "a_prime/2.webp"], ["a/1", "a/2"]),
+    ],
+)
+def test_pairs_are_found_by_the_word_a_prime(tmp_path, files, expected):
+    draw(tmp_path, *files)
+    (tmp_path / "notes.txt").write_text("a_prime")
+    pairs = find_pairs(tmp_path)
+    assert [pair.name for pair in pairs] == expected
+    assert read_picture(pairs[0].before).shape[2] != read_picture(pairs[0].after).shape[2]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ([], "no name with a_prime among 0 pictures"),
+        (["x.png", "cat_a_primed.png"], "among 2 pictures"),
+        (["x_a.png", "x_a_prime.png", "y_a_prime.png"], r"1 without exactly one \(such as y_a_prime\)"),
+        (["x_a.png", "x_a.jpg", "x_a_prime.png"], "without exactly one"),
+    ],
+)
+def test_folders_without_clear_pairs_are_refused(tmp_path, files, words):
+    draw(tmp_path, *files)
+    with pytest.raises(ImageError, match=words):
+        find_pairs(tmp_path)
+
+
+def test_missing_folders_and_broken_pictures_are_refused(tmp_path):
+    with pytest.raises(ImageError, match="'nowhere', which is no folder"):
+        find_pairs(tmp_path / "nowhere")
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match="Name an existing PNG"):
+        read_picture(tmp_path / "x.png")

@@ -1,0 +1,116 @@
+"""Numbers and pictures of coefficients: known cases, and the picture's cells."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lorweb_core.basis import Basis
+from lorweb_core.coefficient_summary import compare, describe, describe_comparison, summarise, tabulate
+from lorweb_core.coefficients import encode_coefficients, with_layers
+from lorweb_core.errors import CheckpointError, ShapeError
+from lorweb_core.heat_map import DIVERGING, SEQUENTIAL, colour_values, draw_coefficients, draw_comparison
+from tests.synthetic import make_basis
+
+BASIS = make_basis()
+FIRST = next(iter(BASIS.layers))
+
+
+def analogy(seed=0, mixes=2):
+    return encode_coefficients(BASIS, torch.randn(mixes, 18, generator=torch.Generator().manual_seed(seed)))
+
+
+def every_layer(row):
+    return with_layers(analogy(), {name: torch.tensor([row] * 2) for name in BASIS.layers})
+
+
+def test_uniform_and_one_hot_coefficients_have_the_known_entropy():
+    uniform, one_hot = (summarise(tabulate(every_layer(row))) for row in ([0.25] * 4, [0.0, 1.0, 0.0, 0.0]))
+    torch.testing.assert_close(uniform.effective_adapters, torch.full((4,), 4.0))
+    torch.testing.assert_close(uniform.entropy, torch.ones(4))
+    assert uniform.distance_from_uniform == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(one_hot.effective_adapters, torch.ones(4))
+    assert one_hot.distance_from_uniform == pytest.approx(0.75) and one_hot.adapter_use.tolist() == [0, 1, 0, 0]
+
+
+def test_numbers_equal_those_of_a_slow_computation():
+    table = tabulate(analogy(), mix=1)
+    summary = summarise(table)
+    for row, entropy in zip(table.values.tolist(), summary.entropy.tolist(), strict=True):
+        assert -sum(p * math.log(p) for p in row) / math.log(4) == pytest.approx(entropy, abs=1e-5)
+    torch.testing.assert_close(summary.adapter_use, table.values.mean(0), atol=1e-6, rtol=1e-5)
+
+
+def test_rows_are_in_computing_order():
+    turned = with_layers(analogy(), dict(reversed(analogy()["layers"].items())))
+    assert list(tabulate(turned).layer_names) == [
+        "transformer_blocks.0.attn.to_q",
+        "transformer_blocks.0.ff.net.0.proj",
+        "transformer_blocks.0.ff.net.2",
+        "single_transformer_blocks.0.proj_out",
+    ]
+    assert torch.equal(tabulate(turned, mix=1).values, tabulate(analogy(), mix=1).values)
+
+
+def test_layers_that_are_switched_off_do_not_count():
+    off = with_layers(every_layer([0.0, 1.0, 0.0, 0.0]), {**every_layer([0.0, 1.0, 0.0, 0.0])["layers"]})
+    off["layers"][FIRST] = torch.zeros(2, 4)
+    summary = summarise(tabulate(off))
+    assert summary.layers_off == 1 and summary.adapter_use.tolist() == [0, 1, 0, 0]
+    assert "Switched off: 1 layers" in describe(off)
+    assert "Switched off: 4 layers" in describe(every_layer([0.0] * 4))
+
+
+def test_layers_of_fewer_adapters_leave_their_cells_empty():
+    small = make_basis(basis_size=2).layers[FIRST]
+    basis = Basis(layers={**BASIS.layers, FIRST: small}, settings=BASIS.settings, basis_id="0", name="uneven")
+    uneven = encode_coefficients(basis, torch.ones(1, 18))
+    table = tabulate(uneven)
+    assert table.values[0].isnan().tolist() == [False, False, True, True]
+    assert bool(summarise(table).entropy.isfinite().all())
+    assert draw_coefficients(table, "uneven").size[0] > 0 and "4 adapters" in describe(uneven)
+
+
+def test_the_text_names_the_strongest_adapters():
+    text = describe(every_layer([0.1, 0.6, 0.3, 0.0]), mix=1)
+    assert "Mix 2 of 2: 4 layers × 4 adapters" in text and "synthetic (id 0123" in text
+    assert "Strongest adapters: 1 (60.0%), 2 (30.0%), 0 (10.0%)" in text
+
+
+def test_an_analogy_does_not_differ_from_itself():
+    same = compare(analogy(), analogy(), mix=1)
+    assert same.distance == 0 and bool((same.difference.values == 0).all())
+    torch.testing.assert_close(same.cosine, torch.ones(4))
+    opposite = compare(every_layer([1.0, 0.0, 0.0, 0.0]), every_layer([0.0, 0.0, 1.0, 0.0]))
+    assert opposite.distance == pytest.approx(1) and opposite.cosine.tolist() == [0] * 4
+    assert "Difference: 100.0%" in describe_comparison(opposite)
+
+
+def test_one_mix_is_compared_with_each_of_several():
+    assert compare(analogy(0, 1), analogy(1, 3), mix=2).distance > 0
+
+
+def test_mixes_that_do_not_exist_and_other_bases_are_refused():
+    with pytest.raises(ShapeError, match="0 … 1, since there are 2; got 2"):
+        tabulate(analogy(), mix=2)
+    with pytest.raises(CheckpointError, match="another of synthetic"):
+        compare(analogy(), {**analogy(), "basis_id": "x"})
+
+
+def test_colours_run_from_zero_to_the_largest_and_are_two_sided_for_negative_numbers():
+    colours = colour_values(torch.tensor([[0.0, 1.0], [0.5, float("nan")]]))
+    assert tuple(colours[0, 0]) == SEQUENTIAL[0] and tuple(colours[0, 1]) == SEQUENTIAL[-1]
+    assert tuple(colours[1, 0]) == SEQUENTIAL[2]
+    signed = colour_values(torch.tensor([[-1.0, 0.0, 1.0]]))
+    assert [tuple(colour) for colour in signed[0]] == [DIVERGING[0], DIVERGING[2], DIVERGING[4]]
+
+
+def test_every_cell_of_the_picture_has_its_colour():
+    table = tabulate(analogy())
+    picture = np.asarray(draw_coefficients(table, "t"))
+    cells = colour_values(table.values)
+    for colour in cells.reshape(-1, 3):
+        area = (picture == colour).all(-1).sum()
+        assert area >= 100 * 100 * 0.9
+    assert draw_comparison(compare(analogy(), analogy(1)), "d").size == draw_coefficients(table, "t").size

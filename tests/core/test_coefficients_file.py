@@ -1,0 +1,153 @@
+"""Coefficient files: nothing is lost on the way, and every other file is refused with words."""
+
+import json
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorweb_core.basis import Basis
+from lorweb_core.coefficients import encode_coefficients, require_coefficients_of
+from lorweb_core.coefficients_file import METADATA_KEY, THUMBNAIL_KEY, load_coefficients, save_coefficients
+from lorweb_core.errors import CheckpointError, ImageError, LoRWeBError, OutputError, ShapeError
+from tests.basis_files import split_raw, write_raw, write_reference
+from tests.pictures import noise, smooth
+from tests.synthetic import make_basis
+
+BASIS = make_basis()
+
+
+def analogy(mixes=2):
+    return encode_coefficients(BASIS, torch.randn(mixes, 18, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "analogy.safetensors"
+    save_coefficients(path, analogy(), note="Süßer Effekt — 甘い", thumbnail=smooth(300, 600))
+    return path
+
+
+def test_saving_and_loading_changes_no_bit(saved):
+    loaded = load_coefficients(saved)
+    assert {key: value for key, value in loaded.coefficients.items() if key != "layers"} == {
+        key: value for key, value in analogy().items() if key != "layers"
+    }
+    assert list(loaded.coefficients["layers"]) == list(analogy()["layers"])
+    for name, mix in analogy()["layers"].items():
+        assert loaded.coefficients["layers"][name].numpy().tobytes() == mix.numpy().tobytes()
+    assert loaded.note == "Süßer Effekt — 甘い"
+    require_coefficients_of(BASIS, loaded.coefficients)
+
+
+def test_saving_what_was_loaded_gives_the_same_file(saved, tmp_path):
+    again = tmp_path / "again.safetensors"
+    loaded = load_coefficients(saved)
+    save_coefficients(again, loaded.coefficients, note=loaded.note)
+    assert load_file(again).keys() == load_file(saved).keys()
+    first, second = (json.loads(split_raw(path)[0]["__metadata__"][METADATA_KEY]) for path in (saved, again))
+    assert first == second and split_raw(saved)[1] == split_raw(again)[1]
+
+
+def test_the_thumbnail_is_small_and_keeps_its_shape(saved):
+    thumbnail = load_coefficients(saved).thumbnail
+    assert thumbnail.size == (256, 128) and thumbnail.mode == "RGB"
+    assert load_coefficients(saved.parent / saved.name).note
+    assert split_raw(saved)[0]["__metadata__"][THUMBNAIL_KEY].startswith("data:image/jpeg;base64,")
+
+
+def test_a_file_needs_neither_note_nor_thumbnail(tmp_path):
+    save_coefficients(tmp_path / "plain.safetensors", analogy(1))
+    loaded = load_coefficients(tmp_path / "plain.safetensors")
+    assert loaded.note == "" and loaded.thumbnail is None
+
+
+def test_numbers_may_be_any_real_numbers(tmp_path):
+    wild = analogy()
+    wild["layers"] = {name: mix * -1e30 for name, mix in wild["layers"].items()}
+    save_coefficients(tmp_path / "wild.safetensors", wild)
+    loaded = load_coefficients(tmp_path / "wild.safetensors").coefficients
+    assert all(torch.equal(loaded["layers"][name], mix) for name, mix in wild["layers"].items())
+
+
+def test_a_file_of_another_basis_is_refused_with_both_names(saved):
+    other = Basis(layers=BASIS.layers, settings=BASIS.settings, basis_id="fedcba9876543210", name="other")
+    with pytest.raises(CheckpointError, match=r"other \(id fedcba.*synthetic \(id 012345"):
+        require_coefficients_of(other, load_coefficients(saved).coefficients)
+
+
+def rewrite(path, change_header=lambda header: None, data=None):
+    header, old = split_raw(path)
+    change_header(header)
+    return write_raw(path, header, old if data is None else data)
+
+
+def set_content(**changes):
+    def change(header):
+        content = json.loads(header["__metadata__"][METADATA_KEY])
+        header["__metadata__"][METADATA_KEY] = json.dumps({**content, **changes})
+
+    return change
+
+
+def nan_data(path):
+    return struct.pack("<f", float("nan")) * (len(split_raw(path)[1]) // 4)
+
+
+MISTAKES = {
+    "missing": (lambda p: p.unlink(), ["readable .safetensors file"]),
+    "basis": (lambda p: write_reference(p), ["header key lorweb_coefficients", "a LoRWeB basis", "Load LoRWeB Basis"]),
+    "other tensors": (lambda p: save_file({"x": torch.ones(2)}, p), ["a file of 1 tensors", "Save Coefficients"]),
+    "web page": (lambda p: p.write_text("<!doctype html>"), ["a web page"]),
+    "cut off": (lambda p: p.write_bytes(p.read_bytes()[:-8]), ["bytes of tensors"]),
+    "no json": (lambda p: rewrite(p, lambda h: h["__metadata__"].update({METADATA_KEY: "{"})), ["format_version"]),
+    "list": (lambda p: rewrite(p, lambda h: h["__metadata__"].update({METADATA_KEY: "[]"})), ["format_version"]),
+    "no id": (lambda p: rewrite(p, set_content(basis_id=3)), ["basis_id"]),
+    "newer": (lambda p: rewrite(p, set_content(format_version=2)), ["version 1", "version 2", "Update"]),
+    "NaN": (lambda p: rewrite(p, data=nan_data(p)), ["finite", "NaN"]),
+    "thumbnail": (
+        lambda p: rewrite(p, lambda h: h["__metadata__"].update({THUMBNAIL_KEY: "data:image/jpeg;base64,AAAA"})),
+        ["small picture", "sender"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_an_unusable_file_is_refused_in_three_parts(saved, mistake):
+    damage, words = MISTAKES[mistake]
+    damage(saved)
+    with pytest.raises(LoRWeBError) as raised:
+        load_coefficients(saved)
+    for word in ["Expected", "got", *words]:
+        assert word in str(raised.value)
+
+
+def test_tensors_of_another_type_or_shape_are_refused(tmp_path):
+    path = tmp_path / "odd.safetensors"
+    save_coefficients(path, analogy())
+    metadata = split_raw(path)[0]["__metadata__"]
+    for tensors, word in (
+        ({"a": torch.ones(1, 4).half()}, "1 other tensors"),
+        ({"a": torch.ones(4)}, "1 other tensors"),
+        ({}, "no tensor"),
+        ({"a": torch.ones(1, 4), "b": torch.ones(2, 4)}, "same batch"),
+    ):
+        save_file(tensors, path, metadata)
+        with pytest.raises(LoRWeBError, match=word):
+            load_coefficients(path)
+
+
+def test_what_cannot_be_saved_leaves_no_file(tmp_path):
+    path = tmp_path / "new.safetensors"
+    broken = analogy()
+    broken["layers"] = {name: mix * torch.nan for name, mix in broken["layers"].items()}
+    for error, make in (
+        (ShapeError, lambda: save_coefficients(path, broken)),
+        (ImageError, lambda: save_coefficients(path, analogy(), thumbnail=noise(8, 8) * 255)),
+        (CheckpointError, lambda: save_coefficients(path, analogy(), note="x" * 10_001)),
+        (OutputError, lambda: save_coefficients(tmp_path / "no" / "folder.safetensors", analogy())),
+    ):
+        with pytest.raises(error):
+            make()
+    assert list(tmp_path.iterdir()) == []
