@@ -232,7 +232,7 @@ def _checksum(key: str, entry: TensorEntry, data: bytearray | memoryview) -> int
 
 def _checksum_of(key: str, tensor: Tensor) -> int:
     entry = TensorEntry(DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), 0, tensor.nbytes)
-    return _checksum(key, entry, memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return _checksum(key, entry, tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _as_tensor(data: bytearray, entry: TensorEntry) -> Tensor:

@@ -150,7 +150,7 @@ class _Index(Generic[RecordT]):
         Raises: OutputError: when the place cannot be written.
         """
         path = Path(path).absolute()
-        lines = [json.dumps(_as_json(record, path.parent), ensure_ascii=False) for record in self.records]
+        lines = [_dump(_as_json(record, path.parent)) for record in self.records]
         write_text_atomically(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -177,7 +177,7 @@ def open_index(path: str | Path) -> PairIndex | TripletIndex:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             expected=f"a readable pair index (JSONL, UTF-8) at {path}",
@@ -236,6 +236,15 @@ def _field_mistake(item: Field[Any], values: dict[str, Any]) -> str:
 
 def _as_json(record: PairRecord | TripletRecord, folder: Path) -> dict[str, Any]:
     return {name: _portable(v, folder) if isinstance(v, Path) else v for name, v in asdict(record).items()}
+
+
+def _dump(values: dict[str, Any]) -> str:
+    line = json.dumps(values, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # a file name that is no UTF-8; escaped, it is read back as it was
+        return json.dumps(values)
+    return line
 
 
 def _portable(path: Path, folder: Path) -> str:

@@ -160,6 +160,8 @@ def _problems_of_pair(record: PairRecord, *, resolution_px: int, decode: bool, m
         return [_from_error(error, record.id)]
     except OSError as error:  # it went away while being read
         return [Problem(str(error.filename), "unreadable", error.strerror or str(error), pair_id=record.id)]
+    if any(problem.severity == "error" for problem in content_problems):
+        return content_problems  # another picture than the one imported: its shape is beside the point
     widths = [facts[0].width // 2] * 2 if record.strip else [fact.width for fact in facts]
     sizes = list(zip(widths, (facts[0].height, facts[-1].height), strict=True))
     return _shape_problems(record, sizes, resolution_px) + content_problems

@@ -56,18 +56,28 @@ def write_picture(folder: Path, name: str, data: bytes) -> Path:
         folder: made when missing.
         name: without suffix; characters that are unsafe in file names become `_`.
         data: an encoded picture; unreadable ones are written too (`.bin`), so that the import can list them.
-    Returns: the file.
-    Raises: OutputError: when it cannot be written.
+    Returns: the file; importing the same again changes nothing.
+    Raises: OutputError: when it cannot be written, or another picture has this name (of another import).
     """
     path = folder / (safe_name(name) + _suffix_of(data))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        is_new = not path.exists() or path.read_bytes() != data
+        if is_new and path.exists():
+            raise OutputError(
+                expected=f"an empty folder, or one of the same import, to put pictures into {folder}",
+                got=f"another picture named {path.name}",
+                remedy="Name another folder with --pictures; every import needs its own.",
+            )
+        if is_new:
+            temporary = path.with_name(f".{path.name}.tmp")  # a killed import leaves no half picture under its name
+            temporary.write_bytes(data)
+            temporary.replace(path)
     except OSError as error:
         raise OutputError(
             expected=f"to be able to write pictures into {folder}",
             got=error.strerror or str(error),
-            remedy="Choose another folder with --pictures, on a disk with enough space that you may write to.",
+            remedy="Name another folder with --pictures, on a disk with enough space that you may write to.",
         ) from error
     return path
 

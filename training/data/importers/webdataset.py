@@ -11,6 +11,7 @@ import json
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +22,16 @@ from .building import Candidate, Found, split_name
 from .extraction import AFTER_NAMES, BEFORE_NAMES, CAPTION_NAMES, TASK_NAMES, safe_name, text_of, write_picture
 
 _SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Members of one key of a shard, and where its pictures go (without side and suffix)."""
+
+    shard: Path
+    key: str
+    members: Mapping[str, bytes]
+    place: Path
 
 
 def find_pairs(
@@ -37,10 +48,12 @@ def find_pairs(
     """
     shards = [shard for source in sources for shard in _shards_of(source)]
     found = Found()
-    for shard in tqdm(shards, desc="unpacking", unit="shard", disable=not show_progress):
+    for number, shard in enumerate(tqdm(shards, desc="unpacking", unit="shard", disable=not show_progress)):
+        folder = pictures / safe_name(f"{number:05d}_{_shard_name(shard)}")
         try:
-            for key, members in _samples(shard):
-                _read_sample(shard, key, members, pictures, task or shard.absolute().parent.name, found)
+            for place, (key, members) in enumerate(_samples(shard)):
+                sample = _Sample(shard, key, members, folder / f"{place:06d}")
+                _read_sample(sample, task or shard.absolute().parent.name, found)
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             reason = f"reading stopped with “{error}”; the pairs before that are used"
             found.problems.append(Problem(str(shard), "damaged", reason))
@@ -79,35 +92,33 @@ def _samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield key, members
 
 
-def _read_sample(
-    shard: Path, key: str, members: Mapping[str, bytes], pictures: Path, default_task: str, found: Found
-) -> None:
-    sides = [_picture_among(members, names) for names in (BEFORE_NAMES, AFTER_NAMES)]
-    if None in sides:
-        reason = f"sample {key} has no before and after picture, only {', '.join(sorted(members))}"
-        found.problems.append(Problem(str(shard), "unpaired", reason))
+def _read_sample(sample: _Sample, default_task: str, found: Found) -> None:
+    members = sample.members
+    before, after = (_picture_among(members, names) for names in (BEFORE_NAMES, AFTER_NAMES))
+    if before is None or after is None:
+        reason = f"sample {sample.key} has no before and after picture, only {', '.join(sorted(members))}"
+        found.problems.append(Problem(str(sample.shard), "unpaired", reason))
         return
     fields = _fields_of(members)
     if fields is None:
-        found.problems.append(Problem(str(shard), "unreadable", f"the JSON of sample {key}", "warning"))
-    fields = fields or {}
-    folder, name = pictures / safe_name(shard.name.split(".")[0]), key.replace("/", "_")
-    before, after = (
-        write_picture(folder, f"{name}.{side}", data or b"")
-        for side, data in zip(("before", "after"), sides, strict=True)
-    )
+        found.problems.append(Problem(str(sample.shard), "unreadable", f"the JSON of sample {sample.key}", "warning"))
+        fields = {}
     weight = fields.get("weight", 1.0)
     found.candidates.append(
         Candidate(
-            id=f"{shard.name.split('.')[0]}/{key}",
+            id=f"{_shard_name(sample.shard)}/{sample.key}",
             task=text_of(fields, TASK_NAMES) or default_task,
-            before=before,
-            after=after,
+            before=write_picture(sample.place.parent, f"{sample.place.name}.before", before),
+            after=write_picture(sample.place.parent, f"{sample.place.name}.after", after),
             caption=text_of(fields, CAPTION_NAMES),
             split=split_name(str(fields.get("split", "train"))),
             weight=float(weight) if isinstance(weight, int | float) and 0 <= weight < float("inf") else 1.0,
         )
     )
+
+
+def _shard_name(shard: Path) -> str:
+    return shard.name.split(".")[0]
 
 
 def _picture_among(members: Mapping[str, bytes], names: Sequence[str]) -> bytes | None:

@@ -1,0 +1,183 @@
+"""`python -m training.prepare`, as a user calls it: from folders to an index, its check, its split, its export."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.training.data_pictures import paint, truncate, write_pair
+from training.data.index import PairIndex, TripletIndex
+from training.prepare import build_parser, main
+
+COMMANDS = ("folders", "strips", "relation252k", "reference", "hf", "webdataset", "check", "split", "export-reference")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for task in ("night", "snow", "ink"):
+        for number in range(4):
+            seed = sum(map(ord, task)) + number
+            write_pair(tmp_path / "data" / task, f"{number:04d}", seed, size=(256, 192))
+    return tmp_path / "data"
+
+
+def prepare(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def test_from_folders_to_a_split_index(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = pictures / "pairs.jsonl"
+    assert prepare("folders", pictures, "--out", index) == 0
+    assert capsys.readouterr().out == f"12 pair(s) in 3 task(s) → {index}\n"
+    assert prepare("check", index) == 0
+    checked = capsys.readouterr().out
+    assert "usable pairs: 12" in checked
+    assert "pairs per usable task: 4…4" in checked
+    assert prepare("split", index, "--hold-out-tasks", "1", "--hold-out-pairs", "1") == 0
+    assert "6 train pair(s), 6 val pair(s)" in capsys.readouterr().out
+    records = PairIndex.read_index(index).records
+    assert sorted(Counter(r.task for r in records if r.split == "val").values()) == [1, 1, 4]
+
+
+def test_named_tasks_are_held_out_to_another_file(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index, other = pictures / "pairs.jsonl", pictures / "split.jsonl"
+    prepare("folders", pictures, "--out", index)
+    before = index.read_bytes()
+    assert prepare("split", index, "--out", other, "--hold-out-tasks", "ink", "snow", "--split", "test") == 0
+    assert "held-out tasks: ink, snow" in capsys.readouterr().out
+    assert index.read_bytes() == before
+    assert prepare("split", index, "--hold-out-tasks", "inc") == 2
+    assert "Did you mean 'ink'?" in capsys.readouterr().err
+
+
+def test_the_check_lists_and_writes_the_good_rest(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index, good = pictures / "pairs.jsonl", pictures / "good.jsonl"
+    prepare("folders", pictures, "--out", index)
+    truncate(pictures / "ink" / "0002_after.png")
+    capsys.readouterr()
+    assert prepare("check", index, "--good", good) == 1
+    out = capsys.readouterr().out
+    assert f"error: {pictures / 'ink' / '0002_after.png'}: damaged: " in out
+    assert "1 problem(s): 1 × damaged (error)" in out
+    assert len(PairIndex.read_index(good)) == 11
+    assert prepare("check", good) == 0
+    assert prepare("check", index, "--quick") == 0
+
+
+def test_the_check_speaks_json(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = pictures / "pairs.jsonl"
+    prepare("folders", pictures, "--out", index)
+    (pictures / "snow" / "0000_before.png").unlink()
+    capsys.readouterr()
+    assert prepare("check", index, "--json") == 1
+    said = json.loads(capsys.readouterr().out)
+    assert (said["pairs"], said["usable pairs"], said["tasks"]) == (12, 11, 3)
+    (problem,) = said["problems"]
+    assert (problem["kind"], problem["severity"], problem["pair_id"]) == ("missing", "error", "snow/0000")
+
+
+def test_an_import_lists_bad_files_and_stop_writes_nothing(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pictures / "ink" / "0001_before.png").write_bytes(b"x")
+    index = pictures / "pairs.jsonl"
+    assert prepare("folders", pictures, "--out", index, "--on-bad-data", "stop") == 2
+    error = capsys.readouterr().err
+    assert "0001_before.png (unreadable" in error
+    assert error.count("\n") == 1
+    assert not index.exists()
+    assert prepare("folders", pictures, "--out", index) == 0
+    said = capsys.readouterr()
+    assert "error: " in said.err
+    assert said.out.startswith("11 pair(s)")
+
+
+def test_an_export_comes_back_as_triplets(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index, out = pictures / "pairs.jsonl", pictures.parent / "reference"
+    prepare("folders", pictures, "--out", index)
+    assert prepare("export-reference", index, "--out", out, "--per-task", "2") == 0
+    assert f"6 analogies → {out}" in capsys.readouterr().out
+    assert prepare("reference", out, "--out", out / "triplets.jsonl") == 0
+    triplets = TripletIndex.read_index(out / "triplets.jsonl").records
+    assert Counter(record.task for record in triplets) == {"night": 2, "snow": 2, "ink": 2}
+    assert prepare("check", out / "triplets.jsonl") == 0
+    truncate(triplets[0].control)
+    assert prepare("check", out / "triplets.jsonl") == 1
+    assert "damaged" in capsys.readouterr().out
+
+
+def test_strips_and_relation252k_are_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    group = tmp_path / "R" / "7-Ink" / "Group1"
+    group.mkdir(parents=True)
+    labels = []
+    for number in range(2):
+        paint(number, size=(128, 64)).save(group / f"{number}.png")
+        labels.append({"img_name": f"{number}.png", "edit_instruction": "ink it"})
+    (group / "labels.json").write_text(json.dumps(labels))
+    assert prepare("relation252k", tmp_path / "R", "--out", tmp_path / "a.jsonl") == 0
+    assert prepare("strips", group, "--task", "ink", "--out", tmp_path / "b.jsonl") == 0
+    first = PairIndex.read_index(tmp_path / "a.jsonl").records
+    second = PairIndex.read_index(tmp_path / "b.jsonl").records
+    assert [r.sha256 for r in first] == [r.sha256 for r in second]
+    assert (first[0].caption, second[0].task) == ("ink it", "ink")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("folders", "{tmp}/nothing", "--out", "{tmp}/x.jsonl"), "a folder with"),
+        (("folders", "{tmp}", "--out", "{tmp}/x.jsonl"), "nothing usable"),
+        (("check", "{tmp}/nothing.jsonl"), "readable pair index"),
+        (("webdataset", "{tmp}", "--pictures", "{tmp}/p", "--out", "{tmp}/x.jsonl"), "tar file"),
+        (("reference", "{tmp}", "--out", "{tmp}/x.jsonl"), "control"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
+) -> None:
+    assert prepare(*(word.format(tmp=tmp_path) for word in words)) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.startswith("prepare: Expected ")
+    assert error.count("\n") == 1
+
+
+def test_an_unwritable_index_is_told(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare("folders", pictures, "--out", pictures / "no" / "such" / "pairs.jsonl") == 2
+    assert "to be able to write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"example:\n  python -m training.prepare {command} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_parse(command: str) -> None:
+    parser = build_parser()
+    subparsers = next(action for action in parser._actions if action.dest == "==SUPPRESS==" or action.choices)
+    epilog = subparsers.choices[command].epilog
+    examples = [line.strip() for line in epilog.splitlines() if "python -m training.prepare" in line]
+    assert examples
+    for example in examples:
+        parser.parse_args(example.removeprefix("python -m training.prepare ").replace("'", "").split())
+
+
+@pytest.mark.parametrize("words", [[], ["folder"], ["check"], ["split", "x", "--hold-out-pairs", "-1"]])
+def test_unknown_words_end_with_code_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+
+
+def test_it_runs_as_a_module(pictures: Path) -> None:
+    command = [sys.executable, "-m", "training.prepare", "folders", str(pictures), "--out", str(pictures / "p.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("12 pair(s)")
