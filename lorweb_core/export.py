@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .basis import Basis, LayerBasis
-from .errors import CheckpointError, OutputError, SettingsError
-from .files import write_safetensors_atomically
+from .errors import CheckpointError, SettingsError
+from .files import DeferredTensor, write_safetensors_atomically
 from .mixing import mix_layer
 from .rank_reduction import balance_pair, reduce_rank
 
@@ -58,7 +58,7 @@ def export_mixed_lora(
     strength: float = 1.0,
     rank: int = 0,
     dtype: torch.dtype = torch.bfloat16,
-    on_layer: Callable[[], None] | None = None,
+    on_layer: Callable[[], None] = lambda: None,
 ) -> ExportReport:
     """Write the mixed LoRA of one analogy as an ordinary LoRA, whole or not at all.
 
@@ -81,29 +81,43 @@ def export_mixed_lora(
             expected="rank 0 (keep all) or a positive number", got=str(rank), remedy="Set rank to 0 or above."
         )
     _require_no_bias(basis)
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor | DeferredTensor] = {}
     kept_energy: dict[str, float] = {}
     for name, layer in basis.layers.items():
-        down, up, kept_energy[name] = _factor_layer(layer, coefficients[name], strength=strength, rank=rank)
-        tensors[f"transformer.{name}.lora_A.weight"] = _cast_within_range(down, dtype, name)
-        tensors[f"transformer.{name}.lora_B.weight"] = _cast_within_range(up, dtype, name)
-        if on_layer is not None:
+        if rank and rank < layer.total_rank:
+            mixed = mix_layer(layer, coefficients[name], strength=strength)
+            reduced = reduce_rank(mixed.down, mixed.up, rank=rank)
+            down, up, kept_energy[name] = reduced.down, reduced.up, reduced.kept_energy
             on_layer()
+        else:
+            down, up = _defer_pair(layer, coefficients[name], strength=strength, on_made=on_layer)
+            kept_energy[name] = 1.0
+        tensors[f"transformer.{name}.lora_A.weight"] = down
+        tensors[f"transformer.{name}.lora_B.weight"] = up
     highest = max(tensor.shape[0] for key, tensor in tensors.items() if key.endswith("lora_A.weight"))
     provenance = _describe_provenance(basis, strength, rank, kept_energy)
-    write_safetensors_atomically(path, tensors, {"format": "pt", METADATA_KEY: json.dumps(provenance)})
+    metadata = {"format": "pt", METADATA_KEY: json.dumps(provenance)}
+    write_safetensors_atomically(path, tensors, metadata, dtype=dtype)
     return ExportReport(path=path, rank=highest, kept_energy=kept_energy)
 
 
-def _factor_layer(
-    layer: LayerBasis, coefficients: Tensor, *, strength: float, rank: int
-) -> tuple[Tensor, Tensor, float]:
-    mixed = mix_layer(layer, coefficients, strength=strength)
-    if rank and rank < layer.total_rank:
-        reduced = reduce_rank(mixed.down, mixed.up, rank=rank)
-        return reduced.down, reduced.up, reduced.kept_energy
-    down, up = balance_pair(mixed.down, mixed.up)
-    return down, up, 1.0
+def _defer_pair(
+    layer: LayerBasis, coefficients: Tensor, *, strength: float, on_made: Callable[[], None]
+) -> tuple[DeferredTensor, DeferredTensor]:
+    """Return down and up of full rank, made one after the other while the file is written."""
+    waiting: list[Tensor] = []
+
+    def make_down() -> Tensor:
+        mixed = mix_layer(layer, coefficients, strength=strength)
+        down, up = balance_pair(mixed.down, mixed.up)
+        waiting.append(up)
+        on_made()
+        return down
+
+    return (
+        DeferredTensor((layer.total_rank, layer.in_features), torch.float32, make_down),
+        DeferredTensor((layer.out_features, layer.total_rank), torch.float32, waiting.pop),
+    )
 
 
 def _require_no_bias(basis: Basis) -> None:
@@ -114,17 +128,6 @@ def _require_no_bias(basis: Basis) -> None:
             got=f"{len(biased)} layers with lora_B_bias (such as {biased[0]})",
             remedy="Use Apply Mixed LoRA to Kontext, which adds the biases itself.",
         )
-
-
-def _cast_within_range(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    cast = tensor.to(dtype).contiguous()
-    if not bool(torch.isfinite(cast).all()):
-        raise OutputError(
-            expected=f"numbers of {name} within the range of {dtype}",
-            got=f"a largest magnitude of {float(tensor.abs().max()):.3g}",
-            remedy="Export with dtype bf16 or fp32, or with a smaller strength.",
-        )
-    return cast
 
 
 def _describe_provenance(

@@ -9,9 +9,11 @@ tensor, since the library's own writer wants all of them contiguous in memory at
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -38,9 +40,27 @@ DTYPE_NAMES = {
 }
 
 
+@dataclass(frozen=True)
+class DeferredTensor:
+    """A tensor that is made only when it is written, so that a file may be larger than the memory left.
+
+    Attributes:
+        shape, dtype: what `make` will return.
+        make: called once.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+    def numel(self) -> int:
+        """Return how many numbers it will have."""
+        return math.prod(self.shape)
+
+
 def write_safetensors_atomically(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | DeferredTensor],
     metadata: Mapping[str, str],
     *,
     dtype: torch.dtype | None = None,
@@ -50,7 +70,8 @@ def write_safetensors_atomically(
 
     Args:
         path: target; an existing file is replaced in one step.
-        tensors: name → tensor; views are made contiguous one at a time while writing.
+        tensors: name → tensor; views are made contiguous, and deferred ones made, one at a time while writing, in the
+            mapping's order within one dtype.
         metadata: header strings.
         dtype: cast every tensor to it; None keeps each as it is.
         on_progress: called after each tensor with (tensors done, tensors in all); may raise to stop.
@@ -63,7 +84,9 @@ def write_safetensors_atomically(
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
         for done, name in enumerate(ordered, start=1):
-            file.write(_contiguous_bytes(tensors[name], dtype, name))
+            entry = tensors[name]
+            tensor = entry.make() if isinstance(entry, DeferredTensor) else entry
+            file.write(_contiguous_bytes(tensor, dtype, name))
             if on_progress is not None:
                 on_progress(done, len(ordered))
 
@@ -102,7 +125,9 @@ def _atomic_file(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def _encode_header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None) -> bytes:
+def _encode_header(
+    tensors: Mapping[str, Tensor | DeferredTensor], metadata: Mapping[str, str], dtype: torch.dtype | None
+) -> bytes:
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name, tensor in tensors.items():

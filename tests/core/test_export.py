@@ -26,13 +26,11 @@ def read_deltas(path):
     """Return layer name → up @ down of an ordinary LoRA file, as any loader computes it at scale 1."""
     tensors = load_file(path)
     names = {key.removeprefix("transformer.").rsplit(".lora_", 1)[0] for key in tensors}
-    return {
-        name: (
-            tensors[f"transformer.{name}.lora_B.weight"].float() @ tensors[f"transformer.{name}.lora_A.weight"].float()
-        )
-        @ tensors[f"transformer.{name}.lora_A.weight"].float()
-        for name in names
-    }
+    return {name: _product(tensors, f"transformer.{name}") for name in names}
+
+
+def _product(tensors, prefix):
+    return tensors[f"{prefix}.lora_B.weight"].float() @ tensors[f"{prefix}.lora_A.weight"].float()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
