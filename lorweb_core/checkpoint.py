@@ -136,7 +136,7 @@ def save_basis(
     write_safetensors_atomically(path, tensors, strings, dtype=dtype, on_progress=on_progress)
 
 
-def _read_layer(file: Any, name: str, group: LayerTensors, identity: Any) -> LayerBasis:  # noqa: ANN401
+def _read_layer(file: safe_open, name: str, group: LayerTensors, identity: hashlib._Hash) -> LayerBasis:
     """Return one layer, copied out of the open file; hash its keys and projection on the way."""
 
     def read(suffix: str) -> Tensor:
