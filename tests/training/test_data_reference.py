@@ -180,8 +180,9 @@ def test_a_broken_or_changed_triplet_is_replaced(triplets: list[TripletRecord]) 
     skipped = "\n".join(line for item in items for line in item["skipped"])
     assert "0.png: damaged" in skipped
     assert "1.png: changed: 80 × 64, but 64 × 64" in skipped
-    with pytest.raises(BrokenPictureError):
-        dataset[0]
+    assert dataset[0] is None
+    with pytest.raises(BrokenPictureError, match=r"0\.png"):
+        ReferenceDataset(triplets, DrawSettings(), resolution_px=64, on_bad_data="stop")[0]
 
 
 def test_no_triplets_are_refused() -> None:

@@ -102,6 +102,15 @@ def test_the_validation_list_survives_new_files_elsewhere() -> None:
     assert before <= after
 
 
+def test_a_limit_leaves_out_as_few_tasks_and_shapes_as_possible() -> None:
+    records = [pair_at(f"t{t}", i, width=64 if t % 2 else 110, split="val") for t in range(6) for i in range(4)]
+    limited = fixed_quadruplets(records, BUCKETS, kind="held-out", per_task=2, max_items=7)
+    assert sorted(Counter(records[q.b].task for q in limited).values()) == [1, 1, 1, 1, 1, 2]
+    assert len({q.bucket for q in limited}) == 2
+    assert limited == tuple(sorted(limited, key=lambda q: q.bucket))
+    assert len(fixed_quadruplets(records, BUCKETS, kind="held-out", per_task=2)) == 12
+
+
 def test_captions_of_validation_are_never_dropped() -> None:
     records = hold_out(tasks(a=6), pairs_per_task=3)
     for quadruplet in fixed_quadruplets(records, BUCKETS, kind="seen", per_task=3, caption_source="b"):

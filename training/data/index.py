@@ -12,7 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -235,7 +235,7 @@ def _field_mistake(item: Field[Any], values: dict[str, Any]) -> str:
 
 
 def _as_json(record: PairRecord | TripletRecord, folder: Path) -> dict[str, Any]:
-    return {name: _portable(v, folder) if isinstance(v, Path) else v for name, v in asdict(record).items()}
+    return {name: _portable(v, folder) if isinstance(v, Path) else v for name, v in vars(record).items()}
 
 
 def _dump(values: dict[str, Any]) -> str:

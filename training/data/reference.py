@@ -8,6 +8,7 @@ Source: golden/dataset.*; list of sizes: SDXL, arXiv 2307.01952, appendix I.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from .index import TripletRecord
 from .pictures import MAX_PIXELS, PictureError, as_channels_first, load_picture
 from .problems import DataError, OnBadData
 from .quadruplets import BrokenPictureError, DrawKey, Item, fit_for_encoder, read_or_replace
+
+logger = logging.getLogger(__name__)
 
 #: Landscape half of SDXL's training sizes, (width, height); each also stands upright.
 _SDXL_SIZES = (
@@ -86,11 +89,11 @@ def reference_grids(strip: Image.Image, target: Image.Image, resolution_px: int)
     return as_channels_first(pixels), as_channels_first(context)
 
 
-class ReferenceDataset(Dataset[Item]):
+class ReferenceDataset(Dataset[Item | None]):
     """Triplets as training items of the same form as `QuadrupletDataset`'s.
 
-    Indexed by `DrawKey` (drawn: every triplet equally often, captions dropped) or by position (fixed: for validation
-    and for filling caches). `images` are the quadrants of the context grid, as in the reference.
+    Indexed by `DrawKey` (drawn: every triplet equally often, captions dropped) or by position (fixed: for validation;
+    None for a broken picture with `skip`). `images` are the quadrants of the context grid, as in the reference.
 
     Args:
         records: triplets of one split.
@@ -128,12 +131,9 @@ class ReferenceDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: DrawKey | tuple[int, int, int] | int) -> Item:
+    def __getitem__(self, key: DrawKey | tuple[int, int, int] | int) -> Item | None:
         if isinstance(key, int):
-            try:
-                return self._read(key, self.records[key].caption)
-            except PictureError as error:
-                raise BrokenPictureError(str(error)) from error
+            return self._read_fixed(key)
         epoch, place, bucket = key
 
         def read(attempt: int) -> Item:
@@ -153,6 +153,15 @@ class ReferenceDataset(Dataset[Item]):
         """Every prompt an item can have, "" included."""
         stored = () if self.settings.caption_source == "none" else (record.caption for record in self.records)
         return tuple(sorted({"", *stored}))
+
+    def _read_fixed(self, position: int) -> Item | None:
+        try:
+            return self._read(position, self.records[position].caption)
+        except PictureError as error:
+            if self.on_bad_data == "stop":
+                raise BrokenPictureError(str(error)) from error
+            logger.warning("item %d is left out: %s", position, error)
+            return None
 
     def _read(self, position: int, caption: str) -> Item:
         record = self.records[position]

@@ -65,6 +65,7 @@ def fixed_quadruplets(
     kind: TaskKind,
     split: str = "val",
     per_task: int = 2,
+    max_items: int | None = None,
     caption_source: str = "a",
     seed: int = 0,
 ) -> tuple[Quadruplet, ...]:
@@ -79,21 +80,29 @@ def fixed_quadruplets(
         kind: `seen` tasks (they have training pairs) or `held-out` tasks.
         split: whose pairs serve as b.
         per_task: at most this many analogies of each task, with different b.
+        max_items: at most this many in all, of as many tasks as possible.
         caption_source: see `DrawSettings`.
         seed: of the choice.
     Returns: positions in `records`; empty when the data have no such pairs.
     """
     unseen = held_out_tasks(records)
-    chosen: list[Quadruplet] = []
-    for task, positions in sorted(positions_by_task(records).items()):
+    ranked: list[tuple[int, str, int, int]] = []
+    for task, positions in positions_by_task(records).items():
         if (task in unseen) != (kind == "held-out"):
             continue
         pool = _in_drawn_order([int(i) for i in positions], records, seed)
         couples = [(_partner(b, pool, records, split), b) for b in pool if records[b].split == split]
-        for a, b in [(a, b) for a, b in couples if a is not None][:per_task]:
-            caption = caption_of(records[a], records[b], caption_source)
-            chosen.append(Quadruplet(a, b, nearest_bucket(buckets, records[b].aspect), caption))
+        fitting = [(a, b) for a, b in couples if a is not None][:per_task]
+        ranked += [(rank, task, a, b) for rank, (a, b) in enumerate(fitting)]
+    # Every task's first analogy comes before any task's second, so a limit leaves out as few tasks as possible.
+    ranked.sort(key=lambda entry: (entry[0], uniforms(seed, "validation task", entry[1])))
+    chosen = [_fixed(records, buckets, a, b, caption_source) for _, _, a, b in ranked[:max_items]]
     return tuple(sorted(chosen, key=lambda quadruplet: (quadruplet.bucket, records[quadruplet.b].task)))
+
+
+def _fixed(records: Sequence[PairRecord], buckets: Sequence[Cell], a: int, b: int, caption_source: str) -> Quadruplet:
+    caption = caption_of(records[a], records[b], caption_source)
+    return Quadruplet(a, b, nearest_bucket(buckets, records[b].aspect), caption)
 
 
 def batches_by_bucket(buckets: Sequence[int], batch_size: int) -> list[list[int]]:
