@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/synthetic_basis.py FILE      once; 494 layers, N 32, rank 4, float16
     .venv/bin/python benchmarks/encode_and_mix.py FILE [--rounds 5]
 
-Anonymous memory is what the process owns beyond mapped files (RssAnon, Linux), sampled every 2 ms. The image encoder's
-time is not included. "mix" folds the coefficients into every layer, one layer after the other, as an export does.
+The image encoder's time is not included. "mix" folds the coefficients into every layer, one layer after the other, as
+an export does.
 """
 
 from __future__ import annotations
@@ -12,49 +12,20 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from machine import save_result
+from memory import watch_peak
 
 from lorweb_core.basis import Basis
 from lorweb_core.checkpoint import load_basis
 from lorweb_core.mixing import mix_layer
 from lorweb_core.router import route_query
-
-
-def anonymous_bytes() -> int:
-    """Return the process' RssAnon."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    raise OSError("no RssAnon: this benchmark needs Linux")
-
-
-@contextmanager
-def watch_peak(peaks: list[int]) -> Iterator[None]:
-    """Append the highest anonymous memory seen while the block runs."""
-    finished = threading.Event()
-    highest = [anonymous_bytes()]
-
-    def watch() -> None:
-        while not finished.wait(0.002):
-            highest[0] = max(highest[0], anonymous_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        watcher.join()
-        peaks.append(highest[0])
 
 
 def seconds_of(run: Callable[[], object]) -> float:
@@ -76,9 +47,8 @@ def main() -> None:
     parser.add_argument("basis", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    file_bytes, before = options.basis.stat().st_size, anonymous_bytes()
-    peaks: list[int] = []
-    with torch.inference_mode(), watch_peak(peaks):
+    file_bytes = options.basis.stat().st_size
+    with torch.inference_mode(), watch_peak() as peak:
         start = time.perf_counter()
         basis = load_basis(options.basis)
         load_seconds = time.perf_counter() - start
@@ -93,10 +63,10 @@ def main() -> None:
         "route_seconds": round(statistics.median(route), 3),
         "mix_seconds": round(statistics.median(mix), 3),
         "route_and_mix_seconds": round(statistics.median(route) + statistics.median(mix), 3),
-        "peak_anonymous_bytes": peaks[0],
-        "anonymous_bytes_before": before,
-        "peak_to_file": round(peaks[0] / file_bytes, 3),
-        "peak_less_before_to_file": round((peaks[0] - before) / file_bytes, 3),
+        "peak_anonymous_bytes": peak.highest,
+        "anonymous_bytes_before": peak.before,
+        "peak_to_file": round(peak.highest / file_bytes, 3),
+        "peak_less_before_to_file": round(peak.extra / file_bytes, 3),
     }
     save_result("encode_and_mix", result)
 

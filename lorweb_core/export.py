@@ -87,13 +87,13 @@ def export_mixed_lora(
         if rank and rank < layer.total_rank:
             mixed = mix_layer(layer, coefficients[name], strength=strength)
             reduced = reduce_rank(mixed.down, mixed.up, rank=rank)
-            down, up, kept_energy[name] = reduced.down, reduced.up, reduced.kept_energy
+            pair: tuple[Tensor | DeferredTensor, Tensor | DeferredTensor] = reduced.down, reduced.up
+            kept_energy[name] = reduced.kept_energy
             on_layer()
         else:
-            down, up = _defer_pair(layer, coefficients[name], strength=strength, on_made=on_layer)
+            pair = _defer_pair(layer, coefficients[name], strength=strength, on_made=on_layer)
             kept_energy[name] = 1.0
-        tensors[f"transformer.{name}.lora_A.weight"] = down
-        tensors[f"transformer.{name}.lora_B.weight"] = up
+        tensors[f"transformer.{name}.lora_A.weight"], tensors[f"transformer.{name}.lora_B.weight"] = pair
     highest = max(tensor.shape[0] for key, tensor in tensors.items() if key.endswith("lora_A.weight"))
     provenance = _describe_provenance(basis, strength, rank, kept_energy)
     metadata = {"format": "pt", METADATA_KEY: json.dumps(provenance)}

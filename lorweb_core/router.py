@@ -22,7 +22,7 @@ from .errors import ShapeError
 from .settings import RouterSettings
 
 #: Float32 query projections stacked at a time; bounds the extra memory of routing a whole basis.
-_STACK_BYTES = 64 * 2**20
+_STACK_BYTES = 16 * 2**20
 
 
 @torch.no_grad()

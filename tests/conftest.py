@@ -1,11 +1,14 @@
 """What all tests share: the hosts, and the closing line about host tests."""
 
 import os
+import sys
 
 import pytest
 
 from tests.host.hosts import find_host, find_old_host
 
+#: The trainer asks for Python 3.11, nodes and core for 3.10.
+collect_ignore = ["training"] if sys.version_info < (3, 11) else []
 REQUIRE_HOST = bool(os.environ.get("LORWEB_REQUIRE_HOST"))
 
 
