@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -25,33 +26,44 @@ class Processes:
 
     Args:
         device: `auto`, `cpu` or `cuda`.
+        strategy: `ddp`: every process has the whole base; `fsdp`: the base is sharded over them, block by block.
     Attributes:
         rank: of this process, from 0.
         world_size: how many there are.
         device: of this process.
+        is_sharded: whether the base is shared out.
     """
 
-    def __init__(self, device: str = "auto") -> None:
+    def __init__(self, device: str = "auto", *, strategy: str = "ddp") -> None:
         from accelerate import Accelerator
 
         self._accelerator: Accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
         self.rank: int = self._accelerator.process_index
         self.world_size: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
+        self.is_sharded: bool = strategy == "fsdp" and self.world_size > 1
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and logs."""
         return self.rank == 0
 
-    def wrap(self, model: TrainableKontext) -> nn.Module:
-        """Return the module whose forward trains: data-parallel when there are several processes.
+    @property
+    def loading_device(self) -> torch.device:
+        """Where the base is read to: a base that will be sharded need not fit on one device."""
+        return torch.device("cpu") if self.is_sharded else self.device
 
-        Frozen weights are left out of DDP's first broadcast: every process has read them itself, and quantised ones
-        cannot be broadcast.
-        """
+    def wrap(self, model: TrainableKontext) -> nn.Module:
+        """Return the module whose forward trains, made for several processes where there are several."""
         if self.world_size == 1:
             return model
+        return _shard_base(model) if self.is_sharded else self._data_parallel(model)
+
+    def _data_parallel(self, model: TrainableKontext) -> nn.Module:
+        """DDP; frozen weights are left out of its first broadcast.
+
+        Every process has read them itself, and quantised ones cannot be broadcast.
+        """
         from torch.nn.parallel import DistributedDataParallel
 
         frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
@@ -59,9 +71,20 @@ class Processes:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen + buffers)
         return self._accelerator.prepare_model(model)
 
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Make gradients the mean over processes; DDP has done it already, a sharded base has not."""
+        if not self.is_sharded:
+            return
+        for parameter in parameters:
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.world_size
+
     def without_sync(self, module: nn.Module, is_last: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged in the last micro-batch of a step only."""
-        return nullcontext() if is_last or self.world_size == 1 else self._accelerator.no_sync(module)
+        return (
+            nullcontext() if is_last or self.world_size == 1 or self.is_sharded else self._accelerator.no_sync(module)
+        )
 
     def mean(self, value: float) -> float:
         """Return the mean over all processes."""
@@ -85,3 +108,17 @@ class Processes:
         if self.world_size == 1:
             return value
         return self._accelerator.reduce(value.to(self.device), reduction=how).cpu()
+
+
+def _shard_base(model: TrainableKontext) -> TrainableKontext:
+    """FSDP2 over the frozen weights alone: each process keeps its share, blocks are gathered while they compute.
+
+    The basis stays whole on every process, so optimiser, averages and checkpoints are those of one process.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    trained = set(model.adapter_parameters() + model.router_parameters())
+    blocks = [*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks]
+    for part in (*blocks, model.transformer):
+        fully_shard(part, ignored_params=trained)
+    return model

@@ -122,6 +122,7 @@ class Loop:
             try:
                 loss = self._forward_backward(state, batch)
                 trained = state.model.adapter_parameters() + state.model.router_parameters()
+                self.processes.average_gradients(trained)
                 limit = self.config.optimiser.max_gradient_norm
                 norm = nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit)
                 return self.processes.mean(loss), float(norm)

@@ -63,7 +63,7 @@ def build_encoders(
 
 def build_state(config: TrainConfig, source: ModelSource, query_dim: int, processes: Processes) -> TrainingState:
     """Return the base with a new basis (or that of `basis.start_from`) and its optimiser."""
-    transformer = load_transformer(config.base, source, processes.device).train()
+    transformer = load_transformer(config.base, source, processes.loading_device).train()
     shape = BasisShape(
         basis_size=config.basis.basis_size,
         rank=config.basis.rank,
@@ -74,7 +74,7 @@ def build_state(config: TrainConfig, source: ModelSource, query_dim: int, proces
     model = TrainableKontext(
         transformer, shape, config.router_settings(),
         include=config.basis.include, exclude=config.basis.exclude,
-        dtype=DTYPES[config.basis.dtype], seed=config.run.seed,
+        dtype=DTYPES[config.basis.dtype], seed=config.run.seed, device=processes.device,
     )  # fmt: skip
     if config.basis.start_from is not None:
         model.load_basis(load_basis(config.basis.start_from))

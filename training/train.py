@@ -66,7 +66,7 @@ def train(config: TrainConfig, *, resume: str | None = None) -> RunResult:
     Returns: how it ended.
     Raises: LoRWeBError: every mistake a user can make, with its remedy.
     """
-    processes = Processes(config.run.device)
+    processes = Processes(config.run.device, strategy=config.run.strategy)
     try:
         with listen_for_signals() as stop:
             return _run(config, processes, stop, resume)

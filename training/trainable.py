@@ -74,6 +74,7 @@ class TrainableKontext(nn.Module):
         exclude: patterns of layer names to leave out.
         dtype: master dtype of the adapters.
         seed: of the initialisation; equal on all processes.
+        device: where the basis lives; without it the base's.
     Raises: ModelError: when no Linear matches.
     """
 
@@ -87,15 +88,17 @@ class TrainableKontext(nn.Module):
         exclude: Iterable[str] = (),
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.transformer = transformer.requires_grad_(False)
         self.shape = shape
         names = target_layers(transformer, include=tuple(include), exclude=tuple(exclude))
-        self.linears = _attach(transformer, names, shape, dtype)
+        device = device or _device_of(transformer)
+        self.linears = _attach(transformer, names, shape, dtype, device)
         self.router = StackedRouter(
             len(names), shape.basis_size, shape.key_dim, query_dim=shape.query_dim, settings=settings,
-            gain=shape.coefficient_gain, device=_device_of(transformer),
+            gain=shape.coefficient_gain, device=device,
         )  # fmt: skip
         self._initialise(seed)
 
@@ -266,9 +269,12 @@ def target_layers(
 
 
 def _attach(
-    transformer: nn.Module, names: Mapping[str, tuple[int, int]], shape: BasisShape, dtype: torch.dtype
+    transformer: nn.Module,
+    names: Mapping[str, tuple[int, int]],
+    shape: BasisShape,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> dict[str, LoRWeBLinear]:
-    device = _device_of(transformer)
     linears = {}
     for name, (in_features, out_features) in names.items():
         parent_name, _, child = name.rpartition(".")

@@ -14,9 +14,10 @@ from training.interruption import listen_for_signals
 from training.train import assemble
 
 folder, *overrides = sys.argv[1:]
-processes = Processes("cpu")
+config = read_config("tiny.yaml", overrides)
+processes = Processes("cpu", strategy=config.run.strategy)
 with listen_for_signals() as stop:
-    loop, state = assemble(read_config("tiny.yaml", overrides), processes, stop)
+    loop, state = assemble(config, processes, stop)
     loop.run(state)
 digest = hashlib.sha256()
 for tensor in state.model.trained_state().values():
@@ -26,6 +27,8 @@ facts = {
     "wrapper": type(loop.module).__name__,
     "step": state.step,
     "losses": loop.losses,
+    "sharded_share": sum(p.to_local().numel() for p in state.model.parameters() if hasattr(p, "to_local"))
+    / sum(p.numel() for p in state.model.parameters() if not p.requires_grad),
     "weights": digest.hexdigest(),
 }
 Path(folder, f"rank-{processes.rank}.json").write_text(json.dumps(facts))

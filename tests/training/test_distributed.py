@@ -44,7 +44,7 @@ OPTIONS = ("run.steps=4", "checkpoint.dtype=float32", "optimiser.learning_rate=1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_equal_one_and_each_other(tiny_config, tiny_overrides, tmp_path, strategy):
     """Both with a whole share per forward pass and with accumulation (two micro-batches per process)."""
     one = tiny_config(*OPTIONS, "run.name=one")
@@ -53,7 +53,10 @@ def test_two_processes_equal_one_and_each_other(tiny_config, tiny_overrides, tmp
         options = (*OPTIONS, f"run.name=two-{size}", f"run.micro_batch_size={size}", f"run.strategy={strategy}")
         ranks = _torchrun(tmp_path / f"ranks-{size}", tiny_overrides(*options))
         assert [facts["world_size"] for facts in ranks] == [2, 2]
-        assert ranks[0]["wrapper"] == "DistributedDataParallel"
+        if strategy == "ddp":
+            assert ranks[0]["wrapper"] == "DistributedDataParallel"
+        else:  # each holds half of the frozen weights
+            assert [facts["sharded_share"] for facts in ranks] == pytest.approx([0.5, 0.5], abs=0.02)
         assert ranks[0]["weights"] == ranks[1]["weights"]
         assert ranks[0]["losses"] == pytest.approx(single.losses, abs=1e-6)
         first, second = _basis(one), _basis(tiny_config(*options))

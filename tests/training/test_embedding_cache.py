@@ -1,0 +1,103 @@
+"""Caches of prompts, image embeddings and cell latents: the same run with and without, whatever happens to them."""
+
+import shutil
+
+import pytest
+import torch
+
+from training.data.cache import TensorCache
+from training.data.index import PairIndex
+from training.kontext import Codec
+from training.latents import GridLatents, tile_cells
+from training.train import train
+
+
+def _shards(folder, kind):
+    return sorted((folder / kind).glob("*/shard-*.safetensors"))
+
+
+def test_cached_image_embeddings_give_the_same_run(tiny_config, tmp_path):
+    plain = train(tiny_config("run.steps=3", "run.name=plain"))
+    options = ("run.steps=3", f"data.cache={tmp_path / 'cache'}", "data.cache_embeddings=true")
+    cached = train(tiny_config(*options, "run.name=cached"))
+    assert cached.losses == pytest.approx(plain.losses, abs=1e-5)
+    assert _shards(tmp_path / "cache", "image")
+    again = train(tiny_config(*options, "run.name=again"))
+    assert again.losses == cached.losses
+
+
+def test_corrupt_shard_is_found_and_made_again(tiny_config, tmp_path):
+    options = ("run.steps=2", f"data.cache={tmp_path / 'cache'}", "data.cache_embeddings=true")
+    before = train(tiny_config(*options, "run.name=before"))
+    shard = _shards(tmp_path / "cache", "image")[0]
+    with shard.open("r+b") as file:
+        file.truncate(shard.stat().st_size - 50)
+    after = train(tiny_config(*options, "run.name=after"))
+    assert after.losses == before.losses
+    assert list(shard.parent.glob("*.bad"))
+
+
+def test_prompts_on_disk_give_the_same_run(tiny_config, tiny_parts, tmp_path):
+    options = ("run.steps=2", f"base.model={tiny_parts / 'model-with-text'}", "text.caption_source=a")
+    plain = train(tiny_config(*options, "run.name=plain"))
+    for name in ("first", "second"):
+        cached = train(tiny_config(*options, f"data.cache={tmp_path / 'cache'}", f"run.name={name}"))
+        assert cached.losses == plain.losses
+    assert len(_shards(tmp_path / "cache", "text")) == 1
+
+
+def test_cached_latents_train_and_are_reused(tiny_config, tmp_path):
+    options = ("run.steps=3", f"data.cache={tmp_path / 'cache'}", "data.cache_latents=true")
+    first = train(tiny_config(*options, "run.name=first"))
+    assert train(tiny_config(*options, "run.name=second")).losses == first.losses
+
+
+class _Blocks(torch.nn.Module):
+    """A codec that sees no neighbours: every 8×8 px block becomes its mean colour."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def encode(self, pixels):
+        latents = torch.nn.functional.avg_pool2d(pixels, 8)
+        return type("Output", (), {"latents": latents})()
+
+
+def _batch():
+    pictures = torch.randint(0, 256, (4, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    a, a_prime, b, b_prime = pictures
+    return {
+        "target": tile_cells(a, a_prime, b, b_prime)[None],
+        "context": tile_cells(a, a_prime, b, b)[None],
+        "image_keys": [["one.before", "one.after", "two.before"]],
+    }
+
+
+def test_tiled_cells_equal_the_whole_grid_for_a_codec_without_neighbours(tmp_path):
+    codec = Codec(_Blocks(), scale=1.0, shift=0.0, pixels_per_latent=8, channels=3)
+    whole = GridLatents(codec).encode(_batch(), slice(None))
+    cache = TensorCache(tmp_path, {"kind": "latents"})
+    for _ in range(2):
+        tiled = GridLatents(codec, cache).encode(_batch(), slice(None))
+        for value, expected in zip(tiled, whole, strict=True):
+            torch.testing.assert_close(value, expected)
+    assert cache.keys() == {f"{key}@48x32" for key in ("one.before", "one.after", "two.before", "two.after")}
+
+
+def test_broken_picture_in_mid_run_is_replaced_by_another_draw(tiny_config, tiny_parts, tmp_path, assembled):
+    pictures = tmp_path / "pictures"
+    shutil.copytree(tiny_parts / "pictures", pictures)
+    records = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    moved = [
+        record.__class__(**{
+            **vars(record),
+            "before": pictures / record.before.relative_to(tiny_parts / "pictures"),
+            "after": pictures / record.after.relative_to(tiny_parts / "pictures"),
+        })
+        for record in records
+    ]  # fmt: skip
+    PairIndex(moved).write_index(tmp_path / "pairs.jsonl")
+    loop, state = assembled(tiny_config("run.steps=6", f"data.index={tmp_path / 'pairs.jsonl'}"))
+    broken = next(record for record in moved if record.split == "train")
+    broken.after.write_bytes(b"not a picture any more")
+    loop.run(state)
+    assert (state.step, state.bad_steps) == (6, 0)

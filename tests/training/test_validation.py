@@ -1,0 +1,150 @@
+"""What a run tells from outside: fixed losses, pictures, router health, trackers, and the check before it starts."""
+
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from training.health import draw_use, router_health
+from training.optimisers import MovingAverage
+from training.preflight import preflight_report
+from training.previews import contact_sheet, quadrants
+from training.train import main, train
+
+
+@pytest.fixture
+def validated(tiny_config):
+    options = ("run.steps=2", "validation.every=1", "validation.picture_steps=2", "tracking.tensorboard=true")
+    config = tiny_config(*options)
+    train(config)
+    return config
+
+
+def test_pictures_numbers_and_router_files_are_written(validated):
+    folder = validated.run_folder / "validation" / "step-000000002"
+    assert {path.name for path in folder.iterdir()} == {
+        "grids-seen.png", "grids-held_out.png", "numbers.json", "router.png", "router.json",
+    }  # fmt: skip
+    width, height = Image.open(folder / "grids-seen.png").size
+    assert (width, height) == (5 * 32 + 4 * 4, 2 * (32 + 4))
+    numbers = json.loads((folder / "numbers.json").read_text())
+    assert {"validation/seen", "validation/held_out", "router/entropy", "router/dead_adapters"} <= numbers.keys()
+    assert len(json.loads((folder / "router.json").read_text())["use_per_adapter"]) == 20
+    assert list((validated.run_folder / "tensorboard").iterdir())
+
+
+def test_validation_loss_depends_on_the_weights_alone(tiny_config, assembled):
+    loop, state = assembled(tiny_config("run.steps=3", "validation.every=100"))
+    validator = loop.callbacks.validate.__closure__
+    validator = next(cell.cell_contents for cell in validator if type(cell.cell_contents).__name__ == "Validator")
+    before = validator.losses(state.model)
+    assert validator.losses(state.model) == before
+    loop.run(state)
+    after = validator.losses(state.model)
+    assert after != before
+    assert after.keys() == {"validation/seen", "validation/held_out"}
+
+
+def test_validating_changes_nothing_in_the_run(tiny_config):
+    options = ("run.steps=3", "optimiser.ema_decay=0.5", "checkpoint.dtype=float32")
+    with_it = train(tiny_config(*options, "run.name=with", "validation.every=1", "validation.pictures=0"))
+    without = train(tiny_config(*options, "run.name=without"))
+    assert with_it.losses == without.losses
+    assert with_it.basis_file.read_bytes().split(b"}", 1)[0] != b""
+
+
+def test_health_of_an_even_router():
+    health = router_health(torch.full((3, 5, 4), 0.25))
+    assert health.entropy == pytest.approx(1.0)
+    assert (health.dead_adapters, health.spread) == (0.0, pytest.approx(0.0))
+    assert math.isnan(health.drift)
+    assert "router/drift" not in health.numbers()
+
+
+def test_health_of_a_collapsed_router(tmp_path):
+    coefficients = torch.zeros(2, 6, 4)
+    coefficients[..., 1] = 1
+    health = router_health(coefficients, before=torch.full((2, 6, 4), 0.25))
+    assert health.entropy == pytest.approx(0.0, abs=1e-6)
+    assert health.dead_adapters == 0.75
+    assert health.drift == pytest.approx(4 * (0.75 + 3 * 0.25) / 4)
+    draw_use(health, tmp_path / "use.png")
+    picture = Image.open(tmp_path / "use.png")
+    assert picture.size == (4 * 12, 2 * 12)
+    assert (picture.getpixel((0, 0)), picture.getpixel((14, 0))) == (255, 0)
+
+
+def test_router_that_tells_analogies_apart_has_spread():
+    coefficients = torch.eye(4)[None]
+    assert router_health(coefficients).spread > 1
+
+
+def test_single_adapter_has_entropy_one():
+    assert router_health(torch.ones(2, 3, 1)).entropy == 1.0
+
+
+def test_moving_average_follows_and_is_restored():
+    state = {"x": torch.zeros(2)}
+    average = MovingAverage(state, 0.9)
+    state["x"] += 1
+    for _ in range(200):
+        average.update(state)
+    torch.testing.assert_close(average.tensors["x"], torch.ones(2), atol=1e-3, rtol=0)
+    other = MovingAverage({"x": torch.zeros(2)}, 0.9)
+    other.load_state_dict(average.state_dict())
+    assert torch.equal(other.tensors["x"], average.tensors["x"])
+    assert other.updates == 200
+
+
+def test_quadrants_and_sheet():
+    grid = torch.arange(4).view(2, 2, 1).repeat_interleave(3, 0).repeat_interleave(3, 1).expand(6, 6, 3) / 3
+    assert [float(part[0, 0, 0]) for part in quadrants(grid)] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert contact_sheet([quadrants(grid), quadrants(grid)[:2]]).size == (4 * 3 + 3 * 4, 2 * (3 + 4))
+
+
+def test_check_reports_data_memory_and_disk_and_loads_no_weights(tiny_overrides, tiny_parts, capsys):
+    for file in (tiny_parts / "model").glob("**/*.safetensors"):
+        assert file.stat().st_size > 0
+    assert main(["--config", "tiny.yaml", "--check", *tiny_overrides()]) == 0
+    told = capsys.readouterr().out
+    for part in (
+        "16 of 16 pairs usable",
+        "4 tasks of which 1 held out",
+        "memory per device",
+        "disk:",
+        "ready to train",
+    ):
+        assert part in told
+
+
+def test_check_tells_everything_that_is_wrong_at_once(tiny_config, tmp_path):
+    config = tiny_config("data.index=/nowhere/pairs.jsonl", "base.model=/nowhere/model")
+    report = preflight_report(config)
+    assert not report.is_good
+    assert len(report.mistakes) == 2
+    assert "2 thing(s) to correct" in report.text()
+
+
+def test_check_of_a_single_file_reads_its_header(tiny_config, tiny_parts, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(64))
+    report = preflight_report(
+        tiny_config(f"base.model={tmp_path / 'model.gguf'}", f"base.components={tiny_parts / 'model'}")
+    )
+    assert "GGUF" in report.mistakes[0]
+
+
+def test_memory_of_the_paper_run_is_near_the_sums_on_paper():
+    from training.config_reading import read_config
+    from training.model_source import FULL_SIZE_CONFIG
+    from training.preflight import estimate_memory
+
+    paper = estimate_memory(read_config("paper.yaml", ["data.index=x"]), FULL_SIZE_CONFIG, 2304)
+    assert paper.base == pytest.approx(23.8e9, rel=0.01)
+    assert paper.trained + paper.gradients + paper.optimiser == pytest.approx(8.4e9, rel=0.01)
+    assert 35e9 < paper.total < 45e9  # without the text encoders and workspace of the 51 GB
+    small = estimate_memory(read_config("24gb.yaml", ["data.index=x"]), FULL_SIZE_CONFIG, 2304)
+    assert small.base == pytest.approx(6.7e9, rel=0.03)
+    assert small.total < 18e9
+    assert estimate_memory(read_config("16gb.yaml", ["data.index=x"]), FULL_SIZE_CONFIG, 2304).total < 12e9
