@@ -1,0 +1,184 @@
+"""The paper's evaluation, in three stages that go on where they stopped.
+
+    python -m training.evaluate generate --set mydata/pairs.jsonl --out runs/eval \\
+        --generator LoRWeB=runs/mine/basis.safetensors --method RelationAdapter=relation-adapter:outputs/ra
+    python -m training.evaluate judge runs/eval --endpoint http://localhost:8000/v1 --model google/gemma-3-27b-it
+    python -m training.evaluate aggregate runs/eval
+    python -m training.evaluate sensitivity runs/eval-pairs
+
+How to start a judge, where weights come from and what the numbers mean: training/evaluation/README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from lorweb_core.errors import LoRWeBError
+from lorweb_core.settings import CLIP_ENCODER_ID, KONTEXT_ID
+
+from .data.drawing import CAPTION_SOURCES
+from .evaluation import commands
+from .evaluation.methods import LAYOUTS
+
+if TYPE_CHECKING:
+    Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
+
+EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0, 2 for a user's mistake or a judge that fails, 130 interrupted."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except LoRWeBError as error:
+        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_MISTAKE
+    except KeyboardInterrupt:
+        print("evaluate: interrupted; run the same command again to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The words of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_generate(subparsers)
+    _add_judge(subparsers)
+    _add_aggregate(subparsers)
+    _add_sensitivity(subparsers)
+    return parser
+
+
+def _add_generate(subparsers: Subparsers) -> None:
+    parser = _add(subparsers, "generate", commands.run_generate, "make a test set and bring in every method's pictures")
+    parser.add_argument("--set", help="index file, relation252k:FOLDER or evalset:FOLDER; leave out to add methods")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the evaluation's folder")
+    layouts = ", ".join(LAYOUTS)
+    parser.add_argument(
+        "--method", action="append", default=[], metavar="NAME=[LAYOUT:]FOLDER",
+        help=f"pictures made elsewhere, named <sample>.png or as LAYOUT does ({layouts}); may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--no-baselines", action="store_true", help="leave out copy-b and copy-a-prime")
+    choice = parser.add_argument_group("which analogies")
+    choice.add_argument("--split", choices=("train", "val", "test", "all"), default="test", help="of an index (test)")
+    choice.add_argument("--tasks", nargs="*", default=[], metavar="TASK", help="names; all without")
+    choice.add_argument("--b-per-pair", type=_count, default=2, metavar="N", help="b for every pair a, a′ (2)")
+    choice.add_argument(
+        "--pairs-per-b", type=int, default=0, metavar="K", help="for sensitivity: K pairs for every b, one prompt (off)"
+    )
+    choice.add_argument("--per-task", type=int, default=0, metavar="N", help="at most N of a task; 0 for all (0)")
+    choice.add_argument("--caption", choices=CAPTION_SOURCES, default="a", help="whose instruction is the prompt (a)")
+    choice.add_argument("--max-side", type=_count, default=1024, metavar="PX", help="longest side of a picture (1024)")
+    choice.add_argument("--seed", type=int, default=0, help="of the choice (0)")
+    _add_generator_arguments(parser)
+
+
+def _add_generator_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("our own generator")
+    group.add_argument(
+        "--generator", action="append", default=[], metavar="NAME=BASIS", help="draw with a basis; several times"
+    )
+    group.add_argument("--base", default=KONTEXT_ID, help="diffusers folder, Hugging Face id, or single file")
+    group.add_argument("--components", help="folder or id with vae/ and text encoders, for a single file")
+    group.add_argument("--encoder", help="image encoder of the basis; default: the one named in it")
+    group.add_argument("--steps", type=_count, default=28, help="sampling steps (28)")
+    group.add_argument("--guidance", type=float, default=2.5, help="guidance embedding (2.5)")
+    group.add_argument("--megapixels", type=float, default=1.0, help="of the whole grid (1.0)")
+    group.add_argument("--fit", default="pad", choices=("pad", "crop", "stretch"), help="a and a′ in b's shape (pad)")
+    group.add_argument("--strength", type=float, default=1.0, help="factor on the edit (1.0)")
+    group.add_argument("--noise-seed", type=int, default=0, help="of the noise (0)")
+    group.add_argument("--max-tokens", type=_count, default=512, help="T5 tokens per prompt (512)")
+    group.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the base (bfloat16)")
+    group.add_argument("--quantize", default="none", choices=("none", "int8", "nf4"), help="of the base (none)")
+    _add_device(group)
+
+
+def _add_judge(subparsers: Subparsers) -> None:
+    parser = _add(subparsers, "judge", commands.run_judge, "measure every picture, and have it judged")
+    _add_folder_arguments(parser)
+    _add_meter_arguments(parser)
+    _add_reference(parser)
+    group = parser.add_argument_group("judge (without one only the numbers are made)")
+    group.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible, http://localhost:8000/v1 for example")
+    group.add_argument("--model", help="as the endpoint names it; the key is read from OPENAI_API_KEY")
+    group.add_argument("--local-model", metavar="FOLDER", help="a transformers model in this process instead")
+    group.add_argument("--both-orders", action="store_true", help="ask every comparison in both orders")
+    group.add_argument("--paper-prompts", type=Path, metavar="FOLDER", help="the paper's own wording, if you have it")
+    group.add_argument("--answers", type=Path, metavar="FILE", help="kept answers, to share them between evaluations")
+    group.add_argument("--workers", type=_count, default=4, help="questions under way at once (4)")
+    group.add_argument("--timeout-seconds", type=float, default=300.0, help="for one reply (300)")
+    group.add_argument(
+        "--tries-again", type=int, default=5, metavar="N", help="after rate limits and lost connections (5)"
+    )
+    group.add_argument("--retry-invalid", action="store_true", help="ask unreadable answers again")
+
+
+def _add_aggregate(subparsers: Subparsers) -> None:
+    parser = _add(subparsers, "aggregate", commands.run_aggregate, "write tables, the Pareto plot and picture sheets")
+    _add_folder_arguments(parser)
+    _add_reference(parser)
+    parser.add_argument("--judge", metavar="MODEL", help="whose answers, when several were asked")
+    parser.add_argument("--resamples", type=_count, default=2000, help="of the bootstrap over tasks (2000)")
+    parser.add_argument("--no-plot", action="store_true", help="leave out the plot (needs matplotlib)")
+    parser.add_argument("--sheets", type=int, default=4, help="how many picture sheets (4)")
+    parser.add_argument("--sheet-rows", type=_count, default=8, help="samples on one sheet (8)")
+
+
+def _add_sensitivity(subparsers: Subparsers) -> None:
+    parser = _add(
+        subparsers, "sensitivity", commands.run_sensitivity,
+        "how much results vary with the pair, under one b and prompt (set made with --pairs-per-b)",
+    )  # fmt: skip
+    _add_folder_arguments(parser)
+    _add_meter_arguments(parser)
+
+
+def _add(
+    subparsers: Subparsers, name: str, run: Callable[[argparse.Namespace], None], summary: str
+) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="the evaluation's folder")
+    parser.add_argument("--methods", nargs="*", default=[], metavar="NAME", help="only these; all without")
+
+
+def _add_reference(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reference", metavar="NAME", help="compared with all others (the first that is no baseline)")
+
+
+def _add_meter_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lpips-backbone", type=Path, metavar="FILE", help="AlexNet or VGG-16 weights; without: null")
+    parser.add_argument("--lpips-heads", type=Path, metavar="FILE", help="default: from the installed package lpips")
+    parser.add_argument(
+        "--clip-encoder", default=CLIP_ENCODER_ID, metavar="FOLDER",
+        help=f"folder or id for the CLIP direction, or none ({CLIP_ENCODER_ID})",
+    )  # fmt: skip
+    _add_device(parser)
+
+
+def _add_device(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
