@@ -9,7 +9,7 @@ import torch
 from training.data.index import PairIndex
 from training.demo.analogies import Analogy, draw_analogies, score
 from training.demo.base import COPY_SHARE, draw_cells, draw_grids
-from training.demo.dataset import training_edits, write_dataset
+from training.demo.dataset import KIND_WEIGHTS, training_edits, write_dataset
 from training.demo.measure import copy_b, evaluation_splits, measure, table
 from training.demo.scenes import (
     ART_SIZE,
@@ -78,14 +78,15 @@ def test_each_hue_is_seen_with_some_kind_and_held_out_with_another():
     assert all(states == {True, False} for states in seen.values()) and len(seen) == 12
 
 
-def test_training_pairs_are_indexed_and_weigh_kinds_alike(tmp_path):
+def test_training_pairs_are_indexed_and_weighed_by_kind(tmp_path):
     index = PairIndex.read_index(write_dataset(tmp_path / "pairs", pairs_per_edit=2, seed=1))
     weights = defaultdict(float)
     for record in index.records:
         assert record.before.is_file() and record.after.is_file()
         weights[record.task.split("-")[0]] += record.weight
     assert set(weights) == set(TRAINED_KINDS)
-    assert max(weights.values()) == pytest.approx(min(weights.values()))
+    wanted = {kind: KIND_WEIGHTS.get(kind, 1.0) for kind in TRAINED_KINDS}
+    assert {kind: weight / 2 for kind, weight in weights.items()} == pytest.approx(wanted)
 
 
 def test_batches_copy_b_exactly_where_the_code_is_zero():

@@ -2,7 +2,8 @@
 
     diffusion_models/lorweb_demo_kontext.safetensors    UNETLoader, weight type default
     vae/lorweb_demo_codec.safetensors                   VAELoader
-    lorweb/, lorweb_encoders/ …                         the basis and the encoder, for this pack's own nodes
+    lorweb/lorweb_demo_basis.safetensors                this pack's basis loader
+    clip_vision/lorweb_demo_encoder/                    this pack's image encoder loader (the host's knows big ones only)
 
 Settings that give diffusers' result: ModelSamplingFlux(max_shift 1.15, base_shift 0.5, 192, 192), KSampler euler /
 simple / 8 steps / cfg 1, FluxGuidance 2.5, ReferenceLatent of the 192-px grid, zero conditioning of one token.

@@ -1,7 +1,7 @@
 """Write the pairs that the demo's basis is trained on, as PNG files with a pair index that `training.train` reads.
 
-A task is one seen edit with its parameter (frame-azure); its pairs are new pictures each. Every kind is drawn equally
-often, however many parameters it has. Held-out kinds, hues and amounts never occur.
+A task is one seen edit with its parameter (frame-azure); its pairs are new pictures each. Kinds are drawn by
+`KIND_WEIGHTS`, however many parameters they have. Held-out kinds, hues and amounts never occur.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from training.data.index import PairIndex, PairRecord
 from .scenes import IMAGE_PX, TRAINED_KINDS, Edit, apply_edit, draw, edits_of, to_image
 
 INDEX_NAME = "pairs.jsonl"
+#: How often a kind is drawn against 1: more for those learned slowly, or whose change is faint (grey).
+KIND_WEIGHTS = {"outline": 2.5, "shape": 2.0, "grey": 2.0, "ground": 1.5, "invert": 1.5}
 
 
 def training_edits() -> tuple[Edit, ...]:
@@ -39,7 +41,8 @@ def write_dataset(folder: Path, *, pairs_per_edit: int, seed: int) -> Path:
     for edit in edits:
         (folder / edit.name).mkdir(parents=True, exist_ok=True)
         for number in range(pairs_per_edit):
-            records.append(_write_pair(folder, edit, number, rng, weight=1 / tasks_of_kind[edit.kind]))
+            weight = KIND_WEIGHTS.get(edit.kind, 1.0) / tasks_of_kind[edit.kind]
+            records.append(_write_pair(folder, edit, number, rng, weight=weight))
     index = folder / INDEX_NAME
     PairIndex(records).write_index(index)
     return index

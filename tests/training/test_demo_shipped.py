@@ -1,0 +1,101 @@
+"""The shipped demo model does analogies: floors well below what was measured, on new scenes and unseen photographs."""
+
+from statistics import fmean
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lorweb_core.checkpoint import load_basis
+from lorweb_core.encoder import load_image_encoder
+from lorweb_core.router import route_query
+from training.demo.analogies import GUIDANCE, STEPS, draw_analogies, null_prompt, score
+from training.demo.base import edit_code
+from training.demo.codec import psnr
+from training.demo.comfyui import write_comfyui_folder
+from training.demo.diffusers_folder import load_pipeline
+from training.demo.measure import base_method, basis_method, copy_b
+from training.demo.scenes import (
+    MODEL_FOLDER,
+    PICTURES,
+    PLAIN_KINDS,
+    TEST_PHOTOS,
+    TRAINED_KINDS,
+    Edit,
+    edits_of,
+    to_image,
+)
+
+BASE = MODEL_FOLDER / "base.safetensors"
+BASIS = MODEL_FOLDER / "basis.safetensors"
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_image_encoder(MODEL_FOLDER / "encoder")
+
+
+@pytest.fixture(scope="module")
+def analogies():
+    held_out = [edits_of(kinds=[kind], is_held_out=True)[:1] for kind in TRAINED_KINDS if kind not in PLAIN_KINDS]
+    edits = [edit for edits in held_out for edit in edits] + [Edit(kind) for kind in PLAIN_KINDS]
+    return draw_analogies(edits, per_edit=2, seed=31, photos=TEST_PHOTOS)
+
+
+def _gain_by_kind(scores, analogies):
+    gains = {}
+    for got, copied in zip(scores, score(copy_b(analogies), analogies), strict=True):
+        gains.setdefault(got.edit.kind, []).append(got.changed_db - copied.changed_db)
+    return {kind: fmean(values) for kind, values in gains.items()}
+
+
+def test_everything_shipped_is_below_twelve_megabytes():
+    files = [path for folder in (MODEL_FOLDER, PICTURES) for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 12_000_000
+    assert (MODEL_FOLDER / "README.md").is_file()
+
+
+def test_the_base_edits_by_code_and_copies_without(analogies):
+    coded = score(base_method(BASE, has_code=True)(analogies), analogies)
+    assert fmean(item.whole_db for item in coded) > 30
+    untold = base_method(BASE, has_code=False)(analogies)
+    assert psnr(untold, copy_b(analogies)) > 45
+
+
+def test_the_basis_does_held_out_parameters_from_pictures_alone(analogies, encoder):
+    with torch.no_grad():
+        scores = score(basis_method(BASE, BASIS, encoder)(analogies), analogies)
+    gains = _gain_by_kind(scores, analogies)
+    assert sum(gain >= 6 for gain in gains.values()) >= 6
+    assert fmean(item.whole_db for item in scores) > 23
+
+
+def test_different_analogies_get_different_coefficients(analogies, encoder):
+    basis = load_basis(BASIS)
+    pictures = torch.from_numpy(np.stack([analogy.pictures[:3] for analogy in analogies[::4]]))
+    big = pictures.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    queries = torch.cat([encoder.embed(big[:, i]) for i in range(3)], dim=1)
+    coefficients = torch.cat(list(route_query(basis, queries).values()), dim=1)
+    distances = torch.cdist(coefficients, coefficients) + torch.eye(len(coefficients)) * 9
+    assert float(distances.min()) > 0.1
+
+
+def test_the_stock_kontext_pipeline_edits_by_code():
+    (analogy,) = draw_analogies([Edit("corner", hue=8)], per_edit=1, seed=3, photos=TEST_PHOTOS)
+    a, a_prime, b, wanted = analogy.pictures
+    grid = np.concatenate([np.concatenate([a, a_prime], 1), np.concatenate([b, b], 1)], 0)
+    picture = Image.fromarray(np.round(grid * 255).astype(np.uint8)).resize((192, 192), Image.Resampling.NEAREST)
+    result = load_pipeline(BASE)(
+        image=picture, height=192, width=192, max_area=192 * 192, _auto_resize=False, num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE, prompt_embeds=null_prompt(1)[0], pooled_prompt_embeds=edit_code(analogy.edit)[None],
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]  # fmt: skip
+    answer = np.asarray(result.crop((96, 96, 192, 192)), np.float32) / 255
+    assert psnr(torch.from_numpy(answer), torch.from_numpy(np.asarray(to_image(wanted), np.float32) / 255)) > 30
+
+
+def test_the_comfyui_folder_holds_every_file(tmp_path):
+    places = write_comfyui_folder(tmp_path)
+    assert places["unet"].read_bytes() == BASE.read_bytes()
+    assert all(place.exists() for place in places.values())
