@@ -10,6 +10,7 @@ are made here, for diffusers (`build_codec`) and under the names that ComfyUI re
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def build_codec(*, encoder_channels: int = 4) -> nn.Module:
     """
     from diffusers import AutoencoderTiny
 
-    codec: nn.Module = AutoencoderTiny(
+    codec: Any = AutoencoderTiny(
         encoder_block_out_channels=(encoder_channels,) * 4,
         latent_channels=LATENT_CHANNELS,
         scaling_factor=1.0,

@@ -3,7 +3,7 @@
     diffusion_models/lorweb_demo_kontext.safetensors    UNETLoader, weight type default
     vae/lorweb_demo_codec.safetensors                   VAELoader
     lorweb/lorweb_demo_basis.safetensors                this pack's basis loader
-    clip_vision/lorweb_demo_encoder/                    this pack's image encoder loader (the host's knows big ones only)
+    clip_vision/lorweb_demo_encoder/                    this pack's image encoder loader (not the host's)
 
 Settings that give diffusers' result: ModelSamplingFlux(max_shift 1.15, base_shift 0.5, 192, 192), KSampler euler /
 simple / 8 steps / cfg 1, FluxGuidance 2.5, ReferenceLatent of the 192-px grid, zero conditioning of one token.

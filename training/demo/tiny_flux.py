@@ -43,7 +43,7 @@ def build_base(seed: int) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: nn.Module = FluxTransformer2DModel(**CONFIG)
+        model: Any = FluxTransformer2DModel(**CONFIG)
         with torch.no_grad():
             _initialise(model)
     return model
@@ -54,7 +54,7 @@ def load_base(path: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
     from diffusers import FluxTransformer2DModel
     from safetensors.torch import load_file
 
-    model: nn.Module = FluxTransformer2DModel(**CONFIG)
+    model: Any = FluxTransformer2DModel(**CONFIG)
     model.load_state_dict(from_bfl(load_file(path), path.name))
     return model.to(dtype).eval()
 
