@@ -40,7 +40,17 @@ from .analogies import (
     score,
 )
 from .base import edit_code
-from .scenes import BLOCK_PX, HELD_OUT_KINDS, MODEL_FOLDER, TEST_PHOTOS, TRAINED_KINDS, Edit, edits_of, to_image
+from .scenes import (
+    BLOCK_PX,
+    HELD_OUT_KINDS,
+    MODEL_FOLDER,
+    TEST_PHOTOS,
+    TRAINED_KINDS,
+    Edit,
+    edits_of,
+    to_image,
+    validation_edits,
+)
 from .tiny_flux import load_base
 
 _BATCH = 32
@@ -58,10 +68,12 @@ class Split:
 
 
 def evaluation_splits() -> tuple[Split, ...]:
-    """Return the three sets; edits without parameters have nothing to hold out and count as seen."""
+    """Return the three test sets; edits without parameters have nothing to hold out and count as seen."""
+    held_out = edits_of(kinds=TRAINED_KINDS, is_held_out=True)
+    chosen_on = validation_edits()
     return (
         Split("seen parameters", edits_of(kinds=TRAINED_KINDS, is_held_out=False)),
-        Split("held-out parameters", edits_of(kinds=TRAINED_KINDS, is_held_out=True)),
+        Split("held-out parameters", tuple(edit for edit in held_out if edit not in chosen_on)),
         Split("held-out edits", edits_of(kinds=HELD_OUT_KINDS)),
     )
 
@@ -102,11 +114,18 @@ def basis_method(base: Path, basis_file: Path, encoder: ImageEncoder) -> Method:
     return run
 
 
-def measure(methods: Mapping[str, Method], *, per_edit: int, seed: int) -> dict[str, dict[str, list[Score]]]:
-    """Return {split: {method: scores}}, every method on the same analogies and noise."""
+def measure(
+    methods: Mapping[str, Method],
+    *,
+    per_edit: int,
+    seed: int,
+    splits: Sequence[Split] = (),
+    photos: Sequence[str] = TEST_PHOTOS,
+) -> dict[str, dict[str, list[Score]]]:
+    """Return {split: {method: scores}}, every method on the same analogies and noise; without splits the test's."""
     result: dict[str, dict[str, list[Score]]] = {}
-    for split in evaluation_splits():
-        analogies = draw_analogies(split.edits, per_edit=per_edit, seed=seed, photos=TEST_PHOTOS)
+    for split in splits or evaluation_splits():
+        analogies = draw_analogies(split.edits, per_edit=per_edit, seed=seed, photos=photos)
         result[split.name] = {
             name: score(_in_batches(method, analogies), analogies) for name, method in methods.items()
         }
@@ -121,7 +140,7 @@ def table(scores: Mapping[str, Mapping[str, Sequence[Score]]]) -> str:
         grouped = {method: _by_kind(values) for method, values in by_method.items()}
         for kind in next(iter(grouped.values())):
             lines.append(f"| {kind} | " + " | ".join(_cell(values[kind]) for values in grouped.values()) + " |")
-        means = [_mean_cell(list(values.values())) for values in grouped.values()]
+        means = [_mean_cell(values) for values in by_method.values()]
         lines += ["| **mean of kinds** | " + " | ".join(means) + " |", ""]
     return "\n".join(lines)
 
@@ -166,11 +185,14 @@ def _cell(scores: Sequence[Score]) -> str:
     return f"{whole:.1f} / {changed:.1f}, {fmean(item.is_right for item in scores):.0%}"
 
 
-def _mean_cell(kinds: Sequence[Sequence[Score]]) -> str:
-    means = [
-        fmean(fmean(getattr(item, name) for item in kind) for kind in kinds) for name in ("whole_db", "changed_db")
-    ]
-    return f"**{means[0]:.1f} / {means[1]:.1f}, {fmean(fmean(s.is_right for s in kind) for kind in kinds):.0%}**"
+def mean_of_kinds(scores: Sequence[Score], name: str) -> float:
+    """Return the mean of a field of the scores, kinds weighing alike."""
+    return fmean(fmean(float(getattr(item, name)) for item in kind) for kind in _by_kind(scores).values())
+
+
+def _mean_cell(scores: Sequence[Score]) -> str:
+    whole, changed, right = (mean_of_kinds(scores, name) for name in ("whole_db", "changed_db", "is_right"))
+    return f"**{whole:.1f} / {changed:.1f}, {right:.0%}**"
 
 
 def main() -> None:

@@ -126,6 +126,12 @@ def edits_of(*, kinds: Sequence[str] = KINDS, is_held_out: bool | None = None) -
     return tuple(edit for edit in chosen if is_held_out is None or edit.is_held_out == is_held_out)
 
 
+def validation_edits() -> tuple[Edit, ...]:
+    """Return the held-out edits on which rates are chosen: one hue of every trained kind. Never part of a test."""
+    kinds = [kind for kind in HUE_KINDS if kind in TRAINED_KINDS]
+    return tuple(Edit(kind, hue=held_out_hues(kind)[0]) for kind in kinds)
+
+
 def hue_colour(hue: int) -> Pixels:
     """Return the vivid colour [3] of a hue index."""
     return _from_hsv(hue / len(HUES), 1.0, 1.0)
