@@ -144,14 +144,17 @@ def combine_strengths(part_strengths: Mapping[str, float], preset: str) -> dict[
 
 def part_factors(layer_names: Iterable[str], strengths: Mapping[str, float]) -> dict[str, float]:
     """Return layer name → product of the strengths of its parts; 1 for layers outside of the blocks."""
-    parsed = {name: parse_layer_name(name) for name in layer_names}
+    names = list(layer_names)
+    if all(strengths.get(part, 1.0) == 1.0 for part in PART_NAMES):
+        return dict.fromkeys(names, 1.0)
+    parsed = {name: parse_layer_name(name) for name in names}
     block_counts: dict[str, int] = {}
     for name in parsed.values():
         block_counts[name.block_kind] = max(block_counts.get(name.block_kind, 0), name.block_index + 1)
     factors = {}
     for layer_name, name in parsed.items():
         parts = parts_of_layer(name, block_count=block_counts[name.block_kind])
-        factors[layer_name] = math.prod(strengths.get(part, 1.0) for part in parts)
+        factors[layer_name] = math.prod([strengths.get(part, 1.0) for part in parts])
     return factors
 
 

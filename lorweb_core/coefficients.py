@@ -91,13 +91,14 @@ def require_whole_coefficients(coefficients: Mapping[str, Any]) -> Coefficients:
     layers: Mapping[str, Tensor] = coefficients["layers"]
     batch = next(iter(layers.values())).shape[:1]
     for name, mix in layers.items():
-        if mix.dim() != 2 or 0 in mix.shape or mix.shape[:1] != batch or not mix.is_floating_point():
+        shape = mix.shape
+        if len(shape) != 2 or not shape[0] or not shape[1] or shape[:1] != batch or not mix.is_floating_point():
             raise ShapeError(
                 expected=f"coefficients [{batch[0] if batch and batch[0] else 'batch'}, N] of float numbers for {name}",
-                got=f"shape {list(mix.shape)} of {mix.dtype}",
+                got=f"shape {list(shape)} of {mix.dtype}",
                 remedy="Give every layer the same batch of at least one mix, or encode the analogy again.",
             )
-    if not bool(torch.isfinite(torch.cat([mix.reshape(-1) for mix in layers.values()])).all()):
+    if not bool(torch.isfinite(torch.cat(list(layers.values()), dim=1)).all()):
         damaged = [name for name, mix in layers.items() if not bool(torch.isfinite(mix).all())]
         raise _not_finite(damaged[0])
     return Coefficients(

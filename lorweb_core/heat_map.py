@@ -6,7 +6,8 @@
        | use per adapter     |
        +---------------------+
 
-Colours: black → violet → orange → pale yellow for numbers ≥ 0; blue ← white → red when there are negative ones.
+Colours: black → violet → orange → pale yellow for numbers ≥ 0; blue ← white → red when there are negative ones. They
+follow the square root of the number, so that one strong adapter does not leave all others black.
 `web/js` draws the same in the browser, from the same numbers; keep the colours in step.
 """
 
@@ -60,7 +61,8 @@ def colour_values(values: Tensor) -> np.ndarray:
     highest = max(float(known.abs().max()), 1e-12)
     is_signed = float(known.min()) < 0
     stops = torch.tensor(DIVERGING if is_signed else SEQUENTIAL, dtype=torch.float32)
-    place = ((known / highest + 1) / 2 if is_signed else known / highest).clamp(0, 1) * (len(stops) - 1)
+    relative = known.sign() * (known.abs() / highest).sqrt()
+    place = ((relative + 1) / 2 if is_signed else relative).clamp(0, 1) * (len(stops) - 1)
     lower = place.floor().long().clamp(max=len(stops) - 2)
     weight = (place - lower)[..., None]
     colours = stops[lower] * (1 - weight) + stops[lower + 1] * weight

@@ -1,10 +1,15 @@
 """The node pack's register: node id → class and display name. Ids are public: never renamed, only added."""
 
+from .adjustment import AdjustCoefficients
+from .analogies import EncodeAnalogies
 from .analogy import EncodeAnalogy
 from .apply import ApplyMixedLoRA
+from .blending import BlendCoefficients
+from .coefficients_files import LoadCoefficients, SaveCoefficients
 from .export import SaveMixedLoRA
 from .grid import BuildGrid, CropResult
 from .loaders import LoadBasis, LoadImageEncoder
+from .preview import PreviewCoefficients
 
 NODE_CLASS_MAPPINGS = {
     "LoRWeBLoadBasis": LoadBasis,
@@ -14,6 +19,12 @@ NODE_CLASS_MAPPINGS = {
     "LoRWeBBuildGrid": BuildGrid,
     "LoRWeBCropResult": CropResult,
     "LoRWeBSaveMixedLoRA": SaveMixedLoRA,
+    "LoRWeBBlendCoefficients": BlendCoefficients,
+    "LoRWeBAdjustCoefficients": AdjustCoefficients,
+    "LoRWeBPreviewCoefficients": PreviewCoefficients,
+    "LoRWeBSaveCoefficients": SaveCoefficients,
+    "LoRWeBLoadCoefficients": LoadCoefficients,
+    "LoRWeBEncodeAnalogies": EncodeAnalogies,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -24,4 +35,10 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LoRWeBBuildGrid": "Build Analogy Grid",
     "LoRWeBCropResult": "Crop Analogy Result",
     "LoRWeBSaveMixedLoRA": "Save Mixed LoRA",
+    "LoRWeBBlendCoefficients": "Blend Analogies",
+    "LoRWeBAdjustCoefficients": "Adjust Coefficients",
+    "LoRWeBPreviewCoefficients": "Preview Coefficients",
+    "LoRWeBSaveCoefficients": "Save Coefficients",
+    "LoRWeBLoadCoefficients": "Load Coefficients",
+    "LoRWeBEncodeAnalogies": "Encode Many Analogies",
 }

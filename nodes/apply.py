@@ -25,7 +25,7 @@ class ApplyMixedLoRA:
         "Stacks with ordinary LoRA loaders and with itself, in any order."
     )
     CATEGORY = "LoRWeB"
-    FUNCTION = "apply"
+    FUNCTION = "apply_and_show"
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("model", "report")
     OUTPUT_TOOLTIPS = ("The model with the edit.", "Mode taken and why, layers matched, memory.")
@@ -60,6 +60,13 @@ class ApplyMixedLoRA:
                 ),
             }
         }
+
+    def apply_and_show(
+        self, model: Model, basis: LoadedBasis, coefficients: Coefficients, strength: float, mode: str
+    ) -> dict[str, Any]:
+        """Return the same as `apply`, with the report also shown on the node."""
+        patched, report = self.apply(model, basis, coefficients, strength, mode)
+        return {"ui": {"text": [report]}, "result": (patched, report)}
 
     def apply(
         self, model: Model, basis: LoadedBasis, coefficients: Coefficients, strength: float, mode: str

@@ -10,12 +10,16 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
+from PIL import Image
 
 from ..lorweb_core.errors import OutputError
 
 BASIS_FOLDER = "lorweb"
+#: Below `models` for files from others, and below the output folder, where Save Coefficients writes.
+COEFFICIENTS_FOLDER = "lorweb_coefficients"
 #: diffusers parameter name → weight key, or (weight key, (dimension, start, length)) for a part of a fused weight.
 WeightTargets = Mapping[str, Any]
 
@@ -47,6 +51,69 @@ def find_basis(name: str) -> Path | None:
     register_basis_folder()
     found = folder_paths.get_full_path(BASIS_FOLDER, name)
     return None if found is None else Path(found)
+
+
+def register_coefficients_folders() -> None:
+    """Make `models/lorweb_coefficients` and the output folder's one known as folders of .safetensors files."""
+    import folder_paths
+
+    for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
+        folder = Path(root) / COEFFICIENTS_FOLDER
+        with contextlib.suppress(OSError):  # read-only: the other one still works
+            folder.mkdir(parents=True, exist_ok=True)
+        folder_paths.add_model_folder_path(COEFFICIENTS_FOLDER, str(folder))
+    paths, _ = folder_paths.folder_names_and_paths[COEFFICIENTS_FOLDER]
+    folder_paths.folder_names_and_paths[COEFFICIENTS_FOLDER] = (paths, {".safetensors"})
+
+
+def list_coefficients() -> list[str]:
+    """Return the coefficient files' names in both folders."""
+    import folder_paths
+
+    register_coefficients_folders()
+    return list(folder_paths.get_filename_list(COEFFICIENTS_FOLDER))
+
+
+def find_coefficients(name: str) -> Path | None:
+    """Return the path of a listed coefficients file, or None."""
+    import folder_paths
+
+    register_coefficients_folders()
+    found = folder_paths.get_full_path(COEFFICIENTS_FOLDER, name)
+    return None if found is None else Path(found)
+
+
+def find_input_folder(name: str) -> Path:
+    """Return a folder below the host's input folder; it need not exist.
+
+    Raises: OutputError: when the name leads out of the input folder.
+    """
+    import folder_paths
+
+    root = Path(folder_paths.get_input_directory()).resolve()
+    folder = (root / name.strip()).resolve()
+    if not folder.is_relative_to(root):
+        raise OutputError(
+            expected="a folder below ComfyUI's input folder",
+            got=repr(name),
+            remedy="Copy or link the pictures there and use a relative name such as pairs/comic.",
+        )
+    return folder
+
+
+def save_previews(pictures: list[Image.Image], name: str) -> list[dict[str, str]]:
+    """Write pictures to the host's temp folder and return what `ui.images` takes."""
+    import folder_paths
+
+    temp = folder_paths.get_temp_directory()
+    folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(name, temp)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    entries = []
+    for index, picture in enumerate(pictures):
+        file_name = f"{stem}_{uuid4().hex[:8]}_{counter + index:05}_.png"
+        picture.save(Path(folder) / file_name, compress_level=1)
+        entries.append({"filename": file_name, "subfolder": subfolder, "type": "temp"})
+    return entries
 
 
 def find_encoder_folders() -> dict[str, Path]:

@@ -35,7 +35,7 @@ class LoadBasis:
     @classmethod
     def IS_CHANGED(cls, basis_name: str) -> tuple[str, int, int]:
         """Reload when the file is another one."""
-        return _fingerprint(host.find_basis(basis_name))
+        return fingerprint_file(host.find_basis(basis_name))
 
     def load(self, basis_name: str) -> tuple[LoadedBasis]:
         """Return the basis, wholly in memory, so that its file may be replaced."""
@@ -74,7 +74,7 @@ class LoadImageEncoder:
         """Reload when the weights are others."""
         folder = host.find_encoder_folders().get(encoder_name)
         files = sorted(folder.glob("*.safetensors")) if folder else []
-        return _fingerprint(files[0] if files else folder)
+        return fingerprint_file(files[0] if files else folder)
 
     def load(self, encoder_name: str) -> tuple[TransformersClipVision]:
         """Return the encoder, managed by the host like a model of its own."""
@@ -88,7 +88,8 @@ class LoadImageEncoder:
         return (load_clip_vision(folder),)
 
 
-def _fingerprint(path: Path | None) -> tuple[str, int, int]:
+def fingerprint_file(path: Path | None) -> tuple[str, int, int]:
+    """Return what tells a file from another one of the same name: for `IS_CHANGED`."""
     if path is None or not path.exists():
         return ("missing", 0, 0)
     status = path.stat()

@@ -178,7 +178,7 @@ def test_a_mistake_is_refused_in_three_parts(mistake):
 
 
 def test_a_temperature_is_refused_for_tanh_and_for_mixed_signs():
-    with pytest.raises(SettingsError, match="no softmax; got 0.5 for one with tanh.*Leave the temperature at 1"):
+    with pytest.raises(SettingsError, match=r"no softmax; got 0.5 for one with tanh.*Leave the temperature at 1"):
         adjust_coefficients(tanh_analogy(), temperature=0.5)
     mixed = with_layers(analogy(), {**analogy()["layers"], FIRST: torch.tensor([[1.5, -0.5, 0, 0]] * 2)})
     with pytest.raises(ShapeError, match=f"negative and positive ones in {FIRST}.*before a blend"):

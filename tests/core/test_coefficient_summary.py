@@ -99,7 +99,7 @@ def test_mixes_that_do_not_exist_and_other_bases_are_refused():
 
 
 def test_colours_run_from_zero_to_the_largest_and_are_two_sided_for_negative_numbers():
-    colours = colour_values(torch.tensor([[0.0, 1.0], [0.5, float("nan")]]))
+    colours = colour_values(torch.tensor([[0.0, 1.0], [0.25, float("nan")]]))
     assert tuple(colours[0, 0]) == SEQUENTIAL[0] and tuple(colours[0, 1]) == SEQUENTIAL[-1]
     assert tuple(colours[1, 0]) == SEQUENTIAL[2]
     signed = colour_values(torch.tensor([[-1.0, 0.0, 1.0]]))

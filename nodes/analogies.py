@@ -1,0 +1,153 @@
+"""Node Encode Many Analogies: several example pairs of one edit → their average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..lorweb_core.averaging import AVERAGES, average_analogies
+from ..lorweb_core.coefficients import Coefficients
+from ..lorweb_core.errors import ShapeError
+from ..lorweb_core.pair_folder import PicturePair, find_pairs, read_picture
+from ..lorweb_core.query import embed_analogy
+from . import host
+from .loaders import fingerprint_file
+from .sockets import BASIS, COEFFICIENTS, LoadedBasis
+from .vision import embed_images, preprocessing_of
+
+#: Name, and what gives the pictures [1, H, W, C] before and after; files are read one pair at a time.
+Pair = tuple[str, Callable[[], tuple[Tensor, Tensor]]]
+
+
+class EncodeAnalogies:
+    """Say one edit with many examples."""
+
+    DESCRIPTION = (
+        "Encodes many example pairs of one edit and averages them, so that what they have in common counts and the "
+        "accidents of one pair do not. Reports how well they agree and which pairs are outliers."
+    )
+    CATEGORY = "LoRWeB/coefficients"
+    FUNCTION = "encode"
+    INPUT_IS_LIST = True
+    RETURN_TYPES = (COEFFICIENTS, "STRING")
+    RETURN_NAMES = ("coefficients", "report")
+    OUTPUT_TOOLTIPS = ("The average; one mix for each b.", "Each pair's distance from the others.")
+    SEARCH_ALIASES: ClassVar[list[str]] = ["average", "many examples", "folder", "analogy", "lorweb"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Describe the sockets and widgets to the host."""
+        return {
+            "required": {
+                "basis": (BASIS, {"tooltip": "From Load LoRWeB Basis."}),
+                "clip_vision": ("CLIP_VISION", {"tooltip": "The image encoder of the basis."}),
+                "image_b": ("IMAGE", {"tooltip": "The pictures to edit; a batch or a list."}),
+                "folder": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "A folder below ComfyUI's input folder with x_a.png and x_a_prime.png, or a/1.png "
+                        "and a_prime/1.png, and so on. Empty: only the connected pairs.",
+                    },
+                ),
+                "average": (
+                    list(AVERAGES),
+                    {
+                        "default": "coefficients",
+                        "tooltip": "coefficients: average the mixes (safe). query: average the embeddings, then ask "
+                        "the router once (more decided).",
+                    },
+                ),
+            },
+            "optional": {
+                "images_a": ("IMAGE", {"tooltip": "Before: a batch or a list, one for each pair."}),
+                "images_a_prime": ("IMAGE", {"tooltip": "After, in the same order."}),
+            },
+        }
+
+    @classmethod
+    def IS_CHANGED(
+        cls,
+        folder: list[str],
+        average: object = None,
+        basis: object = None,
+        clip_vision: object = None,
+        image_b: object = None,
+        images_a: object = None,
+        images_a_prime: object = None,
+    ) -> str:
+        """Encode again when a picture in the folder is another one."""
+        name = folder[0].strip()
+        root = host.find_input_folder(name)
+        return repr([fingerprint_file(path) for path in sorted(root.rglob("*"))]) if name and root.is_dir() else ""
+
+    def encode(
+        self,
+        basis: list[LoadedBasis],
+        clip_vision: list[Any],
+        image_b: list[Tensor],
+        folder: list[str],
+        average: list[str],
+        images_a: list[Tensor] | None = None,
+        images_a_prime: list[Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """Return the average of all pairs and the report."""
+        pairs = [*_connected_pairs(images_a or [], images_a_prime or []), *_pairs_of_folder(folder[0].strip())]
+        if not pairs:
+            raise ShapeError(
+                expected="at least one example pair a, a'",
+                got="neither connected pictures nor a folder",
+                remedy="Connect images_a and images_a_prime, or name a folder below ComfyUI's input folder.",
+            )
+        progress = host.Progress(len(pairs))
+        queries = []
+        for _, read in pairs:
+            queries.append(_embed_pair(basis[0], clip_vision[0], *read(), image_b))
+            progress.step()
+        names = [name for name, _ in pairs]
+        result: tuple[Coefficients, Any] = average_analogies(basis[0].basis, queries, names=names, average=average[0])
+        report = result[1].describe()
+        return {"ui": {"text": [report]}, "result": (result[0], report)}
+
+
+def _connected_pairs(images_a: list[Tensor], images_a_prime: list[Tensor]) -> list[Pair]:
+    before = [picture[None] for batch in images_a for picture in batch]
+    after = [picture[None] for batch in images_a_prime for picture in batch]
+    if len(before) != len(after):
+        raise ShapeError(
+            expected="as many pictures in images_a as in images_a_prime",
+            got=f"{len(before)} and {len(after)}",
+            remedy="Connect both halves of every pair, in the same order.",
+        )
+    pairs = zip(before, after, strict=True)
+    return [(f"pair {index + 1}", partial(tuple, pictures)) for index, pictures in enumerate(pairs)]
+
+
+def _pairs_of_folder(name: str) -> list[Pair]:
+    if not name:
+        return []
+    return [(pair.name, partial(_read_pair, pair)) for pair in find_pairs(host.find_input_folder(name))]
+
+
+def _read_pair(pair: PicturePair) -> tuple[Tensor, Tensor]:
+    return read_picture(pair.before), read_picture(pair.after)
+
+
+def _embed_pair(loaded: LoadedBasis, clip_vision: Any, before: Tensor, after: Tensor, image_b: list[Tensor]) -> Tensor:  # noqa: ANN401
+    """Return the query embedding [B, Q] of one pair with all pictures b."""
+    embedded = [
+        embed_analogy(
+            loaded.basis.settings,
+            lambda images: embed_images(clip_vision, images, loaded.basis),
+            before,
+            after,
+            batch,
+            preprocessing=preprocessing_of(clip_vision),
+        )
+        for batch in image_b
+    ]
+    return torch.cat(embedded)
