@@ -40,7 +40,10 @@ HOST_NOISE = ("Failed to load resource", "user.css", "userdata")
 
 def chromium_path():
     """Return the system's Chromium (CHROMIUM_PATH, else on PATH), or None."""
-    candidates = (os.environ.get("CHROMIUM_PATH"), *map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    candidates = (
+        os.environ.get("CHROMIUM_PATH"),
+        *map(shutil.which, ("chromium", "chromium-browser", "google-chrome")),
+    )
     return next((path for path in candidates if path), None)
 
 

@@ -88,29 +88,34 @@ def write_flux(path, width, *, dtype=torch.float32):
     _save(flux_tensors(width, dtype=dtype), path)
 
 
-def write_fp8_flux(path, width):
-    """Write float8 matrices beside bfloat16 vectors, without scales."""
+def write_fp8_flux(path, plain_path, width):
+    """Write float8 matrices beside bfloat16 vectors, without scales, and the same numbers as a plain file."""
     tensors = flux_tensors(width, dtype=torch.bfloat16)
-    _save({name: tensor.to(FP8) if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}, path)
+    tensors = {name: tensor.to(FP8) if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
+    _save(tensors, path)
+    _save({name: tensor.float() for name, tensor in tensors.items()}, plain_path)
 
 
-def write_scaled_fp8_flux(path, width):
-    """Write float8 block matrices with one scale each, as flux1-dev-kontext_fp8_scaled has them."""
+def write_scaled_fp8_flux(path, plain_path, width):
+    """Write float8 block matrices with one scale each, as the published fp8_scaled file, and the same numbers plain."""
     tensors = flux_tensors(width, dtype=torch.bfloat16)
+    plain = {name: tensor.float() for name, tensor in tensors.items()}
     for name in [name for name in tensors if "_blocks." in name and tensors[name].dim() == 2]:
         scale = tensors[name].abs().max().float() / torch.finfo(FP8).max
         tensors[name] = (tensors[name].float() / scale).to(FP8)
         tensors[name.removesuffix("weight") + "scale_weight"] = scale
+        plain[name] = tensors[name].float() * scale
     _save({**tensors, "scaled_fp8": torch.empty(0, dtype=FP8)}, path)
+    _save(plain, plain_path)
 
 
-def write_gguf_flux(path, width, host, *, kind="Q8_0"):
-    """Write a GGUF file with the host's own gguf package: block matrices of `kind`, the rest float32."""
-    plain = path.with_suffix(".plain.safetensors")
-    write_flux(plain, width)
+def write_gguf_flux(path, plain_path, width, *, python, kind="Q8_0"):
+    """Write block matrices as GGUF blocks of `kind`, the rest float32, and the same numbers plain."""
+    source = path.with_suffix(".source.safetensors")
+    write_flux(source, width)
     script = Path(__file__).parent / "write_gguf.py"
-    subprocess.run([host.python, script, plain, path, kind], check=True, capture_output=True, timeout=300)
-    plain.unlink()
+    subprocess.run([python, script, source, path, kind, plain_path], check=True, capture_output=True, timeout=300)
+    source.unlink()
 
 
 def write_basis(path, width, *, basis_size=3, rank=2, size=0.4, seed=0, dtype=torch.float32):
@@ -158,8 +163,11 @@ def write_clip_folder(folder, *, projection_dim=EMBEDDING_DIM, seed=0):
         CLIPVisionModelWithProjection(config).save_pretrained(folder)
 
 
-def write_vit_l(path, seed=0):
-    """Write a random CLIP ViT-L/14 in float16 (608 MB), the only size that the host's loader takes."""
+def write_vit_l(path, folder, seed=0):
+    """Write a random CLIP ViT-L/14 in float16: as OpenAI's whole CLIP file (600 MB), and as a folder of the tower.
+
+    The host's CLIPVisionLoader knows a tower by its number of layers, so there is no smaller one for it.
+    """
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     config = CLIPVisionConfig(
@@ -172,8 +180,15 @@ def write_vit_l(path, seed=0):
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tensors = CLIPVisionModelWithProjection(config).half().state_dict()
-    _save({name: tensor for name, tensor in tensors.items() if "position_ids" not in name}, path)
+        model = CLIPVisionModelWithProjection(config).half()
+    model.save_pretrained(folder)
+    rest = {  # of the text tower, which the host must leave aside
+        "logit_scale": torch.zeros(()),
+        "text_projection.weight": torch.zeros(EMBEDDING_DIM, EMBEDDING_DIM),
+        "text_model.embeddings.position_embedding.weight": torch.zeros(77, EMBEDDING_DIM),
+        "vision_model.embeddings.position_ids": torch.arange(257)[None],
+    }
+    _save({**model.state_dict(), **rest}, path)
 
 
 def _save(tensors, path):

@@ -116,9 +116,13 @@ class Server:
             time.sleep(0.05)
         raise TimeoutError(f"prompt {prompt_id} still runs after {timeout_seconds} s:\n{self.log[-3000:]}")
 
-    def running(self):
-        """Return the ids of the prompts that run now."""
-        return [entry[1] for entry in self.get("/queue")["queue_running"]]
+    def wait_until_sampling(self, prompt_id, *, timeout_seconds=120):
+        """Return when the sampler of a queued prompt has begun to count its steps."""
+        seen, deadline = len(self.log), time.monotonic() + timeout_seconds
+        while "it/s]" not in self.log[seen:] and "s/it]" not in self.log[seen:]:
+            assert time.monotonic() < deadline, self.log[-2000:]
+            assert prompt_id not in self.get(f"/history/{prompt_id}"), "ended before it was interrupted"
+            time.sleep(0.1)
 
     def interrupt(self):
         """Ask the server to stop the running prompt."""
@@ -131,11 +135,6 @@ class Server:
     def saved(self, picture):
         """Return the path of a file that a node's output names."""
         return self.base / picture["type"] / picture["subfolder"] / picture["filename"]
-
-    def forget(self):
-        """Drop cached results and loaded models, so that the next prompt runs every node."""
-        self.post("/free", {"free_memory": True, "unload_models": True})
-        time.sleep(1.0)
 
 
 @contextlib.contextmanager
@@ -176,7 +175,11 @@ def prepare_base(base, extra_packs=()):
     """Make the host's folders and link the packs."""
     for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
-    for name, target in [(PACK_FOLDER, ROOT), (PACK_FOR_TESTS.name, PACK_FOR_TESTS), *((p.name, p) for p in extra_packs)]:
+    for name, target in [
+        (PACK_FOLDER, ROOT),
+        (PACK_FOR_TESTS.name, PACK_FOR_TESTS),
+        *((p.name, p) for p in extra_packs),
+    ]:
         link = base / "custom_nodes" / name
         if not link.exists():
             link.symlink_to(target, target_is_directory=True)
@@ -219,7 +222,7 @@ def _free_port():
 
 
 def _read_outcome(entry):
-    messages = {name: details for name, details in entry["status"]["messages"]}
+    messages = dict(entry["status"]["messages"])
     failure = messages.get("execution_error", {})
     status = "interrupted" if "execution_interrupted" in messages else entry["status"]["status_str"]
     return Outcome(

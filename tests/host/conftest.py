@@ -1,0 +1,72 @@
+"""Running servers, one for each host and test session, with tiny model files and the example pictures."""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.host import graphs, models
+from tests.host.server import prepare_base, running_server
+
+GGUF_PACK = Path.home() / "comfy" / "ComfyUI-GGUF"
+#: Chosen in workflows, replaced or not loaded in tests; empty, so that the frontend finds them.
+UNREAD_FILES = (
+    "text_encoders/clip_l.safetensors",
+    "text_encoders/t5xxl_fp8_e4m3fn_scaled.safetensors",
+    "clip_vision/clip_vision_l.safetensors",
+    "loras/lorweb_00001_.safetensors",
+)
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory):
+    """Return a function host → its running server, started when first asked for."""
+    running = {}
+    with contextlib.ExitStack() as stack:
+
+        def get(host):
+            if host not in running:
+                base = tmp_path_factory.mktemp("comfyui-" + "-".join(map(str, host.version)))
+                fill_base(base, host)
+                packs = [GGUF_PACK] if GGUF_PACK.is_dir() else []
+                running[host] = stack.enter_context(running_server(host, base, extra_packs=packs))
+            return running[host]
+
+        yield get
+
+
+@pytest.fixture
+def server(servers, host):
+    """The server of each host."""
+    return servers(host)
+
+
+@pytest.fixture
+def newest_server(servers, newest_host):
+    """The newest host's server."""
+    return servers(newest_host)
+
+
+def fill_base(base, host):
+    """Write the files that the shipped workflows name."""
+    prepare_base(base)
+    for picture in graphs.PICTURES.glob("*.jpg"):
+        shutil.copy(picture, base / "input")
+    folder, width = base / "models", models.width_for(host)
+    plain = torch.float32 if width == models.TINY_WIDTH else torch.bfloat16
+    models.write_flux(folder / "diffusion_models/flux1-dev-kontext_fp8_scaled.safetensors", width, dtype=plain)
+    models.write_basis(folder / "lorweb/lorweb.safetensors", width)
+    models.write_vae(folder / "vae/ae.safetensors")
+    models.write_clip_folder(folder / "clip_vision" / graphs.TINY_ENCODER)
+    for name in UNREAD_FILES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def read_latent(server, outcome):
+    """Return the tensor that the node `latent` saved."""
+    assert outcome.status == "success", (outcome, server.log[-3000:])
+    return load_file(server.saved(outcome.outputs["latent"]["latents"][0]))["latent_tensor"]

@@ -1,0 +1,63 @@
+"""Each shipped workflow in the host's own frontend, in headless Chromium."""
+
+import contextlib
+import itertools
+
+import pytest
+from PIL import Image
+
+from tests.host import graphs
+from tests.host.browser import Frontend, chromium_path, open_browser
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A headless Chromium."""
+    pytest.importorskip("playwright", reason="no playwright: pip install playwright")
+    executable = chromium_path()
+    if executable is None:
+        pytest.skip("no Chromium: set CHROMIUM_PATH")
+    with open_browser(executable) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["canvas", "vue"])
+def frontend(request, servers, newest_host, chromium):
+    """The frontend with each of its two renderers."""
+    server = servers(newest_host)
+    server.post("/api/settings/Comfy.VueNodes.Enabled", request.param)
+    with contextlib.closing(Frontend(chromium, server.url)) as frontend:
+        yield frontend
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Where the screenshots go."""
+    return tmp_path_factory.mktemp("screenshots")
+
+
+@pytest.mark.parametrize("name", graphs.NAMES)
+def test_a_workflow_opens_and_sends_its_twin(frontend, pictures, name, request):
+    opened = frontend.open_workflow(graphs.load_workflow(name))
+    assert opened["missing"] == []
+    assert frontend.errors == []
+    sent = {key: {part: node[part] for part in ("class_type", "inputs")} for key, node in opened["prompt"].items()}
+    assert sent == graphs.load_twin(name)
+    assert list_overlaps(opened["nodes"]) == []
+    path = pictures / f"{name}-{request.node.callspec.id}.png"
+    frontend.take_picture(path)
+    assert len(Image.open(path).convert("RGB").getcolors(maxcolors=10_000_000)) > 500, "an empty canvas"
+    assert frontend.errors == []
+
+
+def list_overlaps(nodes):
+    """Return pairs of nodes, title bars included, that cover each other."""
+    boxes = [
+        (node["title"], node["pos"][0], node["pos"][1] - 30, *(node["pos"][i] + node["size"][i] for i in (0, 1)))
+        for node in nodes
+    ]
+    return [
+        (a[0], b[0])
+        for a, b in itertools.combinations(boxes, 2)
+        if a[1] < b[3] and b[1] < a[3] and a[2] < b[4] and b[2] < a[4]
+    ]

@@ -1,0 +1,91 @@
+"""Quantised bases and the host's own image encoder, in a running ComfyUI. Slow: large files on the oldest host."""
+
+import shutil
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.host import graphs, models
+from tests.host.conftest import GGUF_PACK, UNREAD_FILES, read_latent
+
+EDIT, _BATCH, SAVE, _USE = graphs.NAMES
+pytestmark = pytest.mark.slow
+#: The host computes fp8 and GGUF weights in bfloat16 or float16 where it can, float32 for the plain file.
+TOLERANCE = 0.03
+
+
+@pytest.fixture
+def edit():
+    """The first workflow, ready to run, saving its latent and showing its report."""
+    return graphs.with_latent_saved(graphs.make_runnable(graphs.load_twin(EDIT)), "format")
+
+
+@pytest.fixture
+def folder(server):
+    """The folder of diffusion models; what a test puts there goes again, it can be gigabytes."""
+    folder = server.base / "models" / "diffusion_models"
+    before = set(folder.iterdir())
+    yield folder
+    for path in set(folder.iterdir()) - before:
+        path.unlink()
+
+
+def sample(server, graph):
+    """Return (latent, shown text)."""
+    outcome = server.run(graph, timeout_seconds=580)
+    latent = read_latent(server, outcome)
+    return latent, "\n".join(line for output in outcome.outputs.values() for line in output.get("text", ()))
+
+
+def assert_like_its_plain_twin(server, graph, plain_graph):
+    """The edit on a quantised base is the edit on a plain file with the same numbers, by another mode."""
+    latent, report = sample(server, graph)
+    assert "Mode: forward" in report and "13 of 13 weights are quantised" in report, report
+    plain, plain_report = sample(server, graphs.change(plain_graph, "LoRWeBApplyMixedLoRA", mode="weights"))
+    assert "Mode: weights" in plain_report
+    bare, _ = sample(server, graphs.without_apply(graph))
+    change = (plain - bare).abs().mean()
+    assert change > 0.05 * plain.abs().mean()
+    assert (latent - plain).abs().mean() < TOLERANCE * change, float((latent - plain).abs().mean() / change)
+
+
+@pytest.mark.parametrize("write", [models.write_fp8_flux, models.write_scaled_fp8_flux], ids=["fp8", "scaled fp8"])
+def test_an_fp8_base(server, edit, folder, write):
+    write(folder / "fp8.safetensors", folder / "fp8_plain.safetensors", models.width_for(server.host))
+    graph = graphs.change(edit, "UNETLoader", unet_name="fp8.safetensors")
+    assert_like_its_plain_twin(server, graph, graphs.change(edit, "UNETLoader", unet_name="fp8_plain.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_a_gguf_base(server, edit, folder, kind):
+    if not GGUF_PACK.is_dir():
+        pytest.skip("no ComfyUI-GGUF beside the host")
+    width, python = models.width_for(server.host), server.host.python
+    models.write_gguf_flux(folder / "q.gguf", folder / "q_plain.safetensors", width, python=python, kind=kind)
+    gguf = {"class_type": "UnetLoaderGGUF", "inputs": {"unet_name": "q.gguf"}}
+    graph = {**edit, graphs.find_node(edit, "UNETLoader"): gguf}
+    assert_like_its_plain_twin(server, graph, graphs.change(edit, "UNETLoader", unet_name="q_plain.safetensors"))
+
+
+def test_the_host_s_own_vit_l_gives_the_same_mix_as_ours(server, tmp_path):
+    """The workflow exactly as shipped, not a node swapped, against our encoder node on the same weights."""
+    file = server.base / "models" / "clip_vision" / "clip_vision_l.safetensors"
+    assert any(file.match(name) for name in UNREAD_FILES)
+    encoder = file.with_name("vit_l")
+    models.write_vit_l(file, encoder)
+    try:
+        shipped = server.run(graphs.load_twin(SAVE), timeout_seconds=580)
+        assert shipped.status == "success", (shipped, server.log[-3000:])
+        assert "missing clip vision" not in server.log
+        ours = graphs.change(
+            graphs.make_runnable(graphs.load_twin(SAVE)), "LoRWeBLoadImageEncoder", encoder_name=encoder.name
+        )
+        assert server.run(ours, timeout_seconds=580).status == "success"
+    finally:
+        shutil.rmtree(encoder)
+        file.write_bytes(b"")
+    first, second = map(load_file, sorted((server.base / "output" / "loras").glob("lorweb_*.safetensors"))[-2:])
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        difference = (tensor.float() - second[name].float()).norm()
+        assert difference <= 0.01 * second[name].float().norm(), name

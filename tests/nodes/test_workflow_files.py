@@ -1,0 +1,91 @@
+"""The shipped workflow files by themselves: consistent, documented, with licences and pictures. Needs no host."""
+
+import pytest
+from PIL import Image
+
+from tests.host import graphs
+
+PACK_IDS = (
+    "LoRWeBLoadBasis",
+    "LoRWeBLoadImageEncoder",
+    "LoRWeBEncodeAnalogy",
+    "LoRWeBApplyMixedLoRA",
+    "LoRWeBBuildGrid",
+    "LoRWeBCropResult",
+    "LoRWeBSaveMixedLoRA",
+)
+
+
+@pytest.fixture(params=graphs.NAMES)
+def name(request):
+    """Each shipped workflow."""
+    return request.param
+
+
+@pytest.fixture
+def workflow(name):
+    """Each shipped workflow, parsed."""
+    return graphs.load_workflow(name)
+
+
+def notes_of(workflow):
+    """Return the text of all notes."""
+    return "\n".join(node["widgets_values"][0] for node in workflow["nodes"] if node["type"] in graphs.NOTES)
+
+
+def test_there_are_four_workflows_each_with_twin_and_thumbnail():
+    assert [name[:2].strip("_") for name in graphs.NAMES] == ["1", "2", "3a", "3b"]
+    assert sorted(path.stem for path in graphs.TWINS.glob("*.json")) == graphs.NAMES
+    for name in graphs.NAMES:
+        path = graphs.WORKFLOWS / f"{name}.jpg"
+        assert max(Image.open(path).size) <= 512 and path.stat().st_size < 100_000
+
+
+def test_the_twin_says_what_the_workflow_says(name, workflow):
+    assert graphs.convert_to_api(workflow) == graphs.load_twin(name)
+
+
+def test_links_join_sockets_of_the_same_type_and_are_noted_on_both_ends(workflow):
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert len(nodes) == len(workflow["nodes"]) == workflow["last_node_id"]
+    for link, origin, slot, target, entry, kind in workflow["links"]:
+        output, socket = nodes[origin]["outputs"][slot], nodes[target]["inputs"][entry]
+        assert link in output["links"] and socket["link"] == link
+        assert output["type"] == kind
+        assert socket["type"] in (kind, "*")
+
+
+def test_every_node_of_ours_exists(workflow):
+    ours = {node["type"] for node in workflow["nodes"] if node["type"].startswith("LoRWeB")}
+    assert ours and ours <= set(PACK_IDS)
+
+
+def test_every_file_is_explained_with_folder_and_licence(workflow):
+    notes = notes_of(workflow)
+    for node in workflow["nodes"]:
+        for model in node["properties"].get("models", ()):
+            assert f"[{model['name']}]({model['url']})" in notes
+            assert f"models/{model['directory']}" in notes
+            assert model["name"] in node["widgets_values"]
+    kinds = {node["type"] for node in workflow["nodes"]}
+    if "UNETLoader" in kinds:
+        assert "FLUX.1 [dev] Non-Commercial License" in notes
+    if "LoRWeBLoadBasis" in kinds:
+        assert "huggingface.co/hilamanor/lorweb" in notes and "**non-commercial**" in notes
+    assert "workflows/example_pictures" in notes
+
+
+def test_links_lead_to_model_pages_only(workflow):
+    assert all(url.startswith("https://huggingface.co/") for url in graphs.links_in(notes_of(workflow)))
+
+
+def test_every_named_picture_ships_and_its_licence_is_stated(workflow):
+    licences = (graphs.PICTURES / "LICENSE.md").read_text()
+    for node in workflow["nodes"]:
+        if node["type"] == "LoadImage":
+            assert (graphs.PICTURES / node["widgets_values"][0]).is_file()
+            assert node["widgets_values"][0] in licences
+
+
+def test_the_pictures_are_small():
+    assert sum(path.stat().st_size for path in graphs.PICTURES.glob("*.jpg")) < 300_000
