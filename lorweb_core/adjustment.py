@@ -42,8 +42,8 @@ PRESETS: dict[str, dict[str, float]] = {
     "late blocks only": {"early": 0.0, "middle": 0.0},
     "double blocks only": {"single": 0.0},
     "single blocks only": {"double": 0.0},
-    "gentle early, full late": {"early": 0.5, "middle": 0.75},
-    "full early, gentle late": {"middle": 0.75, "late": 0.5},
+    "gentle early blocks": {"early": 0.5, "middle": 0.75},
+    "gentle late blocks": {"middle": 0.75, "late": 0.5},
 }
 DEFAULT_PRESET = "as encoded"
 

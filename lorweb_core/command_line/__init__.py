@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from typing import NoReturn
 
 from ..errors import LoRWeBError
-from . import convert, inspection, mix
+from . import adjust, blend, convert, inspection, mix, plot
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -44,6 +44,9 @@ COMMANDS = {
     "convert": Command(
         "rewrite a basis with its settings in the header", convert.EXAMPLES, convert.add_arguments, convert.run
     ),
+    "blend": Command("make one analogy of several", blend.EXAMPLES, blend.add_arguments, blend.run),
+    "adjust": Command("shape an analogy", adjust.EXAMPLES, adjust.add_arguments, adjust.run),
+    "plot": Command("draw an analogy and describe it", plot.EXAMPLES, plot.add_arguments, plot.run),
 }
 
 

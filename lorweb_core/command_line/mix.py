@@ -7,17 +7,17 @@ import json
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..basis import Basis
-from ..errors import CheckpointError, ImageError, ModelError
+from ..coefficients import Coefficients, count_mixes, encode_coefficients, require_coefficients_of
+from ..coefficients_file import load_coefficients, save_coefficients
+from ..errors import CheckpointError, ModelError
 from ..export import export_mixed_lora
 from ..files import write_text_atomically
 from ..header import read_header
-from ..images import from_pil
-from ..router import route_query
+from ..pair_folder import read_picture
 from .arguments import (
     DTYPES,
     add_settings_argument,
@@ -33,7 +33,8 @@ EXAMPLES = """\
   python -m lorweb_core mix basis.safetensors --a a.png --a-prime a2.png --b b.png --encoder clip-vit-large-patch14 \\
       -o analogy.safetensors
   python -m lorweb_core mix basis.safetensors --embeddings embeddings.safetensors -o analogy.safetensors --rank 16 \\
-      --coefficients-out coefficients.json"""
+      --coefficients-out coefficients.json
+  python -m lorweb_core mix basis.safetensors --coefficients blended.safetensors -o analogy.safetensors"""
 
 EMBEDDING_NAME = "query_embedding"
 
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f".safetensors with one tensor {EMBEDDING_NAME}, [B, images, width] or [B, width]",
     )
+    parser.add_argument("--coefficients", type=Path, metavar="FILE", help="a coefficients file of this basis")
     parser.add_argument("--a", type=Path, metavar="IMG", help="picture before the edit")
     parser.add_argument("--a-prime", type=Path, metavar="IMG", help="the same picture after the edit")
     parser.add_argument("--b", type=Path, metavar="IMG", help="picture to be edited alike")
@@ -64,7 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=whole_number, default=0, help="ranks kept per layer; 0 keeps all (default)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="number type of OUT (default bf16)")
     parser.add_argument(
-        "--coefficients-out", type=Path, metavar="C.json", help="also write layer name -> B lists of N numbers"
+        "--coefficients-out",
+        type=Path,
+        metavar="C",
+        help="also write a coefficients file (C.safetensors), or layer name -> B lists of N numbers (any other name)",
     )
     parser.set_defaults(fail=parser.error)
 
@@ -73,22 +78,23 @@ def run(arguments: argparse.Namespace) -> None:
     """Write one ordinary LoRA per analogy and say what was written."""
     pictures = (arguments.a, arguments.a_prime, arguments.b)
     _require_one_source(arguments, pictures)
-    inputs = (arguments.basis, arguments.embeddings, *pictures, arguments.settings)
-    json_outputs = [arguments.coefficients_out] if arguments.coefficients_out else []
-    require_separate([arguments.output, *json_outputs], inputs)
+    inputs = (arguments.basis, arguments.embeddings, arguments.coefficients, *pictures, arguments.settings)
+    more_outputs = [arguments.coefficients_out] if arguments.coefficients_out else []
+    require_separate([arguments.output, *more_outputs], inputs)
     embedding = read_embeddings(arguments.embeddings) if arguments.embeddings else None
     basis = load_with_progress(arguments.basis, arguments.settings)
-    if embedding is None:
-        embedding = _embed_pictures(basis, pictures, arguments.encoder)
-    coefficients = route_query(basis, embedding)
-    outputs = number_outputs(arguments.output, len(embedding))
-    require_separate([*outputs, *json_outputs], inputs)
+    if arguments.coefficients:
+        coefficients = require_coefficients_of(basis, load_coefficients(arguments.coefficients).coefficients)
+    else:
+        if embedding is None:
+            embedding = _embed_pictures(basis, pictures, arguments.encoder)
+        coefficients = encode_coefficients(basis, embedding)
+    outputs = number_outputs(arguments.output, count_mixes(coefficients))
+    require_separate([*outputs, *more_outputs], inputs)
     if arguments.coefficients_out:
-        lists = {name: mix.tolist() for name, mix in coefficients.items()}
-        write_text_atomically(arguments.coefficients_out, json.dumps(lists) + "\n")
-        print(f"Wrote {arguments.coefficients_out}")
+        _write_coefficients(coefficients, arguments.coefficients_out)
     for index, output in enumerate(outputs):
-        mix = {name: coefficients[name][index] for name in coefficients}
+        mix = {name: values[index] for name, values in coefficients["layers"].items()}
         _export(arguments, basis, mix, output)
 
 
@@ -120,31 +126,26 @@ def number_outputs(output: Path, count: int) -> list[Path]:
     return [output.with_name(f"{output.stem}-{index:03d}{output.suffix}") for index in range(count)]
 
 
-def read_picture(path: Path) -> Tensor:
-    """Return a picture file as [1, H, W, 3], float 0–1, turned as its EXIF says.
-
-    Raises: ImageError: when it is missing or no picture.
-    """
-    try:
-        with Image.open(path) as image:
-            return from_pil(ImageOps.exif_transpose(image))[None]
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise ImageError(
-            expected=f"a picture at {path}",
-            got=" ".join(str(error).split()),
-            remedy="Name an existing PNG, JPEG or WebP file.",
-        ) from error
-
-
 def _require_one_source(arguments: argparse.Namespace, pictures: tuple[Path | None, ...]) -> None:
     from_pictures = [*pictures, arguments.encoder]
     given = [part for part in from_pictures if part is not None]
-    if arguments.embeddings and given:
-        arguments.fail("give either --embeddings, or --a, --a-prime, --b and --encoder")
-    if not arguments.embeddings and len(given) < len(from_pictures):
+    sources = sum((bool(arguments.embeddings), bool(arguments.coefficients), bool(given)))
+    if sources > 1:
+        arguments.fail("give either --embeddings, or --coefficients, or --a, --a-prime, --b and --encoder")
+    if not (arguments.embeddings or arguments.coefficients) and len(given) < len(from_pictures):
         names = ("--a", "--a-prime", "--b", "--encoder")
         missing = [name for name, part in zip(names, from_pictures, strict=True) if part is None]
-        arguments.fail(f"expected --embeddings, or --a, --a-prime, --b and --encoder; missing {', '.join(missing)}")
+        sources_text = "--embeddings, or --a, --a-prime, --b and --encoder, or --coefficients"
+        arguments.fail(f"expected {sources_text}; missing {', '.join(missing)}")
+
+
+def _write_coefficients(coefficients: Coefficients, path: Path) -> None:
+    if path.suffix == ".safetensors":
+        save_coefficients(path, coefficients)
+    else:
+        lists = {name: mix.tolist() for name, mix in coefficients["layers"].items()}
+        write_text_atomically(path, json.dumps(lists) + "\n")
+    print(f"Wrote {path}")
 
 
 def _embed_pictures(basis: Basis, paths: tuple[Path, ...], encoder_folder: Path) -> Tensor:

@@ -1,0 +1,72 @@
+"""`adjust FILE -o OUT`: temperature, the strongest adapters only, strength by part of the model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..adjustment import DEFAULT_PRESET, PART_NAMES, PRESETS, adjust_coefficients
+from ..coefficients import count_mixes, name_of_basis
+from ..coefficients_file import load_coefficients, save_coefficients
+from .arguments import finite_number, require_separate, safetensors_path, whole_number
+
+EXAMPLES = """\
+  python -m lorweb_core adjust comic.safetensors --temperature 0.5 --top-k 8 -o sharper.safetensors
+  python -m lorweb_core adjust comic.safetensors --part attention=0.5 --part late=1.5 -o shaped.safetensors
+  python -m lorweb_core adjust comic.safetensors --preset attention-only -o attention.safetensors"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="coefficients file")
+    parser.add_argument("-o", "--output", type=safetensors_path, required=True, metavar="OUT", help="file to write")
+    parser.add_argument(
+        "--temperature", type=finite_number, default=1.0, help="below 1 sharpens, above 1 evens out (default 1)"
+    )
+    parser.add_argument("--top-k", type=whole_number, default=0, help="adapters kept per layer; 0 keeps all (default)")
+    parser.add_argument(
+        "--no-renormalise", action="store_true", help="do not scale what --top-k keeps to the layer's former strength"
+    )
+    parser.add_argument(
+        "--part",
+        type=_part_strength,
+        action="append",
+        default=[],
+        metavar="NAME=STRENGTH",
+        help=f"factor on a part of the model, may be repeated: {', '.join(PART_NAMES)}",
+    )
+    parser.add_argument(
+        "--preset",
+        default=DEFAULT_PRESET,
+        type=_preset_name,
+        help=f"a named set of part strengths: {', '.join(name.replace(' ', '-') for name in PRESETS)}",
+    )
+    parser.add_argument("--note", help="words kept in OUT (default: those of FILE)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the adjusted coefficients and say what was written."""
+    require_separate([arguments.output], [arguments.file])
+    source = load_coefficients(arguments.file)
+    adjusted = adjust_coefficients(
+        source.coefficients,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        renormalise=not arguments.no_renormalise,
+        part_strengths=dict(arguments.part),
+        preset=arguments.preset,
+    )
+    save_coefficients(arguments.output, adjusted, note=source.note if arguments.note is None else arguments.note)
+    print(f"Wrote {arguments.output}: {count_mixes(adjusted)} mixes of {name_of_basis(adjusted)}")
+
+
+def _part_strength(text: str) -> tuple[str, float]:
+    name, separator, strength = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"expected NAME=STRENGTH, such as attention=0.5; got {text}")
+    return name.strip(), finite_number(strength)
+
+
+def _preset_name(text: str) -> str:
+    """Names have spaces; hyphens save the quotes."""
+    return text.replace("-", " ")

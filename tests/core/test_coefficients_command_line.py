@@ -1,0 +1,130 @@
+"""blend, adjust, plot and mix on coefficient files: the same as the functions, and one line for every mistake."""
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from lorweb_core.adjustment import adjust_coefficients
+from lorweb_core.blending import blend_coefficients
+from lorweb_core.checkpoint import load_basis
+from lorweb_core.coefficients import encode_coefficients
+from lorweb_core.coefficients_file import load_coefficients, save_coefficients
+from lorweb_core.command_line import main
+from tests.basis_files import write_reference
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command line; return exit code, stdout, stderr lines."""
+
+    def call(*words):
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as ending:
+            code = ending.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def basis_file(tmp_path):
+    return write_reference(tmp_path / "basis.safetensors")
+
+
+@pytest.fixture
+def files(tmp_path, basis_file):
+    """Three coefficient files of one basis, two mixes each."""
+    basis, paths = load_basis(basis_file), []
+    for seed in range(3):
+        query = torch.randn(2, 18, generator=torch.Generator().manual_seed(seed))
+        paths.append(tmp_path / f"{seed}.safetensors")
+        save_coefficients(paths[-1], encode_coefficients(basis, query), note=f"note {seed}")
+    return paths
+
+
+def load(path):
+    return load_coefficients(path).coefficients
+
+
+def assert_equal(first, second):
+    assert all(torch.equal(mix, second["layers"][name]) for name, mix in first["layers"].items())
+
+
+def assert_refused(result, *parts):
+    code, out, err = result
+    assert (code, out, len(err)) == (2, "", 1), result
+    for part in parts:
+        assert part in err[0], err[0]
+
+
+def test_blend_takes_weights_or_a_position(run, files, tmp_path):
+    out = tmp_path / "out.safetensors"
+    code, text, _ = run("blend", *files, "--weights", 1, "0.5", "-0.25", "--note", "three", "-o", out)
+    assert code == 0 and "2 mixes of basis" in text and "-0.25 × 2.safetensors" in text
+    assert_equal(load(out), blend_coefficients([load(path) for path in files], [1, 0.5, -0.25]))
+    assert load_coefficients(out).note == "three"
+    assert run("blend", *files, "--position", "1.5", "-o", out)[0] == 0
+    assert_equal(load(out), blend_coefficients([load(path) for path in files], [0, 0.5, 0.5]))
+    assert run("blend", *files[:2], "--weights", "1", "-1", "--method", "sum", "-o", out)[0] == 0
+    assert_equal(load(out), blend_coefficients([load(path) for path in files[:2]], [1, -1], method="sum"))
+
+
+def test_adjust_takes_every_option_and_keeps_the_note(run, files, tmp_path):
+    out = tmp_path / "out.safetensors"
+    options = ("--temperature", "0.5", "--top-k", 2, "--no-renormalise", "--part", "attention=0.5", "--part", "late=-1")
+    assert run("adjust", files[0], *options, "--preset", "no-modulation", "-o", out)[0] == 0
+    expected = adjust_coefficients(
+        load(files[0]),
+        temperature=0.5,
+        top_k=2,
+        renormalise=False,
+        part_strengths={"attention": 0.5, "late": -1},
+        preset="no modulation",
+    )
+    assert_equal(load(out), expected)
+    assert load_coefficients(out).note == "note 0"
+    assert run("adjust", files[0], "-o", out)[0] == 0
+    assert_equal(load(out), load(files[0]))
+
+
+def test_plot_writes_a_picture_and_prints_a_summary(run, files, tmp_path):
+    code, text, _ = run("plot", files[0], "--mix", 1, "-o", tmp_path / "map.png")
+    assert code == 0 and "Mix 2 of 2" in text and "Strongest adapters" in text and "Note: note 0" in text
+    assert Image.open(tmp_path / "map.png").size[0] > 300
+    code, text, _ = run("plot", files[0], "--compare-with", files[1], "-o", tmp_path / "difference.png")
+    assert code == 0 and "Cosine per layer" in text
+    assert (tmp_path / "difference.png").read_bytes() != (tmp_path / "map.png").read_bytes()
+
+
+def test_mix_writes_and_reads_coefficient_files(run, basis_file, tmp_path):
+    embeddings, kept = tmp_path / "embeddings.safetensors", tmp_path / "kept.safetensors"
+    save_file({"query_embedding": torch.randn(1, 18, generator=torch.Generator().manual_seed(0))}, embeddings)
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    assert run("mix", basis_file, "--embeddings", embeddings, "-o", first, "--coefficients-out", kept)[0] == 0
+    assert run("mix", basis_file, "--coefficients", kept, "-o", second)[0] == 0
+    tensors = load_file(first)
+    assert tensors and all(torch.equal(tensor, load_file(second)[name]) for name, tensor in tensors.items())
+
+
+def test_mistakes_are_one_line(run, files, basis_file, tmp_path):
+    out = ("-o", tmp_path / "out.safetensors")
+    other = write_reference(tmp_path / "other.safetensors", basis_size=3)
+    assert_refused(run("blend", *files[:2], "--weights", "1", "-1", *out), "sum to zero", "method sum")
+    assert_refused(run("blend", *files, "--weights", "1", *out), "finite weight for each")
+    assert_refused(run("blend", *files, "--position", "1", "--weights", "1", *out), "either --position, or --weights")
+    assert_refused(run("blend", *files[:2], "--position", "nan", *out), "finite number")
+    assert_refused(run("blend", files[0], "-o", files[0]), "also an input")
+    assert_refused(run("blend", files[0], basis_file, *out), "a LoRWeB basis")
+    assert_refused(run("adjust", files[0], "--temperature", "0", *out), "above 0")
+    assert_refused(run("adjust", files[0], "--part", "atention=1", *out), "Did you mean 'attention'?")
+    assert_refused(run("adjust", files[0], "--part", "attention", *out), "NAME=STRENGTH")
+    assert_refused(run("adjust", files[0], "--preset", "attention", *out), "as encoded")
+    assert_refused(run("plot", files[0], "--mix", 2, "-o", tmp_path / "x.png"), "0 … 1", "got 2")
+    assert_refused(run("plot", files[0], "-o", tmp_path / "x.jpg"), ".png")
+    assert_refused(run("plot", files[0], "-o", tmp_path / "no" / "x.png"), "able to write")
+    assert_refused(run("mix", other, "--coefficients", files[0], *out), "other", "basis")
+    assert_refused(run("mix", basis_file, "--coefficients", files[0], "--embeddings", files[0], *out), "either")
+    assert not (tmp_path / "out.safetensors").exists()

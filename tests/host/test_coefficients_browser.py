@@ -1,0 +1,165 @@
+"""Pictures and text on the nodes, in the host's own frontend with both of its renderers."""
+
+import contextlib
+import time
+
+import pytest
+from PIL import Image
+
+from tests.host import graphs
+from tests.host.browser import Frontend
+from tests.host.test_browser import chromium  # noqa: F401 - a fixture
+
+#: A graph in API format, which the frontend lays out itself.
+GRAPH = {
+    "1": {"class_type": "LoRWeBLoadBasis", "inputs": {"basis_name": "lorweb.safetensors"}},
+    "2": {"class_type": "LoRWeBLoadImageEncoder", "inputs": {"encoder_name": graphs.TINY_ENCODER}},
+    "3": {"class_type": "LoadImage", "inputs": {"image": "lorweb_a_cup.jpg"}},
+    "4": {"class_type": "LoadImage", "inputs": {"image": "lorweb_a_prime_cup.jpg"}},
+    "5": {"class_type": "LoadImage", "inputs": {"image": "lorweb_b_cat.jpg"}},
+    "6": {
+        "class_type": "LoRWeBEncodeAnalogy",
+        "inputs": {
+            "basis": ["1", 0],
+            "clip_vision": ["2", 0],
+            "image_a": ["3", 0],
+            "image_a_prime": ["4", 0],
+            "image_b": ["5", 0],
+            "reference_crops": False,
+        },
+    },
+    "7": {"class_type": "LoRWeBPreviewCoefficients", "inputs": {"coefficients": ["6", 0]}},
+    "8": {
+        "class_type": "LoRWeBSaveCoefficients",
+        "inputs": {"coefficients": ["6", 0], "filename_prefix": "lorweb_coefficients/browser", "note": "from a test"},
+    },
+    "9": {
+        "class_type": "UNETLoader",
+        "inputs": {"unet_name": "flux1-dev-kontext_fp8_scaled.safetensors", "weight_dtype": "default"},
+    },
+    "10": {
+        "class_type": "LoRWeBApplyMixedLoRA",
+        "inputs": {"model": ["9", 0], "basis": ["1", 0], "coefficients": ["6", 0], "strength": 1.0, "mode": "auto"},
+    },
+    "11": {"class_type": "PreviewAny", "inputs": {"source": ["10", 1]}},
+}
+PLACES = {
+    "1": (0, 0), "2": (0, 150), "9": (0, 300), "3": (0, 450), "4": (300, 450), "5": (600, 450),
+    "6": (350, 0), "7": (950, 0), "8": (1450, 0), "10": (350, 220), "11": (1450, 420),
+}  # fmt: skip
+LOAD = """async ({graph, places}) => {
+  await window.app.loadApiJson(graph, 'coefficients');
+  for (const node of (window.app.rootGraph || window.app.graph).nodes) {
+    node.pos = places[node.id];
+    if (node.type === 'LoRWeBPreviewCoefficients') node.setSize([460, 700]);
+  }
+}"""
+RUN = """() => new Promise((resolve, reject) => {
+  const api = window.app.api;
+  api.addEventListener('execution_success', () => resolve('success'), {once: true});
+  api.addEventListener('execution_error', event => resolve(JSON.stringify(event.detail)), {once: true});
+  window.app.queuePrompt(0);
+})"""
+#: Device pixels per pixel on the screen of the heat map; 1 is sharp.
+SHARPNESS = """() => {
+  const canvas = document.querySelector('.lorweb-heat-map canvas'), box = canvas.getBoundingClientRect();
+  return [canvas.width / box.width / devicePixelRatio, canvas.height / box.height / devicePixelRatio];
+}"""
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "vue"])
+def frontend(request, servers, newest_host, chromium):  # noqa: F811
+    """The frontend with a graph that was run, in each of its two renderers."""
+    server = servers(newest_host)
+    server.post("/api/settings/Comfy.VueNodes.Enabled", request.param)
+    server.post("/free", {"free_memory": True, "unload_models": True})  # so that every node runs and shows its result
+    time.sleep(1)
+    with contextlib.closing(Frontend(chromium, server.url, size=(2200, 1250))) as frontend:
+        frontend.page.evaluate(LOAD, {"graph": GRAPH, "places": PLACES})
+        frontend.page.wait_for_timeout(1000)
+        assert frontend.page.evaluate(RUN) == "success"
+        frontend.page.wait_for_selector(".lorweb-report")
+        frontend.page.wait_for_timeout(1000)
+        yield frontend
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Where the screenshots go."""
+    return tmp_path_factory.mktemp("coefficient_screenshots")
+
+
+def cell(frontend, layer, adapter):
+    """Return the place of a cell's middle on the screen; the layout is that of `heat_map_drawing.js`."""
+    box = frontend.page.locator(".lorweb-heat-map canvas").bounding_box()
+    width = frontend.page.evaluate("() => document.querySelector('.lorweb-heat-map canvas').clientWidth")
+    zoom = box["width"] / width
+    height = box["height"] / zoom
+    x = 16 + (adapter + 0.5) / 3 * (width - 16 - 4 - 56)
+    y = (layer + 0.5) / 20 * (height - 4 - 48)
+    return box["x"] + x * zoom, box["y"] + y * zoom
+
+
+def hover_text(frontend):
+    """Return the line below the heat map."""
+    return frontend.page.locator(".lorweb-heat-map > div").last.text_content()
+
+
+def test_the_map_is_drawn_with_many_colours(frontend, pictures, request):
+    path = pictures / f"nodes-{request.node.callspec.id}.png"
+    frontend.take_picture(path)
+    box = frontend.page.locator(".lorweb-heat-map canvas").bounding_box()
+    area = Image.open(path).convert("RGB").crop((box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]))
+    assert len(area.getcolors(maxcolors=1_000_000)) > 20
+    assert hover_text(frontend) == "20 layers × 3 adapters"
+    assert frontend.errors == []
+
+
+def test_layer_adapter_and_number_are_named_under_the_mouse(frontend):
+    frontend.page.mouse.move(*cell(frontend, 2, 1))
+    text = hover_text(frontend)
+    assert text.startswith("transformer_blocks.0.attn.to_q · adapter 1: 0.") and "entropy" in text
+    frontend.page.mouse.move(*cell(frontend, 19, 2))
+    assert hover_text(frontend).startswith("single_transformer_blocks.0.proj_out · adapter 2")
+    x, y = cell(frontend, 19, 0)
+    frontend.page.mouse.move(x, y + 20 * frontend.page.evaluate("() => window.app.canvas.ds.scale") + 10)
+    assert hover_text(frontend).startswith("adapter 0: mean use")
+    frontend.page.mouse.move(10, 10)
+    assert hover_text(frontend) == "20 layers × 3 adapters"
+
+
+@pytest.mark.parametrize("zoom", [0.5, 1.0, 2.5])
+def test_the_map_is_sharp_at_any_zoom(frontend, zoom):
+    frontend.page.evaluate(
+        "zoom => { const c = window.app.canvas; c.ds.scale = zoom; c.ds.offset = [-900, 60]; c.setDirty(true, true); }",
+        zoom,
+    )
+    frontend.page.wait_for_timeout(1000)
+    for ratio in frontend.page.evaluate(SHARPNESS):
+        assert ratio == pytest.approx(1, abs=0.03)
+
+
+def test_reports_are_shown_as_text_on_the_nodes(frontend):
+    texts = "\n".join(frontend.page.locator(".lorweb-report").all_text_contents())
+    for words in ("Strongest adapters", "Layers: 20 matched", "1 mixes of lorweb.safetensors"):
+        assert words in texts
+
+
+def test_what_is_shown_is_neither_saved_nor_sent(frontend):
+    saved, sent = frontend.page.evaluate(
+        "async () => { const {workflow, output} = await window.app.graphToPrompt(); return [workflow, output]; }"
+    )
+    assert {key: node["inputs"] for key, node in sent.items()} == {key: node["inputs"] for key, node in GRAPH.items()}
+    values = {node["type"]: node.get("widgets_values", []) for node in saved["nodes"]}
+    assert values["LoRWeBPreviewCoefficients"] in ([], None)
+    assert values["LoRWeBApplyMixedLoRA"] == [1.0, "auto"]
+    assert values["LoRWeBSaveCoefficients"] == ["lorweb_coefficients/browser", "from a test"]
+
+
+def test_the_hosts_own_picture_is_not_shown_a_second_time(frontend):
+    assert frontend.page.locator("img[src*='lorweb_coefficients_']").count() == 0
+    assert frontend.page.evaluate(
+        "() => (window.app.rootGraph || window.app.graph).nodes.find(n => n.id == 7).widgets"
+        ".every(w => !w.name.includes('image'))"
+    )
+    assert frontend.errors == []

@@ -1,0 +1,219 @@
+"""The coefficient nodes in a running ComfyUI: laws on latents, files, pictures, and messages."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from lorweb_core.checkpoint import load_basis, save_basis
+from lorweb_core.coefficients_file import load_coefficients
+from tests.host import graphs, models
+from tests.host.conftest import read_latent
+
+EDIT = "1_edit_by_analogy"
+BASIS, ENCODE, APPLY = "4", "11", "12"
+
+
+@pytest.fixture
+def edit():
+    """The first workflow, ready to run, saving its latent."""
+    return graphs.with_latent_saved(graphs.make_runnable(graphs.load_twin(EDIT)), "edit")
+
+
+def with_nodes(graph, source, **nodes):
+    """Return a copy with more nodes, and the coefficients of Apply from `source`."""
+    changed = {**copy.deepcopy(graph), **nodes}
+    changed[APPLY]["inputs"]["coefficients"] = source
+    return changed
+
+
+def adjust(source, **changes):
+    """Return an Adjust node that changes nothing but `changes`."""
+    parts = ("modulation", "attention", "mlp", "context", "early", "middle", "late", "double", "single")
+    neutral = {"temperature": 1.0, "top_k": 0, "renormalise": True, "preset": "as encoded", **dict.fromkeys(parts, 1.0)}
+    return {"class_type": "LoRWeBAdjustCoefficients", "inputs": {"coefficients": source, **neutral, **changes}}
+
+
+def blend(first, second, **changes):
+    """Return a Blend node, by default half of each."""
+    inputs = {"method": "interpolate", "position": 0.5, "weight_1": 1.0, "weight_2": 1.0, **changes}
+    return {
+        "class_type": "LoRWeBBlendCoefficients",
+        "inputs": {"coefficients_1": first, "coefficients_2": second, **inputs},
+    }
+
+
+def reversed_analogy(graph):
+    """Return an Encode node of the opposite edit: a' → a."""
+    node = copy.deepcopy(graph[ENCODE])
+    node["inputs"].update(image_a=node["inputs"]["image_a_prime"], image_a_prime=node["inputs"]["image_a"])
+    return node
+
+
+def save(source, **changes):
+    """Return a Save Coefficients node."""
+    inputs = {"coefficients": source, "filename_prefix": "lorweb_coefficients/kept", "note": "cup → comic", **changes}
+    return {"class_type": "LoRWeBSaveCoefficients", "inputs": inputs}
+
+
+def sample(server, graph):
+    """Run a graph and return its latent."""
+    return read_latent(server, server.run(graph))
+
+
+def text_of(outcome, node_id):
+    """Return what a node showed."""
+    assert outcome.status == "success", outcome
+    return "\n".join(outcome.outputs[node_id]["text"])
+
+
+def test_neutral_nodes_in_between_change_no_bit(server, edit):
+    plain = sample(server, edit)
+    chain = {"b": blend([ENCODE, 0], [ENCODE, 0], position=0.3), "c": adjust(["b", 0], top_k=3)}
+    assert torch.equal(sample(server, with_nodes(edit, ["c", 0], **chain)), plain)
+
+
+def test_part_strengths_of_zero_are_the_bare_model_and_a_half_everywhere_is_strength_one_half(server, edit):
+    bare = sample(server, graphs.without_apply(edit))
+    off = with_nodes(edit, ["c", 0], c=adjust([ENCODE, 0], double=0.0, single=0.0))
+    torch.testing.assert_close(sample(server, off), bare, atol=1e-5, rtol=1e-5)
+    half = with_nodes(edit, ["c", 0], c=adjust([ENCODE, 0], double=0.5, single=0.5))
+    weaker = graphs.change(edit, "LoRWeBApplyMixedLoRA", strength=0.5)
+    torch.testing.assert_close(sample(server, half), sample(server, weaker), atol=1e-5, rtol=1e-4)
+
+
+def test_a_blend_reaches_both_of_its_ends_and_lies_between(server, edit):
+    nodes = {"r": reversed_analogy(edit)}
+    latents = {}
+    for position in (0.0, 0.5, 1.0):
+        nodes["b"] = blend([ENCODE, 0], ["r", 0], position=position)
+        latents[position] = sample(server, with_nodes(edit, ["b", 0], **nodes))
+    assert torch.equal(latents[0.0], sample(server, edit))
+    assert torch.equal(latents[1.0], sample(server, with_nodes(edit, ["r", 0], **nodes)))
+    assert not torch.equal(latents[0.5], latents[0.0]) and not torch.equal(latents[0.5], latents[1.0])
+
+
+def test_mixes_of_adjusted_coefficients_work_in_both_patch_modes(server, edit):
+    latents = []
+    for mode in ("weights", "forward"):
+        graph = with_nodes(edit, ["c", 0], c=adjust([ENCODE, 0], temperature=0.5, mlp=-0.5, early=1.5))
+        latents.append(sample(server, graphs.change(graph, "LoRWeBApplyMixedLoRA", mode=mode)))
+    torch.testing.assert_close(latents[0], latents[1], atol=1e-5, rtol=1e-4)
+
+
+def test_saved_coefficients_are_used_again_without_pictures_and_encoder(server, edit):
+    plain = sample(server, edit)
+    outcome = server.run({**edit, "s": save([ENCODE, 0], thumbnail=["9", 0])})
+    assert "1 mixes of lorweb.safetensors" in text_of(outcome, "s")
+    path = sorted((server.base / "output" / "lorweb_coefficients").glob("kept_*.safetensors"))[-1]
+    kept = load_coefficients(path)
+    assert kept.note == "cup → comic" and max(kept.thumbnail.size) == 256 and path.stat().st_size < 100_000
+    load = {"class_type": "LoRWeBLoadCoefficients", "inputs": {"file_name": path.name, "basis": [BASIS, 0]}}
+    again = with_nodes(edit, ["l", 0], l=load)
+    del again[ENCODE], again["5"]
+    assert torch.equal(sample(server, again), plain)
+    shown = server.run({"l": {**load, "inputs": {"file_name": path.name}}, "p": preview(["l", 0])})
+    assert "Strongest adapters" in text_of(shown, "p")
+
+
+def preview(source, **inputs):
+    """Return a Preview node."""
+    return {"class_type": "LoRWeBPreviewCoefficients", "inputs": {"coefficients": source, **inputs}}
+
+
+def test_a_preview_shows_a_picture_numbers_and_text(server, edit):
+    nodes = {"r": reversed_analogy(edit), "p": preview([ENCODE, 0]), "q": preview([ENCODE, 0], compare_with=["r", 0])}
+    outcome = server.run({**edit, **nodes})
+    assert "20 layers × 3 adapters" in text_of(outcome, "p")
+    assert "Cosine per layer" in text_of(outcome, "q")
+    for node_id in ("p", "q"):
+        (picture,) = outcome.outputs[node_id]["images"]
+        assert Image.open(server.saved(picture)).size[0] > 300
+        (data,) = outcome.outputs[node_id]["lorweb_heat_map"]
+        assert len(data["layers"]) == 20 and data["basis_size"] == 3
+
+
+def test_apply_shows_its_report(server, edit):
+    fresh = graphs.change(edit, "LoRWeBApplyMixedLoRA", strength=0.9876)  # a cached node shows nothing again
+    assert "Layers: 20 matched" in text_of(server.run(fresh), APPLY)
+
+
+def many(graph, **inputs):
+    """Return an Encode Many node with the graph's own picture b."""
+    given = {name: graph[ENCODE]["inputs"][name] for name in ("basis", "clip_vision", "image_b")}
+    return {"class_type": "LoRWeBEncodeAnalogies", "inputs": {**given, "folder": "", "average": "query", **inputs}}
+
+
+def test_many_examples_of_one_pair_are_that_pair(server, edit):
+    plain = sample(server, edit)
+    pair = {"images_a": ["7", 0], "images_a_prime": ["8", 0]}
+    for average in ("query", "coefficients"):
+        graph = with_nodes(edit, ["m", 0], m=many(edit, average=average, **pair))
+        torch.testing.assert_close(sample(server, graph), plain, atol=1e-6, rtol=1e-5)
+
+
+def test_a_folder_of_pairs_is_averaged_and_its_outlier_named(server, edit):
+    folder = server.base / "input" / "pairs" / "comic"
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(5):
+        sides = ["lorweb_a_cup.jpg", "lorweb_a_prime_cup.jpg"]
+        for side, source in zip(("a", "a_prime"), reversed(sides) if index == 3 else sides, strict=True):
+            with Image.open(graphs.PICTURES / source) as picture:
+                box = (index * 3, 0, picture.width - 12 + index * 3, picture.height)
+                picture.crop(box).save(folder / f"{index}_{side}.png")
+    outcome = server.run(with_nodes(edit, ["m", 0], m=many(edit, folder="pairs/comic", average="coefficients")))
+    report = text_of(outcome, "m")
+    assert "5 pairs" in report and "3_a  <- outlier" in report and report.count("outlier") == 1
+
+
+def failing(server, graph, node_type, *words):
+    """Run a graph that must fail in a node with all words in its message."""
+    outcome = server.run(graph)
+    assert (outcome.status, outcome.node_type) == ("error", node_type), outcome
+    for word in ("Expected", "got", *words):
+        assert word in outcome.error, outcome.error
+
+
+def test_coefficients_of_another_basis_are_refused_on_apply_and_on_load(server, edit):
+    width = models.width_for(server.host)
+    other = server.base / "models" / "lorweb" / "other.safetensors"
+    if not other.exists():
+        basis = load_basis(server.base / "models" / "lorweb" / "lorweb.safetensors")
+        save_basis(other, {**basis.layers}, basis.settings, training={"note": f"another one of width {width}"})
+    server.run({**edit, "s": save([ENCODE, 0], filename_prefix="lorweb_coefficients/mine")})
+    name = sorted((server.base / "output" / "lorweb_coefficients").glob("mine_*.safetensors"))[-1].name
+    load = {"class_type": "LoRWeBLoadCoefficients", "inputs": {"file_name": name}}
+    swapped = graphs.change(with_nodes(edit, ["l", 0], l=load), "LoRWeBLoadBasis", basis_name="other.safetensors")
+    names = ("other.safetensors (id", "lorweb.safetensors (id")
+    failing(server, swapped, "LoRWeBApplyMixedLoRA", *names)
+    load["inputs"]["basis"] = [BASIS, 0]
+    swapped = graphs.change(with_nodes(edit, ["l", 0], l=load), "LoRWeBLoadBasis", basis_name="other.safetensors")
+    failing(server, swapped, "LoRWeBLoadCoefficients", *names)
+
+
+def test_a_basis_file_is_no_coefficients_file(server, edit):
+    folder = server.base / "models" / "lorweb_coefficients"
+    shutil.copy(server.base / "models" / "lorweb" / "lorweb.safetensors", folder / "mistaken.safetensors")
+    load = {"class_type": "LoRWeBLoadCoefficients", "inputs": {"file_name": "mistaken.safetensors"}}
+    failing(server, with_nodes(edit, ["l", 0], l=load), "LoRWeBLoadCoefficients", "a LoRWeB basis", "Load LoRWeB Basis")
+
+
+def test_mistakes_in_the_graph_are_told_in_three_parts(server, edit):
+    pair = {"images_a": ["7", 0]}
+    zero = blend([ENCODE, 0], [ENCODE, 0], method="mean", weight_1=1.0, weight_2=-1.0)
+    cases = (
+        (zero, "LoRWeBBlendCoefficients", ("sum to zero",)),
+        (many(edit), "LoRWeBEncodeAnalogies", ("at least one example pair",)),
+        (many(edit, **pair), "LoRWeBEncodeAnalogies", ("1 and 0",)),
+        (many(edit, folder="../.."), "LoRWeBEncodeAnalogies", ("below ComfyUI's input folder",)),
+        (many(edit, folder="nowhere"), "LoRWeBEncodeAnalogies", ("no folder",)),
+    )
+    for node, node_type, words in cases:
+        failing(server, with_nodes(edit, ["x", 0], x=node), node_type, *words)
+
+
+def test_files_are_saved_below_the_output_folder_only(server, edit):
+    graph = {**edit, "s": save([ENCODE, 0], filename_prefix="../../escaped")}
+    failing(server, graph, "LoRWeBSaveCoefficients", "below the output folder")
