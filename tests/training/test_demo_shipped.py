@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from lorweb_core.checkpoint import load_basis
 from lorweb_core.encoder import load_image_encoder
-from lorweb_core.router import route_query
+from lorweb_core.errors import ImageError
 from training.demo.analogies import GUIDANCE, STEPS, draw_analogies, null_prompt, score
 from training.demo.base import edit_code
 from training.demo.codec import psnr
 from training.demo.comfyui import write_comfyui_folder
+from training.demo.demo_model import load_demo
 from training.demo.diffusers_folder import load_pipeline
 from training.demo.measure import base_method, basis_method, copy_b
 from training.demo.scenes import (
@@ -26,6 +26,7 @@ from training.demo.scenes import (
     edits_of,
     to_image,
 )
+from training.demo.show import show_bundled, show_own
 
 BASE = MODEL_FOLDER / "base.safetensors"
 BASIS = MODEL_FOLDER / "basis.safetensors"
@@ -65,18 +66,16 @@ def test_the_base_edits_by_code_and_copies_without(analogies):
 
 def test_the_basis_does_held_out_parameters_from_pictures_alone(analogies, encoder):
     with torch.no_grad():
-        scores = score(basis_method(BASE, BASIS, encoder)(analogies), analogies)
+        scores = score(basis_method(MODEL_FOLDER, BASIS, encoder)(analogies), analogies)
     gains = _gain_by_kind(scores, analogies)
     assert sum(gain >= 6 for gain in gains.values()) >= 6
     assert fmean(item.whole_db for item in scores) > 23
 
 
 def test_different_analogies_get_different_coefficients(analogies, encoder):
-    basis = load_basis(BASIS)
     pictures = torch.from_numpy(np.stack([analogy.pictures[:3] for analogy in analogies[::4]]))
-    big = pictures.repeat_interleave(8, 2).repeat_interleave(8, 3)
-    queries = torch.cat([encoder.embed(big[:, i]) for i in range(3)], dim=1)
-    coefficients = torch.cat(list(route_query(basis, queries).values()), dim=1)
+    by_layer = load_demo(encoder=encoder).coefficients(*pictures.unbind(1))
+    coefficients = torch.cat(list(by_layer.values()), dim=1)
     distances = torch.cdist(coefficients, coefficients) + torch.eye(len(coefficients)) * 9
     assert float(distances.min()) > 0.1
 
@@ -93,6 +92,23 @@ def test_the_stock_kontext_pipeline_edits_by_code():
     ).images[0]  # fmt: skip
     answer = np.asarray(result.crop((96, 96, 192, 192)), np.float32) / 255
     assert psnr(torch.from_numpy(answer), torch.from_numpy(np.asarray(to_image(wanted), np.float32) / 255)) > 30
+
+
+def test_the_sheet_shows_every_kind_with_its_verdict():
+    picture, lines = show_bundled(load_demo())
+    assert picture.size == (5 * 102 - 6, len(lines) * 102 - 6)
+    assert sum(line.endswith("right") for line in lines) >= 8
+
+
+def test_pictures_of_ones_own_are_answered_and_broken_ones_are_named(tmp_path):
+    paths = [tmp_path / f"{name}.png" for name in ("a", "a_prime", "b")]
+    for path, colour in zip(paths, ("white", "grey", "white"), strict=True):
+        Image.new("RGB", (120, 96), colour).save(path)
+    model = load_demo()
+    assert show_own(model, *paths).size == (4 * 102 - 6, 96)
+    paths[1].write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"a_prime\.png"):
+        show_own(model, *paths)
 
 
 def test_the_comfyui_folder_holds_every_file(tmp_path):

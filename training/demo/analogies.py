@@ -60,13 +60,16 @@ def draw_analogies(edits: Sequence[Edit], *, per_edit: int, seed: int, photos: S
     ]
 
 
+def grid_latents(top_left: Tensor, top_right: Tensor, bottom_left: Tensor, bottom_right: Tensor) -> Tensor:
+    """Return the latents [B, 16, 24, 24] of the 2 × 2 grids of art pixels [B, 12, 12, 3]."""
+    top = torch.cat([top_left, top_right], dim=2)
+    return encode_art(torch.cat([top, torch.cat([bottom_left, bottom_right], dim=2)], dim=1))
+
+
 def context_latents(analogies: Sequence[Analogy]) -> Tensor:
     """Return the latents [B, 16, 24, 24] of the grids a | a′ over b | b."""
-    grids = []
-    for analogy in analogies:
-        a, a_prime, b, _ = analogy.pictures
-        grids.append(np.concatenate([np.concatenate([a, a_prime], 1), np.concatenate([b, b], 1)], 0))
-    return encode_art(torch.from_numpy(np.stack(grids)))
+    a, a_prime, b, _ = (torch.from_numpy(np.stack(part)) for part in zip(*(x.pictures for x in analogies), strict=True))
+    return grid_latents(a, a_prime, b, b)
 
 
 def packed_noise(shape: Sequence[int], seed: int) -> Tensor:

@@ -79,7 +79,7 @@ def best_rates(
     found = {}
     for rates in contender.rates:
         file = trained_basis(out, contender, rates, steps=steps, seed=0)
-        methods = {contender.name: basis_method(out / "base.safetensors", file, encoder)}
+        methods = {contender.name: basis_method(out, file, encoder)}
         scores = measure(methods, per_edit=4, seed=VALIDATION_SEED, splits=[split], photos=TRAINING_PHOTOS)
         found[rates] = mean_of_kinds(scores["validation"][contender.name], "whole_db")
         log.info("%s at %s: %.2f dB", contender.name, rates, found[rates])
@@ -102,7 +102,7 @@ def compare(out: Path, *, steps: int, seeds: int, per_edit: int) -> str:
         "base with code": base_method(base, has_code=True),
     }
     for name, files in runs.items():
-        methods |= {f"{name}#{seed}": basis_method(base, file, encoder) for seed, file in enumerate(files)}
+        methods |= {f"{name}#{seed}": basis_method(out, file, encoder) for seed, file in enumerate(files)}
     scores = measure(methods, per_edit=per_edit, seed=TEST_SEED)
     lines += ["", f"## Test, {seeds} seeds, {steps} steps: whole / changed region in dB, share right", ""]
     lines += _test_table(scores, ("copy b", "base alone", "base with code", *runs))

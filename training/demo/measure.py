@@ -21,11 +21,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lorweb_core.checkpoint import load_basis
 from lorweb_core.encoder import ImageEncoder, load_image_encoder
 from lorweb_core.files import write_text_atomically
-from lorweb_core.query import embed_analogy
-from training.trainable import BasisShape, Conditioning, TrainableKontext, predict_velocity
+from training.trainable import Conditioning, predict_velocity
 
 from .analogies import (
     GUIDANCE,
@@ -40,17 +38,17 @@ from .analogies import (
     score,
 )
 from .base import edit_code
+from .demo_model import load_demo
 from .scenes import (
-    BLOCK_PX,
     HELD_OUT_KINDS,
     MODEL_FOLDER,
     TEST_PHOTOS,
     TRAINED_KINDS,
     Edit,
     edits_of,
-    to_image,
     validation_edits,
 )
+from .show import sheet, shown_edits
 from .tiny_flux import load_base
 
 _BATCH = 32
@@ -96,20 +94,13 @@ def base_method(base: Path, *, has_code: bool) -> Method:
     return run
 
 
-def basis_method(base: Path, basis_file: Path, encoder: ImageEncoder) -> Method:
-    """Return the base with a basis, the edit told by the pictures alone."""
-    basis = load_basis(basis_file)
-    first = next(iter(basis.layers.values()))
-    shape = BasisShape(first.basis_size, first.rank, first.key_dim, basis.query_dim)
-    model = TrainableKontext(load_base(base), shape, basis.settings, include=tuple(basis.layers)).eval()
-    model.load_basis(basis)
+def basis_method(model: Path, basis_file: Path, encoder: ImageEncoder) -> Method:
+    """Return the base with a basis, the edit told by the pictures alone; `model` as for `demo_model.load_demo`."""
+    demo = load_demo(model, basis_file=basis_file, encoder=encoder)
 
     def run(analogies: Sequence[Analogy]) -> Tensor:
-        prompt, pooled = null_prompt(len(analogies))
-        pictures = [_as_images([analogy.pictures[i] for analogy in analogies]) for i in range(3)]
-        query = embed_analogy(basis.settings, encoder.embed, *pictures)
-        conditioning = Conditioning(context_latents(analogies), prompt, pooled, query, GUIDANCE)
-        return _answer(lambda noisy, sigmas: model.predict(noisy, sigmas, conditioning), conditioning)
+        pictures = (np.stack([analogy.pictures[i] for analogy in analogies]) for i in range(3))
+        return demo.answer(*(torch.from_numpy(part) for part in pictures))
 
     return run
 
@@ -145,26 +136,17 @@ def table(scores: Mapping[str, Mapping[str, Sequence[Score]]]) -> str:
     return "\n".join(lines)
 
 
-def contact_sheet(methods: Mapping[str, Method], *, seed: int, edits: Sequence[Edit]) -> Image.Image:
-    """Return a | a′ | b | each method's b̂′ | b′, one row an edit."""
-    analogies = draw_analogies(edits, per_edit=1, seed=seed, photos=TEST_PHOTOS)
-    columns = [[analogy.pictures[i] for analogy in analogies] for i in range(3)]
-    columns += [list(_in_batches(method, analogies).numpy()) for method in methods.values()]
-    columns.append([analogy.pictures[3] for analogy in analogies])
-    side, gap = to_image(columns[0][0]).width, 6
-    sheet = Image.new("RGB", (len(columns) * (side + gap), len(analogies) * (side + gap)), "white")
-    for x, column in enumerate(columns):
-        for y, pixels in enumerate(column):
-            sheet.paste(to_image(np.asarray(pixels)), (x * (side + gap), y * (side + gap)))
-    return sheet
+def contact_sheet(methods: Mapping[str, Method], *, seed: int) -> Image.Image:
+    """Return a | a′ | b | each method's b̂′ | b′, one row a kind of edit."""
+    analogies = draw_analogies(shown_edits(), per_edit=1, seed=seed, photos=TEST_PHOTOS)
+    a, a_prime, b, wanted = ([analogy.pictures[i] for analogy in analogies] for i in range(4))
+    return sheet(
+        [a, a_prime, b, *(list(_in_batches(method, analogies).numpy()) for method in methods.values()), wanted]
+    )
 
 
 def _answer(predict: Callable[[Tensor, Tensor], Tensor], conditioning: Conditioning) -> Tensor:
     return answers(generate(predict, packed_noise(conditioning.context_latents.shape, seed=0)))
-
-
-def _as_images(pixels: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(pixels)).repeat_interleave(BLOCK_PX, 1).repeat_interleave(BLOCK_PX, 2)
 
 
 def _in_batches(method: Method, analogies: Sequence[Analogy]) -> Tensor:
@@ -210,17 +192,14 @@ def main() -> None:
         "copy b": copy_b,
         "base alone": base_method(base, has_code=False),
         "base with code": base_method(base, has_code=True),
-        **{name: basis_method(base, Path(file), encoder) for name, file in bases.items()},
+        **{name: basis_method(arguments.model, Path(file), encoder) for name, file in bases.items()},
     }
     scores = measure(methods, per_edit=arguments.per_edit, seed=arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_text_atomically(arguments.out / "table.md", table(scores))
     write_text_atomically(arguments.out / "scores.json", json.dumps(_as_json(scores), indent=1))
-    shown = [
-        edits_of(kinds=[kind], is_held_out=None if kind in ("grey", "invert") else True)[0] for kind in TRAINED_KINDS
-    ]
     drawn = {name: method for name, method in methods.items() if name in bases}
-    contact_sheet(drawn, seed=arguments.seed + 1, edits=shown).save(arguments.out / "sheet.png")
+    contact_sheet(drawn, seed=arguments.seed + 1).save(arguments.out / "sheet.png")
     print(table(scores))
 
 

@@ -1,0 +1,103 @@
+"""See the demo work: python -m training.demo.show [--out FOLDER] [--a A --a-prime A_PRIME --b B]
+
+Without pictures: one analogy of every kind of edit with held-out colours, on scenes and photographs that no training
+saw; demo.png shows a | a′ | b | b̂′ | b′. With pictures: theirs, as 12 × 12 art pixels, a | a′ | b | b̂′.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lorweb_core.errors import ImageError
+
+from .analogies import Analogy, draw_analogies, score
+from .demo_model import DemoModel, load_demo, to_art
+from .scenes import PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, Pixels, edits_of, to_image
+
+_GAP_PX = 6
+SHOWN_SEED = 3
+
+
+def shown_edits() -> list[Edit]:
+    """Return one held-out edit of every kind, and the kinds without parameter as they are."""
+    return [edits_of(kinds=[kind], is_held_out=None if kind in PLAIN_KINDS else True)[-1] for kind in TRAINED_KINDS]
+
+
+def show_bundled(model: DemoModel, *, seed: int = SHOWN_SEED) -> tuple[Image.Image, list[str]]:
+    """Return the sheet of one analogy a kind, and a line about each."""
+    analogies = draw_analogies(shown_edits(), per_edit=1, seed=seed, photos=TEST_PHOTOS)
+    a, a_prime, b, wanted = ([analogy.pictures[i] for analogy in analogies] for i in range(4))
+    produced = model.answer(*(torch.from_numpy(np.stack(part)) for part in (a, a_prime, b)))
+    lines = [_line(analogy, whole, is_right) for analogy, whole, is_right in _judge(produced, analogies)]
+    return sheet([a, a_prime, b, list(produced.numpy()), wanted]), lines
+
+
+def show_own(model: DemoModel, a: Path, a_prime: Path, b: Path) -> Image.Image:
+    """Return a | a′ | b | b̂′ of three picture files.
+
+    Raises: ImageError: when a file is missing or no picture.
+    """
+    pictures = [_open(path) for path in (a, a_prime, b)]
+    produced = model.answer(*(torch.from_numpy(picture)[None] for picture in pictures))
+    return sheet([*([picture] for picture in pictures), [produced[0].numpy()]])
+
+
+def sheet(columns: Sequence[Sequence[Pixels]]) -> Image.Image:
+    """Return columns of art pixels as one picture on white."""
+    side = to_image(columns[0][0]).width + _GAP_PX
+    result = Image.new("RGB", (len(columns) * side - _GAP_PX, len(columns[0]) * side - _GAP_PX), "white")
+    for x, column in enumerate(columns):
+        for y, pixels in enumerate(column):
+            result.paste(to_image(np.asarray(pixels)), (x * side, y * side))
+    return result
+
+
+def _judge(produced: torch.Tensor, analogies: Sequence[Analogy]) -> list[tuple[Analogy, float, bool]]:
+    scores = score(produced, analogies)
+    return [(analogy, item.whole_db, item.is_right) for analogy, item in zip(analogies, scores, strict=True)]
+
+
+def _line(analogy: Analogy, whole_db: float, is_right: bool) -> str:
+    return f"{analogy.edit.name:16} {whole_db:5.1f} dB  {'right' if is_right else 'wrong'}"
+
+
+def _open(path: Path) -> Pixels:
+    try:
+        with Image.open(path) as picture:
+            return to_art(picture)
+    except OSError as error:
+        raise ImageError(
+            expected=f"a picture at {path}",
+            got=str(error),
+            remedy="Give a PNG, JPEG or WebP file that opens elsewhere.",
+        ) from error
+
+
+def main() -> None:
+    """Command line, see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Draw analogies with the demo model.")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo-pictures"))
+    for name in ("--a", "--a-prime", "--b"):
+        parser.add_argument(name, type=Path, help="picture of your own; give all three or none")
+    arguments = parser.parse_args()
+    own = [path for path in (arguments.a, arguments.a_prime, arguments.b) if path is not None]
+    if len(own) not in (0, 3):
+        parser.error("give --a, --a-prime and --b, or none of them")
+    try:
+        picture, lines = (show_own(load_demo(), *own), []) if own else show_bundled(load_demo())
+    except ImageError as error:
+        parser.exit(1, f"error: {error}\n")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    picture.save(arguments.out / "demo.png")
+    print("\n".join([*lines, f"a | a′ | b | answer{'' if own else ' | truth'}: {arguments.out / 'demo.png'}"]))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
