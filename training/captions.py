@@ -85,9 +85,9 @@ def encode_captions(
 
 def _text_pipeline(components: Path, dtype: torch.dtype, device: torch.device) -> Any:  # noqa: ANN401 (diffusers)
     from diffusers import FluxKontextPipeline
-    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-    models = {
+    models: dict[str, Any] = {
         "text_encoder": CLIPTextModel.from_pretrained(components / "text_encoder", dtype=dtype, local_files_only=True),
         "text_encoder_2": T5EncoderModel.from_pretrained(
             components / "text_encoder_2", dtype=dtype, local_files_only=True
@@ -98,7 +98,7 @@ def _text_pipeline(components: Path, dtype: torch.dtype, device: torch.device) -
     return FluxKontextPipeline(
         **models,
         tokenizer=CLIPTokenizer.from_pretrained(components / "tokenizer", local_files_only=True),
-        tokenizer_2=T5TokenizerFast.from_pretrained(components / "tokenizer_2", local_files_only=True),
+        tokenizer_2=T5Tokenizer.from_pretrained(components / "tokenizer_2", local_files_only=True),
         scheduler=None,
         vae=None,
         transformer=None,

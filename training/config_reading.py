@@ -132,11 +132,7 @@ def _describe(item: Mapping[str, Any]) -> str:
 def _nearest(location: Sequence[str]) -> str:
     section: type[BaseModel] | None = TrainConfig
     for part in location[:-1]:
-        field = section.model_fields.get(part) if section else None
-        is_section = (
-            field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        )
-        section = field.annotation if is_section and field is not None else None
+        section = _sections(section).get(part) if section else None
     names = dotted_names()
     siblings = list(section.model_fields) if section else []
     near = difflib.get_close_matches(location[-1], siblings, n=1) or [
@@ -148,9 +144,14 @@ def _nearest(location: Sequence[str]) -> str:
 
 def dotted_names() -> list[str]:
     """Return every name of the tree, `section.name`."""
-    return [
-        f"{section}.{name}"
-        for section, field in TrainConfig.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        for name in field.annotation.model_fields
-    ]
+    return [f"{name}.{item}" for name, section in _sections(TrainConfig).items() for item in section.model_fields]
+
+
+def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The fields of a model that are models themselves."""
+    annotations = {name: field.annotation for name, field in model.model_fields.items()}
+    return {
+        name: annotation
+        for name, annotation in annotations.items()
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ def _shard_base(model: TrainableKontext) -> TrainableKontext:
     from torch.distributed.fsdp import fully_shard
 
     trained = set(model.adapter_parameters() + model.router_parameters())
-    blocks = [*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks]
-    for part in (*blocks, model.transformer):
+    transformer: Any = model.transformer
+    for part in (*transformer.transformer_blocks, *transformer.single_transformer_blocks, transformer):
         fully_shard(part, ignored_params=trained)
     return model

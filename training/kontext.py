@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,6 @@ from .config import BaseModelConfig
 from .model_source import ModelSource, read_transformer_config
 from .quantise import quantise_blocks
 from .single_file import read_single_file
-
-if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -69,7 +66,7 @@ class Codec:
         return (pixels.float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
-def load_transformer(config: BaseModelConfig, source: ModelSource, device: torch.device) -> FluxTransformer2DModel:
+def load_transformer(config: BaseModelConfig, source: ModelSource, device: torch.device) -> Any:  # noqa: ANN401 (diffusers model)
     """Return the frozen transformer on its device, its block Linears quantised as the config says.
 
     Raises: ModelError: unreadable files, or a quantiser that is not installed.
@@ -81,7 +78,7 @@ def load_transformer(config: BaseModelConfig, source: ModelSource, device: torch
     if source.is_single_file:
         state = read_single_file(source.transformer, dtype=dtype)
         with torch.device("meta"):
-            model = FluxTransformer2DModel(**values)
+            model: Any = FluxTransformer2DModel(**values)
         _load_assigned(model, state, source.transformer)
         _rebuild_position_embedding(model, values)
     else:
@@ -122,7 +119,7 @@ def load_codec(source: ModelSource, *, dtype: torch.dtype, device: torch.device)
     )
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
+def _from_folder(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 (diffusers model)
     from diffusers import FluxTransformer2DModel
 
     try:

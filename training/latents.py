@@ -58,8 +58,9 @@ class GridLatents:
                     (key_a, 0, 0), (key_a_prime, 0, width), (key_b, height, 0), (key_b_prime, height, width),
                 )
             ]  # fmt: skip
-            targets.append(tile_cells(*cells))
-            contexts.append(tile_cells(*cells[:3], cells[2]))
+            a, a_prime, b, b_prime = cells
+            targets.append(tile_cells(a, a_prime, b, b_prime))
+            contexts.append(tile_cells(a, a_prime, b, b))
         return torch.stack(targets), torch.stack(contexts)
 
     def _encode_cell(self, cache: TensorCache, key: str, cell: Tensor) -> Tensor:

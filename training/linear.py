@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +57,12 @@ class LoRWeBLinear(nn.Module):
         self.scale: Tensor | None = None
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Any:  # noqa: ANN401 (a parameter, or a quantiser's own tensor class)
         """The base's weight, for code that looks at a Linear's dtype or device."""
         return self.base.weight
 
     @property
-    def bias(self) -> Tensor | None:
+    def bias(self) -> Any:  # noqa: ANN401 (a parameter or None)
         """The base's bias."""
         return self.base.bias
 

@@ -103,7 +103,7 @@ def _plain(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim
 
 
 def _bitsandbytes(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes.optim import AdamW8bit  # type: ignore[attr-defined]
 
     return AdamW8bit(groups, **options)
 

@@ -82,7 +82,7 @@ def estimate_memory(config: TrainConfig, transformer_config: dict[str, Any], que
     from diffusers import FluxTransformer2DModel
 
     with torch.device("meta"):
-        model = FluxTransformer2DModel(**transformer_config)
+        model: Any = FluxTransformer2DModel(**transformer_config)
     layers = target_layers(model, include=config.basis.include, exclude=config.basis.exclude)
     trained = count_trained(config, list(layers.values()), query_dim)
     in_blocks = sum(

@@ -7,6 +7,8 @@ so the device never holds the bf16 base.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -15,7 +17,7 @@ from lorweb_core.errors import ModelError
 _INSTALL = {"int8": "pip install --no-deps torchao==0.18.0", "nf4": "pip install --no-deps bitsandbytes==0.50.2"}
 
 
-def quantise_blocks(transformer: nn.Module, mode: str, device: torch.device) -> None:
+def quantise_blocks(transformer: Any, mode: str, device: torch.device) -> None:  # noqa: ANN401 (diffusers model)
     """Quantise in place, leaving embeddings, norms and the output layer as they are.
 
     Args:
@@ -36,15 +38,15 @@ def quantise_blocks(transformer: nn.Module, mode: str, device: torch.device) -> 
         ) from error
 
 
-def _quantise_int8(transformer: nn.Module, device: torch.device) -> None:
+def _quantise_int8(transformer: Any, device: torch.device) -> None:  # noqa: ANN401
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     for blocks in (transformer.transformer_blocks, transformer.single_transformer_blocks):
         quantize_(blocks, Int8WeightOnlyConfig(version=2), device=device)
 
 
-def _quantise_nf4(transformer: nn.Module, device: torch.device) -> None:
-    from bitsandbytes.nn import Linear4bit, Params4bit
+def _quantise_nf4(transformer: Any, device: torch.device) -> None:  # noqa: ANN401
+    from bitsandbytes.nn import Linear4bit, Params4bit  # type: ignore[attr-defined]
 
     for blocks in (transformer.transformer_blocks, transformer.single_transformer_blocks):
         for name, linear in [item for item in blocks.named_modules() if isinstance(item[1], nn.Linear)]:

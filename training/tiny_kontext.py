@@ -13,13 +13,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
 #: Sizes of the tiny transformer; every dimension that the code distinguishes differs.
-TRANSFORMER = {
+TRANSFORMER: dict[str, Any] = {
     "in_channels": 64,
     "num_layers": 1,
     "num_single_layers": 1,
@@ -45,12 +46,14 @@ _EDITS: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 def write_tiny_kontext(folder: Path, *, seed: int = 0, has_text: bool = True) -> Path:
     """Write a diffusers folder (transformer, vae, scheduler, and text encoders if wished) and return it."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+    import diffusers
+
+    library: Any = diffusers  # its lazy classes look untyped to checkers
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer = FluxTransformer2DModel(**TRANSFORMER)
-        vae = AutoencoderKL(
+        transformer = library.FluxTransformer2DModel(**TRANSFORMER)
+        vae = library.AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
             block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=16,
             scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
@@ -58,7 +61,7 @@ def write_tiny_kontext(folder: Path, *, seed: int = 0, has_text: bool = True) ->
         )  # fmt: skip
         transformer.save_pretrained(folder / "transformer")
         vae.save_pretrained(folder / "vae")
-        FlowMatchEulerDiscreteScheduler(**_SCHEDULER).save_pretrained(folder / "scheduler")
+        library.FlowMatchEulerDiscreteScheduler(**_SCHEDULER).save_pretrained(folder / "scheduler")
         if has_text:
             _write_text_encoders(folder)
     return folder

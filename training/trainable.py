@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -214,7 +215,12 @@ class TrainableKontext(nn.Module):
 _PARTS = ("down", "up")
 
 
-def predict_velocity(transformer: nn.Module, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
+def predict_velocity(
+    transformer: Any,  # noqa: ANN401 (a FLUX transformer, maybe wrapped)
+    noisy: Tensor,
+    sigmas: Tensor,
+    conditioning: Conditioning,
+) -> Tensor:
     """Return the transformer's velocity [B, C, h, w] for the target tokens, in its own dtype.
 
     Sequence: target tokens, then context tokens; timestep is σ (the model multiplies by 1000).

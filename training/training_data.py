@@ -88,7 +88,7 @@ def training_batches(
     )
     loader: DataLoader[Any] = DataLoader(
         data.training,
-        batch_sampler=sampler,  # type: ignore[arg-type]  # any iterable of key lists will do
+        batch_sampler=sampler,
         collate_fn=collate_quadruplets,
         num_workers=config.data.workers,
         pin_memory=torch.cuda.is_available(),

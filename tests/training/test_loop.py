@@ -76,7 +76,7 @@ def test_resumed_run_equals_the_straight_one_bit_for_bit(tiny_config):
     straight = tiny_config("run.steps=8", "run.name=straight", "checkpoint.dtype=float32")
     train(straight)
     resumed = tiny_config("run.steps=8", "run.name=resumed", "checkpoint.dtype=float32")
-    loop, state = _stopped_after(resumed, 3)
+    _, state = _stopped_after(resumed, 3)
     assert state.step == 3
     result = train(resumed, resume="latest")
     assert len(result.losses) == 5
