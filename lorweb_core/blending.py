@@ -54,6 +54,27 @@ def blend_coefficients(
     return with_layers(wholes[0], unstack_layers(blended, order))
 
 
+def sweep_analogies(analogies: Sequence[Mapping[str, Any]], start: float, end: float, *, steps: int) -> Coefficients:
+    """Return interpolations at evenly spaced positions as one batch, all mixes of a position next to each other.
+
+    From an analogy that is switched off to one that is on, the positions are strengths.
+
+    Args:
+        analogies: two or more of one basis, with B mixes each, or one.
+        start: first position, see `interpolation_weights`.
+        end: last position.
+        steps: how many positions; 1 is `start` alone.
+    Returns: coefficients of steps · B mixes.
+    Raises: SettingsError: for less than one step; else see `blend_coefficients`.
+    """
+    if steps < 1:
+        raise SettingsError(expected="at least 1 step", got=str(steps), remedy="Use 1 for a single blend.")
+    positions = [start + (end - start) * index / max(steps - 1, 1) for index in range(steps)]
+    blends = [blend_coefficients(analogies, interpolation_weights(place, len(analogies))) for place in positions]
+    layers = {name: torch.cat([blended["layers"][name] for blended in blends]) for name in blends[0]["layers"]}
+    return with_layers(blends[0], layers)
+
+
 def interpolation_weights(position: float, count: int) -> list[float]:
     """Return the weights for a place on the way through `count` analogies: 0 is the first, 1 the second, and so on.
 

@@ -48,6 +48,12 @@ def count_mixes(coefficients: Mapping[str, Any]) -> int:
     return int(next(iter(coefficients["layers"].values())).shape[0])
 
 
+def describe_origin(coefficients: Mapping[str, Any]) -> str:
+    """Return how many mixes there are and of which basis, for people."""
+    count = count_mixes(coefficients)
+    return f"{count} {'mix' if count == 1 else 'mixes'} of {name_of_basis(coefficients)}"
+
+
 def require_coefficients_of(basis: Basis, coefficients: Mapping[str, Any]) -> Coefficients:
     """Return the coefficients as typed, once they are known to belong to this basis and to be whole.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ..lorweb_core.blending import blend_coefficients, interpolation_weights
+from ..lorweb_core.blending import blend_coefficients, sweep_analogies
 from ..lorweb_core.coefficients import Coefficients
 from .sockets import COEFFICIENTS
 
@@ -60,6 +60,26 @@ class BlendCoefficients:
                 "weight_3": ("FLOAT", {**weight, "tooltip": "For mean and sum: weight of the third, if connected."}),
                 "coefficients_4": (COEFFICIENTS, {"tooltip": "Fourth analogy, if any."}),
                 "weight_4": ("FLOAT", {**weight, "tooltip": "For mean and sum: weight of the fourth, if connected."}),
+                "position_end": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": -2.0,
+                        "max": 5.0,
+                        "step": 0.05,
+                        "tooltip": "For interpolate with several steps: the last position.",
+                    },
+                ),
+                "steps": (
+                    "INT",
+                    {
+                        "default": 1,
+                        "min": 1,
+                        "max": 64,
+                        "tooltip": "For interpolate: more than 1 gives one mix for each of so many positions from "
+                        "position to position_end, for a latent batch of that size.",
+                    },
+                ),
             },
         }
 
@@ -75,6 +95,8 @@ class BlendCoefficients:
         weight_3: float = 1.0,
         coefficients_4: Coefficients | None = None,
         weight_4: float = 1.0,
+        position_end: float = 1.0,
+        steps: int = 1,
     ) -> tuple[Coefficients]:
         """Return the blend of all connected analogies."""
         offered = (
@@ -86,5 +108,5 @@ class BlendCoefficients:
         connected = [(analogy, weight) for analogy, weight in offered if analogy is not None]
         analogies = [analogy for analogy, _ in connected]
         if method == "interpolate":
-            return (blend_coefficients(analogies, interpolation_weights(position, len(analogies))),)
+            return (sweep_analogies(analogies, position, position_end, steps=steps),)
         return (blend_coefficients(analogies, [weight for _, weight in connected], method=method),)

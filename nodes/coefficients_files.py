@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..lorweb_core.coefficients import Coefficients, count_mixes, name_of_basis, require_coefficients_of
+from ..lorweb_core.coefficients import Coefficients, describe_origin, require_coefficients_of
 from ..lorweb_core.coefficients_file import THUMBNAIL_SIDE_PX, load_coefficients, save_coefficients
 from ..lorweb_core.errors import CheckpointError
 from ..lorweb_core.images import from_pil
@@ -72,10 +72,7 @@ class SaveCoefficients:
         folder, stem, counter = host.next_output_path(filename_prefix)
         path = folder / f"{stem}_{counter:05}_.safetensors"
         save_coefficients(path, coefficients, note=note, thumbnail=thumbnail)
-        line = (
-            f"{path.name}: {count_mixes(coefficients)} mixes of {name_of_basis(coefficients)}, "
-            f"{path.stat().st_size / 1e3:.0f} kB"
-        )
+        line = f"{path.name}: {describe_origin(coefficients)}, {path.stat().st_size / 1e3:.0f} kB"
         _logger.info("Saved coefficients %s", line)
         return {"ui": {"text": [line]}, "result": (str(path),)}
 
@@ -123,5 +120,5 @@ class LoadCoefficients:
             coefficients = require_coefficients_of(basis.basis, coefficients)
         blank = torch.zeros(THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX, 3)
         thumbnail = blank if file.thumbnail is None else from_pil(file.thumbnail)
-        text = f"{count_mixes(coefficients)} mixes of {name_of_basis(coefficients)}\n{file.note}".strip()
+        text = f"{describe_origin(coefficients)}\n{file.note}".strip()
         return {"ui": {"text": [text]}, "result": (coefficients, file.note, thumbnail[None])}

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..adjustment import DEFAULT_PRESET, PART_NAMES, PRESETS, adjust_coefficients
-from ..coefficients import count_mixes, name_of_basis
+from ..coefficients import describe_origin
 from ..coefficients_file import load_coefficients, save_coefficients
 from .arguments import finite_number, require_separate, safetensors_path, whole_number
 
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         preset=arguments.preset,
     )
     save_coefficients(arguments.output, adjusted, note=source.note if arguments.note is None else arguments.note)
-    print(f"Wrote {arguments.output}: {count_mixes(adjusted)} mixes of {name_of_basis(adjusted)}")
+    print(f"Wrote {arguments.output}: {describe_origin(adjusted)}")
 
 
 def _part_strength(text: str) -> tuple[str, float]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..blending import METHODS, blend_coefficients, interpolation_weights
-from ..coefficients import count_mixes, name_of_basis
+from ..coefficients import describe_origin
 from ..coefficients_file import load_coefficients, save_coefficients
 from .arguments import finite_number, require_separate, safetensors_path
 
@@ -47,4 +47,4 @@ def run(arguments: argparse.Namespace) -> None:
     blended = blend_coefficients(analogies, weights, method=arguments.method)
     save_coefficients(arguments.output, blended, note=arguments.note)
     shares = ", ".join(f"{weight:g} × {path.name}" for weight, path in zip(weights, files, strict=True))
-    print(f"Wrote {arguments.output}: {count_mixes(blended)} mixes of {name_of_basis(blended)}; {shares}")
+    print(f"Wrote {arguments.output}: {describe_origin(blended)}; {shares}")

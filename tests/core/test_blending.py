@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorweb_core.basis import Basis
-from lorweb_core.blending import blend_coefficients, interpolation_weights
+from lorweb_core.blending import blend_coefficients, interpolation_weights, sweep_analogies
 from lorweb_core.coefficients import count_mixes, encode_coefficients, require_coefficients_of
 from lorweb_core.errors import CheckpointError, LoRWeBError, SettingsError, ShapeError
 from lorweb_core.mixing import layer_delta
@@ -150,3 +150,24 @@ def test_unknown_methods_and_positions_are_refused():
     for position, count in ((float("nan"), 2), (0.5, 1)):
         with pytest.raises(LoRWeBError, match="at least two analogies"):
             interpolation_weights(position, count)
+
+
+def test_a_sweep_has_the_blend_of_each_position_in_turn():
+    parts = [analogy(0), analogy(1)]
+    swept = sweep_analogies(parts, -1.0, 1.5, steps=6)
+    assert count_mixes(swept) == 12
+    for index, position in enumerate([-1.0, -0.5, 0.0, 0.5, 1.0, 1.5]):
+        expected = blend_coefficients(parts, interpolation_weights(position, 2))
+        for name, mix in expected["layers"].items():
+            assert torch.equal(swept["layers"][name][2 * index : 2 * index + 2], mix)
+    assert_equal(sweep_analogies(parts, 0.3, 9.0, steps=1), blend_coefficients(parts, interpolation_weights(0.3, 2)))
+    with pytest.raises(SettingsError, match="at least 1 step"):
+        sweep_analogies(parts, 0, 1, steps=0)
+
+
+def test_from_nothing_to_an_analogy_positions_are_strengths():
+    nothing = {**analogy(), "layers": {name: mix * 0 for name, mix in analogy()["layers"].items()}}
+    swept = sweep_analogies([nothing, analogy()], -1.0, 1.5, steps=6)
+    for name, mix in analogy()["layers"].items():
+        for index, strength in enumerate([-1.0, -0.5, 0.0, 0.5, 1.0, 1.5]):
+            torch.testing.assert_close(swept["layers"][name][2 * index : 2 * index + 2], strength * mix)

@@ -141,7 +141,7 @@ def test_the_map_is_sharp_at_any_zoom(frontend, zoom):
 
 def test_reports_are_shown_as_text_on_the_nodes(frontend):
     texts = "\n".join(frontend.page.locator(".lorweb-report").all_text_contents())
-    for words in ("Strongest adapters", "Layers: 20 matched", "1 mixes of lorweb.safetensors"):
+    for words in ("Strongest adapters", "Layers: 20 matched", "1 mix of lorweb.safetensors"):
         assert words in texts
 
 

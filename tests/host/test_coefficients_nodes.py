@@ -106,7 +106,7 @@ def test_mixes_of_adjusted_coefficients_work_in_both_patch_modes(server, edit):
 def test_saved_coefficients_are_used_again_without_pictures_and_encoder(server, edit):
     plain = sample(server, edit)
     outcome = server.run({**edit, "s": save([ENCODE, 0], thumbnail=["9", 0])})
-    assert "1 mixes of lorweb.safetensors" in text_of(outcome, "s")
+    assert "1 mix of lorweb.safetensors" in text_of(outcome, "s")
     path = sorted((server.base / "output" / "lorweb_coefficients").glob("kept_*.safetensors"))[-1]
     kept = load_coefficients(path)
     assert kept.note == "cup → comic" and max(kept.thumbnail.size) == 256 and path.stat().st_size < 100_000

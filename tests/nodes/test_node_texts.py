@@ -1,0 +1,70 @@
+"""Help pages and translations: every node has them, with a picture, and nothing in them is out of step."""
+
+import ast
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from tests.host.hosts import ROOT
+
+LANGUAGES = ("en", "zh", "ja", "ko")
+DOCS = ROOT / "web" / "docs"
+
+
+def node_ids():
+    """Return the ids that the pack registers, without importing it."""
+    tree = ast.parse((ROOT / "nodes" / "__init__.py").read_text())
+    (table,) = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "NODE_CLASS_MAPPINGS"
+    ]
+    return [key.value for key in table.keys]
+
+
+def load_locale(language):
+    return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("node_id", node_ids())
+def test_a_help_page_has_a_picture_and_names_every_input(node_id):
+    page = (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
+    definition = load_locale("en")[node_id]
+    assert page.startswith(f"# {definition['display_name']}\n")
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
+    with Image.open(DOCS / picture) as image:
+        assert image.width >= 200 and len(image.convert("RGB").getcolors(100_000)) > 16
+    assert (DOCS / picture).stat().st_size < 40_000
+    for name in [*definition["inputs"], *(output["name"] for output in definition["outputs"].values())]:
+        assert f"**{name}**" in page, name
+
+
+def test_help_pages_belong_to_nodes():
+    assert {path.stem for path in DOCS.iterdir()} == set(node_ids())
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_translation_has_every_node_input_and_output_and_no_other(language):
+    table, english = load_locale(language), load_locale("en")
+    assert list(table) == node_ids()
+    for node_id, definition in table.items():
+        assert definition["display_name"] and definition["description"]
+        for group in ("inputs", "outputs"):
+            assert list(definition[group]) == list(english[node_id][group]), node_id
+            assert all(entry["name"].strip() for entry in definition[group].values())
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_a_translation_is_in_its_language(language):
+    letters = {"zh": r"[\u4e00-\u9fff]", "ja": r"[\u3040-\u30ff]", "ko": r"[\uac00-\ud7af]"}[language]
+    for definition in load_locale(language).values():
+        assert re.search(letters, definition["description"])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_signs_that_the_frontend_reads_as_syntax_are_escaped(language):
+    def texts(value):
+        return [text for part in value.values() for text in texts(part)] if isinstance(value, dict) else [value]
+
+    for text in texts(load_locale(language)):
+        assert not re.search(r"[{}|@]", re.sub(r"\{'[{}|@]'\}", "", text)), text
