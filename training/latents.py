@@ -47,6 +47,11 @@ class GridLatents:
         latents = self.codec.encode(to_model_range(grids.flatten(0, 1)), noise=noise).unflatten(0, (-1, 2))
         return latents[:, 0], latents[:, 1]
 
+    def flush(self) -> None:
+        """Write latents that are not on disk yet."""
+        if self.cache is not None:
+            self.cache.flush()
+
     def _tile_cells(self, batch: dict[str, Any], rows: slice, cache: TensorCache) -> tuple[Tensor, Tensor]:
         targets, contexts = [], []
         for grid, (key_a, key_a_prime, key_b) in zip(batch["target"][rows], batch["image_keys"][rows], strict=True):

@@ -218,6 +218,7 @@ class Loop:
             "train/gradient_norm": norm,
             "train/learning_rate": rate,
             "train/bad_steps": float(state.bad_steps),
+            "train/seconds_per_step": self.monitor.seconds_per_step(),
             "train/peak_gib": peak_gib(),
         }
         self.monitor.log(state.step, values)

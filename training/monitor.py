@@ -37,12 +37,20 @@ class Monitor:
         self._bar = tqdm(total=config.run.steps, initial=first_step, disable=not is_main, unit="step")
         self._writer = _tensorboard(config) if is_main and config.tracking.tensorboard else None
         self._wandb = _wandb(config) if is_main and config.tracking.wandb_project else None
-        self._started = time.monotonic()
+        self._started = self._logged = time.monotonic()
+        self._steps_since = 0
 
     def step(self, loss: float) -> None:
         """Advance the bar."""
         self._bar.set_postfix_str(f"loss {loss:.4f} · peak {peak_gib():.2f} GiB", refresh=False)
         self._bar.update()
+        self._steps_since += 1
+
+    def seconds_per_step(self) -> float:
+        """Return the mean since the last call, whatever happened in between (0 without a step)."""
+        now, steps = time.monotonic(), self._steps_since
+        elapsed, self._logged, self._steps_since = now - self._logged, now, 0
+        return elapsed / steps if steps else 0.0
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write numbers of a step everywhere."""

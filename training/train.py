@@ -80,6 +80,7 @@ def _run(config: TrainConfig, processes: Processes, stop: StopRequest, resume: s
         loop.run(state)
     finally:
         loop.monitor.close()
+        loop.encoder.grids.flush()
     return RunResult(state.step, tuple(loop.losses), _finish(config, state, processes), processes.world_size)
 
 

@@ -1,0 +1,73 @@
+"""Pictures on disk → prepare → check → train → file → the core → a drawn picture, by the commands a person types."""
+
+import re
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from lorweb_core.checkpoint import load_basis
+from training.prepare import main as prepare
+from training.sample import main as sample
+from training.tiny_kontext import write_pictures
+from training.train import main as train
+
+REFERENCE_NAME = re.compile(
+    r"transformer\.(single_)?transformer_blocks\.\d+\..+\.(lora_A|lora_B|lora_keys|att_lora_to_q\.weight)"
+)
+
+
+@pytest.fixture
+def base_with_tiny_autoencoder(tiny_parts, tmp_path):
+    """The tiny base with an `AutoencoderTiny` in place of its `AutoencoderKL`."""
+    import shutil
+
+    from diffusers import AutoencoderTiny
+
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_parts / "model", folder)
+    shutil.rmtree(folder / "vae")
+    torch.manual_seed(0)
+    blocks = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    AutoencoderTiny(
+        latent_channels=16, num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1),
+        scaling_factor=1.0, shift_factor=0.0, **blocks,
+    ).save_pretrained(folder / "vae")  # fmt: skip
+    return folder
+
+
+def test_from_pictures_to_a_drawn_answer(tiny_parts, tmp_path, base_with_tiny_autoencoder, capsys):
+    pictures, index, runs = write_pictures(tmp_path / "pictures", pairs=3), tmp_path / "pairs.jsonl", tmp_path / "runs"
+    assert prepare(["folders", str(pictures), "--out", str(index)]) == 0
+    overrides = [
+        f"base.model={base_with_tiny_autoencoder}", f"encoder.model={tiny_parts / 'encoder'}", f"data.index={index}",
+        f"run.folder={runs}", "text.caption_source=none", "run.steps=6", "validation.every=6", "data.workers=1",
+    ]  # fmt: skip
+    command = ["--config", "tiny.yaml", *overrides]
+    assert train([*command, "--check"]) == 0
+    assert train(command) == 0
+    file = runs / "tiny" / "tiny.safetensors"
+    assert all(REFERENCE_NAME.fullmatch(name) for name in load_file(file))
+    assert len(load_basis(file).layers) == 20
+    triplet = tmp_path / "triplets" / "one"
+    triplet.mkdir(parents=True)
+    for part, source in (("a", "0001_before"), ("a_prime", "0001_after"), ("b", "0002_before")):
+        Image.open(pictures / "invert" / f"{source}.png").save(triplet / f"{part}.png")
+    drawn = sample(
+        ["--base", str(base_with_tiny_autoencoder), "--basis", str(file), "--encoder", str(tiny_parts / "encoder"),
+         "--out", str(tmp_path / "drawn"), "--triplets", str(triplet.parent), "--megapixels", "0.05", "--steps", "2",
+         "--dtype", "float32", "--device", "cpu"]
+    )  # fmt: skip
+    assert drawn == 0
+    assert Image.open(tmp_path / "drawn" / "one.png").size == (48, 48)
+    assert "error" not in capsys.readouterr().err
+
+
+def test_mistakes_end_with_one_message_and_exit_code_one(capsys):
+    assert train(["--config", "tiny.yaml", "basis.basis_sise=4", "data.index=/nowhere/pairs.jsonl"]) == 1
+    assert "did you mean basis_size" in capsys.readouterr().err
+    assert train(["--config", "tiny.yaml", "data.index=/nowhere/pairs.jsonl", "base.model=/nowhere"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: Expected")
+    assert "Traceback" not in told
