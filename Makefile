@@ -1,6 +1,6 @@
 # make test      everything fast: tests, style, types (creates .venv on the first run)
 # make test-all  also the slow tests: both hosts, every base format, browser, fuzzing at length
-# make demo      one analogy on the bundled pictures, on the CPU
+# make demo      analogies on bundled pictures, on the CPU; or your own: make demo A=a.png A_PRIME=a2.png B=b.png
 #
 # TORCH_SPEC and TORCH_PIP_ARGS choose the torch build, for example
 #   make test TORCH_SPEC=torch TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
@@ -12,7 +12,10 @@ TORCH_PIP_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: test test-all lint types venv clean
+.PHONY: demo test test-all lint types venv clean
+
+demo: venv
+	$(BIN)/python -W ignore -m training.demo.show $(if $(A),--a "$(A)" --a-prime "$(A_PRIME)" --b "$(B)")
 
 test: venv lint types
 	$(BIN)/python -m pytest -q
