@@ -64,11 +64,7 @@ class RecordFile:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise OutputError(
-                expected=f"to be able to add to {self.path}",
-                got=error.strerror or str(error),
-                remedy="Make room or choose another folder, then run the same command again.",
-            ) from error
+            raise self._unusable(error) from error
         self._records[self._key_of(kept)] = kept
 
     def _read(self) -> bool:
@@ -77,6 +73,8 @@ class RecordFile:
             data = self.path.read_bytes()
         except FileNotFoundError:
             return True
+        except OSError as error:
+            raise self._unusable(error) from error
         for line in data.split(b"\n"):
             if not line.strip():
                 continue
@@ -90,6 +88,13 @@ class RecordFile:
                 "%s: %d half-written or damaged line(s) left out; their work is done again", self.path, self.unreadable
             )
         return not self.unreadable and (not data or data.endswith(b"\n"))
+
+    def _unusable(self, error: OSError) -> OutputError:
+        return OutputError(
+            expected=f"to be able to read and add to {self.path}",
+            got=error.strerror or str(error),
+            remedy="Make room or choose another folder, then run the same command again.",
+        )
 
     def _key_of(self, record: Record) -> tuple[Any, ...]:
         return tuple(record[name] for name in self.key)
