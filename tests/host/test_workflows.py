@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.host import graphs
 
-EDIT, BATCH, SAVE, USE = graphs.NAMES
+EDIT, BATCH, SAVE, USE = graphs.NAMES[:4]
 SWAPPED = {("DualCLIPLoader", "class_type"), ("CLIPVisionLoader", "class_type")}
 FEWER = {("KSampler", "steps"), ("LoRWeBBuildGrid", "megapixels")}
 CAT = graphs.PICTURES / "lorweb_b_cat.jpg"

@@ -13,6 +13,11 @@ PACK_IDS = (
     "LoRWeBBuildGrid",
     "LoRWeBCropResult",
     "LoRWeBSaveMixedLoRA",
+    "LoRWeBBlendCoefficients",
+    "LoRWeBAdjustCoefficients",
+    "LoRWeBPreviewCoefficients",
+    "LoRWeBSaveCoefficients",
+    "LoRWeBLoadCoefficients",
 )
 
 
@@ -33,8 +38,8 @@ def notes_of(workflow):
     return "\n".join(node["widgets_values"][0] for node in workflow["nodes"] if node["type"] in graphs.NOTES)
 
 
-def test_there_are_four_workflows_each_with_twin_and_thumbnail():
-    assert [name[:2].strip("_") for name in graphs.NAMES] == ["1", "2", "3a", "3b"]
+def test_every_workflow_is_there_with_twin_and_thumbnail():
+    assert [name[:2].strip("_") for name in graphs.NAMES] == ["1", "2", "3a", "3b", "4", "5", "6a", "6b"]
     assert sorted(path.stem for path in graphs.TWINS.glob("*.json")) == graphs.NAMES
     for name in graphs.NAMES:
         path = graphs.WORKFLOWS / f"{name}.jpg"

@@ -13,21 +13,29 @@ const NODES = new Set([
 ])
 const MIN_HEIGHT = 110
 
-function showText(node, text) {
+/** A box that scrolls; its text does not push the node's size, which the user chooses. */
+function makeReport() {
+  const frame = document.createElement('div')
+  frame.style.cssText = `position:relative; width:100%; height:100%; min-height:${MIN_HEIGHT}px`
+  const text = document.createElement('div')
+  text.className = 'lorweb-report'
+  text.tabIndex = 0
+  text.style.cssText =
+    'position:absolute; inset:0; box-sizing:border-box; overflow:auto; padding:6px 8px; border-radius:6px;' +
+    'white-space:pre-wrap; overflow-wrap:anywhere; font:11px/1.45 ui-monospace,monospace; user-select:text;' +
+    'background:var(--comfy-input-bg,#222); color:var(--input-text,#ddd)'
+  frame.append(text)
+  passWheelTo(app, text)
+  return { frame, text }
+}
+
+function showText(node, lines) {
   if (!node.lorwebReport) {
-    const element = document.createElement('div')
-    element.className = 'lorweb-report'
-    element.tabIndex = 0
-    element.style.cssText =
-      'box-sizing:border-box; width:100%; height:100%; overflow:auto; padding:6px 8px; border-radius:6px;' +
-      'white-space:pre-wrap; overflow-wrap:anywhere; font:11px/1.45 ui-monospace,monospace; user-select:text;' +
-      'background:var(--comfy-input-bg,#222); color:var(--input-text,#ddd);' +
-      `min-height:${MIN_HEIGHT}px`
-    passWheelTo(app, element)
-    addElement(node, 'report_text', element, MIN_HEIGHT)
-    node.lorwebReport = element
+    const { frame, text } = makeReport()
+    addElement(node, 'report_text', frame, MIN_HEIGHT)
+    node.lorwebReport = text
   }
-  node.lorwebReport.textContent = text
+  node.lorwebReport.textContent = lines
 }
 
 app.registerExtension({
