@@ -72,7 +72,7 @@ class EncodeAnalogies:
     @classmethod
     def IS_CHANGED(
         cls,
-        folder: list[str],
+        folder: list[str | None],
         average: object = None,
         basis: object = None,
         clip_vision: object = None,
@@ -81,7 +81,7 @@ class EncodeAnalogies:
         images_a_prime: object = None,
     ) -> str:
         """Encode again when a picture in the folder is another one."""
-        name = folder[0].strip()
+        name = (folder[0] or "").strip()  # None while it comes from another node
         root = host.find_input_folder(name)
         return repr([fingerprint_file(path) for path in sorted(root.rglob("*"))]) if name and root.is_dir() else ""
 

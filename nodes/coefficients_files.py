@@ -53,6 +53,7 @@ class SaveCoefficients:
                     {
                         "default": "",
                         "multiline": True,
+                        "dynamicPrompts": False,  # braces in a note are the user's own
                         "tooltip": "What the edit does and how strong to use it; kept in the file.",
                     },
                 ),

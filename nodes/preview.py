@@ -21,6 +21,7 @@ from ..lorweb_core.coefficient_summary import (
 from ..lorweb_core.coefficients import Coefficients, count_mixes, require_whole_coefficients
 from ..lorweb_core.heat_map import draw_coefficients, draw_comparison
 from ..lorweb_core.images import from_pil
+from ..lorweb_core.layer_names import parse_layer_name
 from . import host
 from .sockets import COEFFICIENTS
 
@@ -95,6 +96,7 @@ def _pack(
 ) -> dict[str, Any]:
     data = {
         "layers": list(table.layer_names),
+        "parts": [parse_layer_name(name).part for name in table.layer_names],
         "basis_size": table.basis_size,
         "values": _encode_floats(table.values),
         "strip": _encode_floats(strip),

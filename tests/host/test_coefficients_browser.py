@@ -163,3 +163,45 @@ def test_the_hosts_own_picture_is_not_shown_a_second_time(frontend):
         ".every(w => !w.name.includes('image'))"
     )
     assert frontend.errors == []
+
+
+def test_the_help_page_of_a_node_opens_with_its_picture(frontend):
+    page = frontend.page
+    page.evaluate(
+        """() => {
+          const canvas = window.app.canvas, graph = window.app.rootGraph || window.app.graph;
+          canvas.ds.scale = 1; canvas.ds.offset = [-900, 120];
+          canvas.deselectAll(); canvas.selectNode(graph.nodes.find(n => n.id == 7)); canvas.setDirty(true, true);
+        }"""
+    )
+    page.wait_for_timeout(700)
+    page.locator("[data-testid=info-button]").first.click()
+    picture = page.locator("img[alt='Preview Coefficients']").first
+    picture.wait_for(timeout=20_000)
+    page.wait_for_function("image => image.complete && image.naturalWidth > 200", arg=picture.element_handle())
+    assert page.get_by_text("Rows are layers in the order of the computation").count() >= 1
+    assert frontend.errors == []
+
+
+@pytest.mark.parametrize(
+    ("language", "title", "socket"),
+    [("zh", "预览系数", "系数"), ("ja", "係数をプレビュー", "係数"), ("ko", "계수 미리보기", "계수")],
+)
+def test_nodes_speak_the_users_language(servers, newest_host, chromium, language, title, socket):  # noqa: F811
+    server = servers(newest_host)
+    server.post("/api/settings/Comfy.VueNodes.Enabled", False)
+    server.post("/api/settings/Comfy.Locale", language)
+    try:
+        with contextlib.closing(Frontend(chromium, server.url)) as tab:
+            tab.page.evaluate(LOAD, {"graph": GRAPH, "places": PLACES})
+            tab.page.wait_for_timeout(500)
+            found = tab.page.evaluate(
+                """() => { const node = (window.app.rootGraph || window.app.graph).nodes.find(n => n.id == 7);
+                  const grid = window.LiteGraph.registered_node_types.LoRWeBBuildGrid;
+                  return {title: window.LiteGraph.registered_node_types.LoRWeBPreviewCoefficients.title,
+                          socket: node.inputs[0].localized_name || node.inputs[0].label, grid: grid.title}; }"""
+            )
+            assert found["title"] == title and found["socket"] == socket
+            assert tab.errors == []
+    finally:
+        server.post("/api/settings/Comfy.Locale", "en")

@@ -21,6 +21,7 @@ export function decodeMix(data) {
   const basisSize = data.basis_size
   const mix = {
     layers: data.layers,
+    parts: data.parts,
     basisSize,
     values,
     strip: decodeFloats(data.strip),
@@ -134,15 +135,9 @@ function drawEdge(context, mix, box) {
   mix.layers.forEach((name, index) => {
     context.fillStyle = KIND_COLOURS[name.split('.')[0]] ?? OTHER_COLOUR
     context.fillRect(box.x, box.y + index * row, box.width / 2, row + 0.5)
-    context.fillStyle = PART_COLOURS[partOf(name)] ?? OTHER_COLOUR
+    context.fillStyle = PART_COLOURS[mix.parts[index]] ?? OTHER_COLOUR
     context.fillRect(box.x + box.width / 2, box.y + index * row, box.width / 2, row + 0.5)
   })
-}
-
-function partOf(name) {
-  if (/\.norm\d?(_context)?\.linear$/.test(name)) return 'modulation'
-  if (/\.attn\./.test(name)) return 'attention'
-  return /\.(ff|ff_context)\.net\.|\.proj_(mlp|out)$/.test(name) ? 'mlp' : 'other'
 }
 
 function drawBars(context, shares, box, { isHorizontal }) {
