@@ -19,9 +19,9 @@ from .config import TrainConfig
 from .data.index import PairIndex, open_index
 from .data.splits import held_out_tasks, hold_out
 from .data.validation import usable_pairs
+from .layer_selection import target_layers
 from .model_source import ModelSource, find_source, read_transformer_config
 from .single_file import check_header
-from .trainable import target_layers
 
 _BASE_BYTES = {"none": None, "int8": 1.02, "nf4": 0.55}
 _OPTIMISER_BYTES = {"adamw": 8.0, "adamw8bit": 2.05}

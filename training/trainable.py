@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorweb_core.basis import Basis, LayerBasis
-from lorweb_core.errors import ModelError, ShapeError
+from lorweb_core.errors import ShapeError
 from lorweb_core.settings import RouterSettings
 
 from .flow import add_noise, sample_losses, velocity_target
-from .linear import LoRWeBLinear, StackedRouter, hand_out_coefficients, take_coefficients_back
+from .layer_selection import attach_linears, target_layers
+from .linear import StackedRouter, hand_out_coefficients, take_coefficients_back
 from .tokens import CONTEXT, TARGET, pack_latents, token_ids, unpack_latents
-
-BLOCK_LISTS = ("transformer_blocks.", "single_transformer_blocks.")
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,9 @@ class TrainableKontext(nn.Module):
         self.shape = shape
         names = target_layers(transformer, include=tuple(include), exclude=tuple(exclude))
         device = device or _device_of(transformer)
-        self.linears = _attach(transformer, names, shape, dtype, device)
+        self.linears = attach_linears(
+            transformer, names, basis_size=shape.basis_size, rank=shape.rank, dtype=dtype, device=device
+        )
         self.router = StackedRouter(
             len(names), shape.basis_size, shape.key_dim, query_dim=shape.query_dim, settings=settings,
             gain=shape.coefficient_gain, device=device,
@@ -250,55 +250,8 @@ def predict_velocity(
     return unpack_latents(output[:, : tokens.shape[1]], height, width)
 
 
-def target_layers(
-    transformer: nn.Module, *, include: tuple[str, ...] = ("*",), exclude: tuple[str, ...] = ()
-) -> dict[str, tuple[int, int]]:
-    """Return the Linears of both block types that the patterns select, name → (in, out), in the model's order.
-
-    Raises: ModelError: when none is left.
-    """
-    linears = {
-        name: (module.in_features, module.out_features)
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(BLOCK_LISTS)
-    }
-    selected = {
-        name: sizes for name, sizes in linears.items() if _matches(name, include) and not _matches(name, exclude)
-    }
-    if not selected:
-        raise ModelError(
-            expected="at least one Linear of the transformer blocks to match basis.include and not basis.exclude",
-            got=f"{len(linears)} Linears, none selected by {list(include)} without {list(exclude)}",
-            remedy='Use layer names with wildcards, such as "*.attn.*" or "single_transformer_blocks.*".',
-        )
-    return selected
-
-
-def _attach(
-    transformer: nn.Module,
-    names: Mapping[str, tuple[int, int]],
-    shape: BasisShape,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> dict[str, LoRWeBLinear]:
-    linears = {}
-    for name, (in_features, out_features) in names.items():
-        parent_name, _, child = name.rpartition(".")
-        parent = transformer.get_submodule(parent_name)
-        linears[name] = LoRWeBLinear(
-            parent.get_submodule(child), in_features, out_features,
-            basis_size=shape.basis_size, rank=shape.rank, device=device, dtype=dtype,
-        )  # fmt: skip
-        parent.register_module(child, linears[name])
-    return linears
-
-
 def _device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:

@@ -8,8 +8,9 @@ from lorweb_core.basis import Basis
 from lorweb_core.mixing import layer_delta
 from lorweb_core.router import route_query
 from lorweb_core.settings import RouterSettings
+from training.layer_selection import target_layers
 from training.linear import LoRWeBLinear, StackedRouter, hand_out_coefficients, take_coefficients_back
-from training.trainable import BasisShape, TrainableKontext, target_layers
+from training.trainable import BasisShape, TrainableKontext
 
 
 def _linear(basis_size=3, rank=2, dtype=torch.float32):

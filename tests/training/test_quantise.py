@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from training.layer_selection import target_layers
 from training.linear import LoRWeBLinear
 from training.quantise import quantise_blocks
-from training.trainable import BasisShape, TrainableKontext, target_layers
+from training.trainable import BasisShape, TrainableKontext
 
 PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes"}
 #: Largest relative error of output and input gradient that the packing itself may cause (measured 0.5 % and 9 %).
