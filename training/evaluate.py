@@ -22,6 +22,7 @@ from lorweb_core.errors import LoRWeBError
 from lorweb_core.settings import CLIP_ENCODER_ID, KONTEXT_ID
 
 from .data.drawing import CAPTION_SOURCES
+from .demo.scenes import MODEL_FOLDER
 from .evaluation import commands
 from .evaluation.methods import LAYOUTS
 
@@ -56,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_judge(subparsers)
     _add_aggregate(subparsers)
     _add_sensitivity(subparsers)
+    _add_ablation(subparsers)
     return parser
 
 
@@ -143,6 +145,18 @@ def _add_sensitivity(subparsers: Subparsers) -> None:
     _add_meter_arguments(parser)
 
 
+def _add_ablation(subparsers: Subparsers) -> None:
+    parser = _add(subparsers, "ablation", commands.run_ablation, "the paper's ablations on the demo's tiny Kontext")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="for runs and pictures (runs/ablation)")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="where the table goes (OUT/ablation.md)")
+    parser.add_argument("--variants", nargs="*", default=[], metavar="NAME", help="only these; all without")
+    parser.add_argument("--steps", type=_count, default=300, help="of every variant (300; about 5 min on a core)")
+    parser.add_argument("--seed", type=int, default=0, help="of every run (0)")
+    parser.add_argument("--per-edit", type=_count, default=2, metavar="N", help="test analogies of every edit (2)")
+    parser.add_argument("--pairs-per-edit", type=_count, default=60, metavar="N", help="training pairs (60)")
+    _add_meter_arguments(parser, clip_encoder=str(MODEL_FOLDER / "encoder"))
+
+
 def _add(
     subparsers: Subparsers, name: str, run: Callable[[argparse.Namespace], None], summary: str
 ) -> argparse.ArgumentParser:
@@ -160,12 +174,12 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", metavar="NAME", help="compared with all others (the first that is no baseline)")
 
 
-def _add_meter_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_meter_arguments(parser: argparse.ArgumentParser, *, clip_encoder: str = CLIP_ENCODER_ID) -> None:
     parser.add_argument("--lpips-backbone", type=Path, metavar="FILE", help="AlexNet or VGG-16 weights; without: null")
     parser.add_argument("--lpips-heads", type=Path, metavar="FILE", help="default: from the installed package lpips")
     parser.add_argument(
-        "--clip-encoder", default=CLIP_ENCODER_ID, metavar="FOLDER",
-        help=f"folder or id for the CLIP direction, or none ({CLIP_ENCODER_ID})",
+        "--clip-encoder", default=clip_encoder, metavar="FOLDER",
+        help=f"folder or id for the CLIP direction, or none ({Path(clip_encoder).name})",
     )  # fmt: skip
     _add_device(parser)
 

@@ -10,6 +10,7 @@ import json
 
 from lorweb_core.files import write_text_atomically
 
+from ..demo.scenes import MODEL_FOLDER
 from . import sensitivity, tables
 from .aggregation import evaluate
 from .endpoint import EndpointJudge
@@ -105,6 +106,35 @@ def run_sensitivity(options: argparse.Namespace) -> None:
     write_text_atomically(folder.results / "sensitivity.md", table)
     write_text_atomically(folder.results / "sensitivity.json", _json(sensitivity.as_json(spreads)))
     print(table)
+
+
+def run_ablation(options: argparse.Namespace) -> None:
+    """Train and measure the ablations on the demo's tiny Kontext."""
+    from . import ablation
+
+    out, folder = options.out, EvaluationFolder(options.out / "evaluation")
+    untrained = ablation.prepare_demo(out, pairs_per_edit=options.pairs_per_edit)
+    known = {variant.name: variant for variant in ablation.variants(untrained)}
+    unknown = [name for name in options.variants if name not in known]
+    if unknown:
+        raise EvaluationError(
+            expected=f"--variants among {', '.join(known)}", got=", ".join(unknown), remedy="Correct the names."
+        )
+    chosen = [known[name] for name in options.variants or known]
+    files = ablation.train_variants(out, chosen, steps=options.steps, seed=options.seed)
+    write_samples(folder, ablation.write_test_pictures(out / "test", per_edit=options.per_edit), max_side_px=1024)
+    samples = read_samples(folder)
+    drawn = [ablation.demo_method(title, file, folder, out, MODEL_FOLDER) for title, file in files.items()]
+    methods: list[Method] = [Baseline("copy-b", folder), *drawn]
+    for method in methods:
+        generate(folder, method, samples)
+    names = [method.name for method in methods]
+    measure_all(folder, _meter(options), names, samples)
+    table = tables.as_markdown(evaluate(folder, names, samples, reference=names[1]))
+    text = ablation.as_report(table, steps=options.steps, seed=options.seed)
+    write_text_atomically(options.results or out / "ablation.md", text)
+    write_sheets(folder, names, samples, rows=10, sheets=1, cell_px=96)
+    print(text)
 
 
 def _generators(options: argparse.Namespace, folder: EvaluationFolder, samples: list[Sample]) -> list[DrawnMethod]:
