@@ -94,11 +94,17 @@ def prepare_demo(out: Path, *, pairs_per_edit: int, model: Path = MODEL_FOLDER) 
 
 
 def train_variants(out: Path, chosen: Sequence[Variant], *, steps: int, seed: int) -> dict[str, Path]:
-    """Return title → basis file of every variant, training those that have none."""
-    return {
-        variant.title: trained_basis(out, variant.contender, variant.contender.rates[0], steps=steps, seed=seed)
-        for variant in tqdm(chosen, desc="training", unit="variant", disable=None)
-    }
+    """Return title → basis file of every variant, training those that have none.
+
+    Raises: KeyboardInterrupt: when a run was stopped; calling again resumes it.
+    """
+    files = {}
+    for variant in tqdm(chosen, desc="training", unit="variant", disable=None):
+        contender = variant.contender
+        files[variant.title] = trained_basis(out, contender, contender.rates[0], steps=steps, seed=seed)
+        if not files[variant.title].is_file():  # the trainer ends early, and well, when it is asked to stop
+            raise KeyboardInterrupt
+    return files
 
 
 def write_test_pictures(folder: Path, *, per_edit: int) -> list[Analogy]:
