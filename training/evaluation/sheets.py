@@ -75,9 +75,8 @@ def _write(
     place: tuple[int, int],
     width_px: int,
 ) -> None:
-    """Write text, cut where its column ends; characters that the built-in bitmap font lacks become `?`."""
-    if isinstance(font, ImageFont.ImageFont):
-        text = text.replace("′", "'").encode("latin-1", "replace").decode("latin-1")
+    """Write text, cut where its column ends; the built-in font has no characters beyond ASCII."""
+    text = text.replace("′", "'").replace("×", "x").encode("ascii", "replace").decode("ascii")
     while text and draw.textlength(text, font=font) > width_px:
         text = text[:-1]
     draw.text(place, text, fill="black", font=font)

@@ -1,0 +1,40 @@
+"""The ablation command on the shipped tiny Kontext; the variants' training itself is the trainer's subject."""
+
+import shutil
+
+import pytest
+
+from training.demo.scenes import MODEL_FOLDER
+from training.evaluate import main
+from training.evaluation.ablation import variants
+
+needs_model = pytest.mark.skipif(not (MODEL_FOLDER / "basis.safetensors").is_file(), reason="no demo model")
+
+
+def test_every_variant_changes_something_of_its_own(tmp_path):
+    contenders = [variant.contender for variant in variants(tmp_path)]
+    assert len({contender.name for contender in contenders}) == len(contenders)
+    assert len({contender.overrides for contender in contenders}) == len(contenders)
+
+
+@needs_model
+@pytest.mark.slow
+def test_trained_variants_are_measured_on_held_out_parameters(tmp_path, capsys):
+    name = "lorweb-0.01-0.001-21-seed0"
+    (tmp_path / name).mkdir()
+    shutil.copy(MODEL_FOLDER / "basis.safetensors", tmp_path / name / f"{name}.safetensors")
+    words = ["--steps", "21", "--per-edit", "1", "--pairs-per-edit", "1", "--variants", "lorweb"]
+    results = tmp_path / "table.md"
+    assert main(["ablation", "--out", str(tmp_path), "--results", str(results), *words]) == 0
+    table = results.read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in table.splitlines() if line.startswith("| ")}
+    copied, drawn = (float(rows[method][4].split()[0]) for method in ("copy-b", "LoRWeB, 16 × rank 4"))
+    assert drawn > copied + 6
+    assert "read large differences only" in table
+    assert (tmp_path / "evaluation" / "results" / "sheet-01.png").is_file()
+
+
+@needs_model
+def test_unknown_variants_are_told(tmp_path, capsys):
+    assert main(["ablation", "--out", str(tmp_path), "--pairs-per-edit", "1", "--variants", "lorwep"]) == 2
+    assert "--variants among lorweb, fewer-larger" in capsys.readouterr().err
