@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 logger = logging.getLogger(__name__)
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 class StopRequest:
@@ -32,7 +32,7 @@ class StopRequest:
 def listen_for_signals() -> Iterator[StopRequest]:
     """Give a `StopRequest` that the three signals set."""
     request = StopRequest()
-    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
     before = {number: signal.signal(number, request.handle) for number in numbers}
     try:
         yield request

@@ -6,6 +6,7 @@ Pair indices give fresh quadruplets every epoch; the reference's triplet indices
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from .data.quadruplets import BucketBatchSampler, FixedQuadrupletDataset, Quadru
 from .data.reference import ReferenceDataset
 from .data.splits import TaskKind, batches_by_bucket, fixed_quadruplets, hold_out
 from .data.validation import usable_pairs
+from .interruption import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 _KINDS: dict[str, TaskKind] = {"seen": "seen", "held_out": "held-out"}
@@ -92,8 +94,16 @@ def training_batches(
         collate_fn=collate_quadruplets,
         num_workers=config.data.workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
     return iter(loader)
+
+
+def _leave_signals_to_the_main_process(_worker: int) -> None:
+    """Ctrl-C and schedulers signal all processes of a group; loading must go on until the state is saved."""
+    for name in STOP_SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _from_pairs(

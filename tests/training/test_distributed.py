@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[2]
 def _start(arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, text=True, **pipes)
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, text=True, start_new_session=True, **pipes
+    )
 
 
 def _torchrun(folder, overrides):
@@ -88,6 +90,21 @@ def test_kill_at_random_points_costs_only_unsaved_steps(tiny_config, tiny_overri
         load_file(killed.run_folder / "killed.safetensors"),
     )
     assert all(bool((first[name] == second[name]).all()) for name in first)
+
+
+@pytest.mark.slow
+def test_signal_to_the_whole_group_saves_although_pictures_are_being_loaded(tiny_config, tiny_overrides):
+    """Ctrl-C in a terminal and a scheduler's SIGTERM reach the loading processes too."""
+    config = tiny_config("run.steps=100000", "checkpoint.every=1")
+    command = ["-m", "training.train", "--config", "tiny.yaml"]
+    process = _start([*command, *tiny_overrides("run.steps=100000", "checkpoint.every=1", "data.workers=2")])
+    while process.poll() is None and not _has_moved(config.run_folder / "checkpoints", None):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output[-3000:]
+    assert "SIGTERM: saving and stopping" in output
+    assert "go on with --resume latest" in output
 
 
 def _has_moved(checkpoints, before):
