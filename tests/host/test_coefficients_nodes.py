@@ -17,6 +17,18 @@ BASIS, ENCODE, APPLY = "4", "11", "12"
 
 
 @pytest.fixture
+def server(newest_server):
+    """The newest host's server, for laws that do not depend on the host."""
+    return newest_server
+
+
+@pytest.fixture
+def each_server(servers, host):
+    """The server of each host."""
+    return servers(host)
+
+
+@pytest.fixture
 def edit():
     """The first workflow, ready to run, saving its latent."""
     return graphs.with_latent_saved(graphs.make_runnable(graphs.load_twin(EDIT)), "edit")
@@ -69,10 +81,10 @@ def text_of(outcome, node_id):
     return "\n".join(outcome.outputs[node_id]["text"])
 
 
-def test_neutral_nodes_in_between_change_no_bit(server, edit):
-    plain = sample(server, edit)
+def test_neutral_nodes_in_between_change_no_bit(each_server, edit):
+    plain = sample(each_server, edit)
     chain = {"b": blend([ENCODE, 0], [ENCODE, 0], position=0.3), "c": adjust(["b", 0], top_k=3)}
-    assert torch.equal(sample(server, with_nodes(edit, ["c", 0], **chain)), plain)
+    assert torch.equal(sample(each_server, with_nodes(edit, ["c", 0], **chain)), plain)
 
 
 def test_part_strengths_of_zero_are_the_bare_model_and_a_half_everywhere_is_strength_one_half(server, edit):
@@ -103,18 +115,18 @@ def test_mixes_of_adjusted_coefficients_work_in_both_patch_modes(server, edit):
     torch.testing.assert_close(latents[0], latents[1], atol=1e-5, rtol=1e-4)
 
 
-def test_saved_coefficients_are_used_again_without_pictures_and_encoder(server, edit):
-    plain = sample(server, edit)
-    outcome = server.run({**edit, "s": save([ENCODE, 0], thumbnail=["9", 0])})
+def test_saved_coefficients_are_used_again_without_pictures_and_encoder(each_server, edit):
+    plain = sample(each_server, edit)
+    outcome = each_server.run({**edit, "s": save([ENCODE, 0], thumbnail=["9", 0])})
     assert "1 mix of lorweb.safetensors" in text_of(outcome, "s")
-    path = sorted((server.base / "output" / "lorweb_coefficients").glob("kept_*.safetensors"))[-1]
+    path = sorted((each_server.base / "output" / "lorweb_coefficients").glob("kept_*.safetensors"))[-1]
     kept = load_coefficients(path)
     assert kept.note == "cup → comic" and max(kept.thumbnail.size) == 256 and path.stat().st_size < 100_000
     load = {"class_type": "LoRWeBLoadCoefficients", "inputs": {"file_name": path.name, "basis": [BASIS, 0]}}
     again = with_nodes(edit, ["l", 0], l=load)
     del again[ENCODE], again["5"]
-    assert torch.equal(sample(server, again), plain)
-    shown = server.run({"l": {**load, "inputs": {"file_name": path.name}}, "p": preview(["l", 0])})
+    assert torch.equal(sample(each_server, again), plain)
+    shown = each_server.run({"l": {**load, "inputs": {"file_name": path.name}}, "p": preview(["l", 0])})
     assert "Strongest adapters" in text_of(shown, "p")
 
 
@@ -123,21 +135,21 @@ def preview(source, **inputs):
     return {"class_type": "LoRWeBPreviewCoefficients", "inputs": {"coefficients": source, **inputs}}
 
 
-def test_a_preview_shows_a_picture_numbers_and_text(server, edit):
+def test_a_preview_shows_a_picture_numbers_and_text(each_server, edit):
     nodes = {"r": reversed_analogy(edit), "p": preview([ENCODE, 0]), "q": preview([ENCODE, 0], compare_with=["r", 0])}
-    outcome = server.run({**edit, **nodes})
+    outcome = each_server.run({**edit, **nodes})
     assert "20 layers × 3 adapters" in text_of(outcome, "p")
     assert "Cosine per layer" in text_of(outcome, "q")
     for node_id in ("p", "q"):
         (picture,) = outcome.outputs[node_id]["images"]
-        assert Image.open(server.saved(picture)).size[0] > 300
+        assert Image.open(each_server.saved(picture)).size[0] > 300
         (data,) = outcome.outputs[node_id]["lorweb_heat_map"]
         assert len(data["layers"]) == 20 and data["basis_size"] == 3
 
 
-def test_apply_shows_its_report(server, edit):
+def test_apply_shows_its_report(each_server, edit):
     fresh = graphs.change(edit, "LoRWeBApplyMixedLoRA", strength=0.9876)  # a cached node shows nothing again
-    assert "Layers: 20 matched" in text_of(server.run(fresh), APPLY)
+    assert "Layers: 20 matched" in text_of(each_server.run(fresh), APPLY)
 
 
 def many(graph, **inputs):
@@ -154,8 +166,8 @@ def test_many_examples_of_one_pair_are_that_pair(server, edit):
         torch.testing.assert_close(sample(server, graph), plain, atol=1e-6, rtol=1e-5)
 
 
-def test_a_folder_of_pairs_is_averaged_and_its_outlier_named(server, edit):
-    folder = server.base / "input" / "pairs" / "comic"
+def test_a_folder_of_pairs_is_averaged_and_its_outlier_named(each_server, edit):
+    folder = each_server.base / "input" / "pairs" / "comic"
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(5):
         sides = ["lorweb_a_cup.jpg", "lorweb_a_prime_cup.jpg"]
@@ -163,7 +175,7 @@ def test_a_folder_of_pairs_is_averaged_and_its_outlier_named(server, edit):
             with Image.open(graphs.PICTURES / source) as picture:
                 box = (index * 3, 0, picture.width - 12 + index * 3, picture.height)
                 picture.crop(box).save(folder / f"{index}_{side}.png")
-    outcome = server.run(with_nodes(edit, ["m", 0], m=many(edit, folder="pairs/comic", average="coefficients")))
+    outcome = each_server.run(with_nodes(edit, ["m", 0], m=many(edit, folder="pairs/comic", average="coefficients")))
     report = text_of(outcome, "m")
     assert "5 pairs" in report and "3_a  <- outlier" in report and report.count("outlier") == 1
 
