@@ -19,7 +19,7 @@ from .layout import Layout, Placement, plan_layout
 __all__ = ["FITS", "MEGAPIXELS_RANGE", "Layout", "build_grid", "reference_grid", "undo_grid"]
 
 FITS = ("pad", "crop", "stretch")
-MEGAPIXELS_RANGE = (0.05, 4.0)
+MEGAPIXELS_RANGE = (0.01, 4.0)
 #: A host may round the sides of a grid that it rescales; more than this is another picture.
 ASPECT_TOLERANCE = 0.01
 
@@ -35,7 +35,7 @@ def build_grid(
     Args:
         image_a, image_a_prime: [1 or B, H, W, C], float 0–1.
         image_b: [B, H, W, C], float 0–1.
-        megapixels: of the whole grid (1.0 = 1024×1024), 0.05…4.
+        megapixels: of the whole grid (1.0 = 1024×1024), 0.01…4.
         fit: `pad` (whole picture, edges repeated), `crop` (centre) or `stretch`.
     Returns: grid [B, 2h, 2w, 3] with device and dtype of image_b, h and w multiples of 16; its layout.
     Raises: ImageError, ShapeError: see `images.require_analogy`. SettingsError: for `megapixels` or `fit`.
