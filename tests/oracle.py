@@ -1,4 +1,4 @@
-"""An independent, slow statement of the method in float64, written from the formulas; shares no code with the product."""
+"""An independent, slow statement of the method in float64, from the formulas alone; shares no code with the product."""
 
 import math
 
