@@ -140,21 +140,21 @@ class TrainableKontext(nn.Module):
                 tensor.copy_(state[name])
 
     def layers(self, state: Mapping[str, Tensor] | None = None) -> dict[str, LayerBasis]:
-        """Return the basis by layer name, with the gain folded into the up matrices.
+        """Return the basis by layer name on the CPU, with the gain folded into the up matrices.
 
         Args:
             state: tensors as of `trained_state`, e.g. their moving average; without it the current ones.
         """
-        tensors = self.trained_state() if state is None else state
+        given = self.trained_state() if state is None else state
+        tensors = {name: tensor.detach().cpu() for name, tensor in given.items()}
+        gain = self.shape.coefficient_gain
         sizes = (self.shape.basis_size, self.shape.rank)
-        projections = tensors["router.query_projection"].detach().unflatten(0, (len(self.linears), -1))
-        keys = tensors["router.keys"].detach()
+        projections = tensors["router.query_projection"].unflatten(0, (len(self.linears), -1))
+        keys = tensors["router.keys"]
         return {
             name: LayerBasis(
-                lora_down=tensors[f"{name}.down"].detach().unflatten(0, sizes),
-                lora_up=(tensors[f"{name}.up"].detach() * self.shape.coefficient_gain)
-                .unflatten(0, sizes)
-                .transpose(1, 2),
+                lora_down=tensors[f"{name}.down"].unflatten(0, sizes),
+                lora_up=(tensors[f"{name}.up"] * gain).unflatten(0, sizes).transpose(1, 2),
                 keys=keys[index],
                 query_projection=projections[index],
             )
