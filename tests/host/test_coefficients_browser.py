@@ -8,6 +8,7 @@ from PIL import Image
 
 from tests.host import graphs
 from tests.host.browser import Frontend
+from tests.host.server import PACK_FOLDER
 from tests.host.test_browser import chromium  # noqa: F401 - a fixture
 
 #: A graph in API format, which the frontend lays out itself.
@@ -165,22 +166,12 @@ def test_the_hosts_own_picture_is_not_shown_a_second_time(frontend):
     assert frontend.errors == []
 
 
-def test_the_help_page_of_a_node_opens_with_its_picture(frontend):
-    page = frontend.page
-    page.evaluate(
-        """() => {
-          const canvas = window.app.canvas, graph = window.app.rootGraph || window.app.graph;
-          canvas.ds.scale = 1; canvas.ds.offset = [-900, 120];
-          canvas.deselectAll(); canvas.selectNode(graph.nodes.find(n => n.id == 7)); canvas.setDirty(true, true);
-        }"""
-    )
-    page.wait_for_timeout(700)
-    page.locator("[data-testid=info-button]").first.click()
-    picture = page.locator("img[alt='Preview Coefficients']").first
-    picture.wait_for(timeout=20_000)
-    page.wait_for_function("image => image.complete && image.naturalWidth > 200", arg=picture.element_handle())
-    assert page.get_by_text("Rows are layers in the order of the computation").count() >= 1
-    assert frontend.errors == []
+def test_help_pages_and_their_pictures_are_served_where_the_frontend_looks(servers, newest_host):
+    server = servers(newest_host)
+    folder = f"/extensions/{PACK_FOLDER}/docs"
+    for node_id in {node["class_type"] for node in GRAPH.values() if node["class_type"].startswith("LoRWeB")}:
+        assert f"]({node_id}.png)" in server.get_bytes(f"{folder}/{node_id}.md").decode()
+        assert server.get_bytes(f"{folder}/{node_id}.png").startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
