@@ -87,9 +87,9 @@ def make_atlas(options: argparse.Namespace) -> Atlas:
     chosen = choose_analogies(
         PairIndex.read_index(options.index).records, split=options.split, tasks=options.tasks, per_task=options.per_task
     )
+    new = _load_new(options)
     encoder_source = options.encoder or basis.settings.encoder_id
     encoder = load_image_encoder(encoder_source, device=_device(options.device))
-    new = _load_new(options)
     cache = open_embeddings(options.cache or options.out / "cache", basis, encoder, encoder_source)
     analogies, queries = embed_analogies(chosen, basis, encoder, cache)
     known = encode_coefficients(basis, queries)

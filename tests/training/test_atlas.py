@@ -103,9 +103,19 @@ def test_a_damaged_cache_is_made_again(atlas, tmp_path):
     assert (tmp_path / "atlas" / "analogies.jsonl").read_bytes() == wanted
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(index, atlas, tmp_path, capsys):
     everything = index.parent / "pairs.jsonl"
-    options = ["--index", everything, "--encoder", MODEL_FOLDER / "encoder", "--out", tmp_path / "atlas"]
+    options = [
+        "--index",
+        everything,
+        "--per-task",
+        2,
+        "--encoder",
+        MODEL_FOLDER / "encoder",
+        "--out",
+        tmp_path / "atlas",
+    ]
     words = [sys.executable, "-m", "training.atlas", BASIS, *options]
     process = subprocess.Popen([str(word) for word in words], stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
     deadline = time.monotonic() + 120
@@ -118,7 +128,7 @@ def test_a_killed_run_goes_on_where_it_was(index, atlas, tmp_path, capsys):
     assert kept
     assert main([str(word) for word in (BASIS, *options)]) == 0
     err = capsys.readouterr().err
-    total = len(PairIndex.read_index(everything))
+    total = len(choose_analogies(PairIndex.read_index(everything).records, per_task=2))
     assert 0 < int(re.findall(r"(\d+)/(\d+)", err)[-1][1]) <= total - 64
     assert set(kept) <= set(_shards(tmp_path / "atlas"))
 
@@ -139,9 +149,16 @@ def test_a_known_pair_finds_itself_and_does_not_move_the_map(index, atlas, tmp_p
     assert "★" in (tmp_path / "with" / "atlas.html").read_text(encoding="utf-8")
 
 
-def test_a_new_pair_without_b_is_asked_about_its_own_before_picture(index, atlas):
+def test_a_new_pair_without_b_is_asked_about_its_own_before_picture(index, atlas, tmp_path):
     record = PairIndex.read_index(index).records[0]
-    assert atlas("--a", record.before, "--a-prime", record.after, "--map", "tsne") == 0
+    assert atlas("--a", record.before, "--a-prime", record.after, "--map", "tsne", out=tmp_path) == 0
+    numbers = json.loads((tmp_path / "atlas.json").read_text(encoding="utf-8"))
+    star = re.search(r'class="star" x="([\d.]+)"', (tmp_path / "atlas.html").read_text(encoding="utf-8"))
+    nearest = next(
+        r for r in _lines(tmp_path / "analogies.jsonl") if r["pair"] == numbers["new"][0]["nearest"][0]["pair"]
+    )
+    circle = rf'cx="{star[1]}"[^\n]*{re.escape(nearest["pair"])} on '
+    assert re.search(circle, (tmp_path / "atlas.html").read_text(encoding="utf-8").replace(f"{nearest['task']}\n", ""))
 
 
 def _route(tasks, *, spread):
@@ -230,13 +247,9 @@ def test_a_basis_that_is_none_is_refused(atlas, index, capsys):
     assert capsys.readouterr().err.startswith("atlas: Expected ")
 
 
-def test_scikit_learn_is_named_with_its_install_line(index, tmp_path):
-    """In a process where the package cannot be found."""
-    blocked = tmp_path / "sklearn.py"
-    blocked.write_text("raise ImportError('No module named sklearn')\n", encoding="utf-8")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from training.atlas import main; sys.exit(main())"
-    words = [sys.executable, "-c", code, BASIS, "--index", index, "--out", tmp_path / "out"]
-    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 2
-    assert "pip install scikit-learn" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_scikit_learn_is_named_with_its_install_line(atlas, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
+    assert atlas() == 2
+    err = capsys.readouterr().err
+    assert "pip install scikit-learn" in err
+    assert err.count("\n") == 1

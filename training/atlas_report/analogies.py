@@ -117,9 +117,9 @@ def embed_analogies(
             cache.put(analogy.key, embedding[0])
     finally:
         cache.flush()
-    found = [(analogy, embedding) for analogy in analogies if (embedding := cache.get(analogy.key)) is not None]
+    found = [(analogy, held) for analogy in analogies if (held := cache.get(analogy.key)) is not None]
     _require_enough(len(found), f"{len(found)} with usable pictures, of {len(analogies)}")
-    return [analogy for analogy, _ in found], torch.stack([embedding for _, embedding in found])
+    return [analogy for analogy, _ in found], torch.stack([held for _, held in found])
 
 
 def embed_pictures(basis: Basis, encoder: ImageEncoder, a: Image.Image, a_prime: Image.Image, b: Image.Image) -> Tensor:

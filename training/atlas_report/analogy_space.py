@@ -36,7 +36,7 @@ class AnalogySpace:
         features: [A, D], coefficients of all layers in a row, divided by √L.
         distances: [A, A], infinite on the diagonal.
         points: [A, 2] of the map.
-        new_points: [B, 2] of the new analogies.
+        new_points: [B, 2] of the new analogies; with t-SNE those of their nearest known ones.
         new_distances: [B, A] from new to known analogies.
         variance: share of each principal component, up to 50 of them.
     """
@@ -83,7 +83,7 @@ def measure_space(known: Coefficients, new: Coefficients | None, *, method: str)
         points, new_points = components[:, :2], new_components[:, :2]
     else:
         points = _tsne(components)
-        new_points = np.stack([_between(points, row) for row in new_distances]) if len(new_features) else points[:0]
+        new_points = points[new_distances.argmin(1).numpy()]  # t-SNE has no place of its own for new points
     return AnalogySpace(features, distances, points, new_points, new_distances, variance)
 
 
@@ -146,13 +146,6 @@ def _tsne(components: np.ndarray) -> np.ndarray:
         return np.zeros((len(components), 2))
     perplexity = min(_PERPLEXITY, (len(components) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(components).astype(np.float64)
-
-
-def _between(points: np.ndarray, distances: Tensor) -> np.ndarray:
-    """t-SNE has no place for new points: the mean of the three nearest, weighted by closeness."""
-    nearest = distances.argsort(stable=True)[:3].numpy()
-    closeness = 1 / (distances.numpy()[nearest] + 1e-9)
-    return (points[nearest] * closeness[:, None]).sum(0) / closeness.sum()
 
 
 def _are_alike(rows: np.ndarray) -> bool:

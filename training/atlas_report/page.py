@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _SERVERS_OF_TASK, _SELECTIVE, _DEADEST_LAYERS = 3, 48, 12
 _MAP_NAMES = {
     "pca": "Principal components 1 (across) and 2 (up), each on its own scale",
-    "tsne": "t-SNE: near points are alike, far distances mean little; a new pair lies between its three nearest",
+    "tsne": "t-SNE: near points are alike, far distances mean little, and a new pair is shown at its nearest known one",
 }
 _STYLE = """
 :root{color-scheme:light dark}
@@ -35,7 +35,7 @@ svg.servers text{font-size:11px;text-anchor:end;fill:currentColor}
 table{border-collapse:collapse;width:100%;font-size:13px}
 th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #8884;vertical-align:middle}
 td.n,th.n{text-align:right;white-space:nowrap}
-span.s{white-space:nowrap;font-size:12px}
+span.s,td:first-child{white-space:nowrap}span.s{font-size:12px}
 i.chip{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin-right:.5em}
 dl{display:grid;grid-template-columns:max-content auto;gap:.2rem 1.2rem}dd{margin:0}.wide{overflow-x:auto}
 """
@@ -93,7 +93,7 @@ def _facts(atlas: Atlas) -> str:
     facts = {
         "Basis": f"{atlas.basis.name} (id {atlas.basis.basis_id}), {len(use.layer_names)} layers, "
         f"{use.adapter_count} adapters, query mode {atlas.basis.settings.query_mode}",
-        "Analogies": f"{len(tasks)} of {len(use.tasks)} tasks",
+        "Analogies": f"{len(tasks)}, of {len(use.tasks)} task(s)",
         "Dead adapters": f"{len(use.dead)} of {use.adapter_count}",
         "Space": f"{atlas.space.dimensions} dimensions hold 90 % of the variance",
         "Nearest neighbour of the same task": "no task has two analogies" if agreeing is None else f"{agreeing:.0%}",
