@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.host import graphs
+from tests.host.server import PACK_FOLDER, run_quick_test
 
 EDIT, BATCH, SAVE, USE = graphs.NAMES[:4]
 SWAPPED = {("DualCLIPLoader", "class_type"), ("CLIPVisionLoader", "class_type")}
@@ -37,6 +38,21 @@ def texts_of(outcome):
 def test_the_pack_is_imported_without_a_complaint(server):
     assert "IMPORT FAILED" not in server.log
     assert "LoRWeBApplyMixedLoRA" in server.get("/object_info")
+
+
+@pytest.mark.slow
+def test_the_host_s_own_quick_test_finds_nothing_to_complain_about(host, tmp_path):
+    status, log = run_quick_test(host, tmp_path)
+    assert status == 0
+    assert PACK_FOLDER in log and "IMPORT FAILED" not in log, log
+
+
+def test_the_workflows_are_offered_as_templates_with_pictures(server):
+    assert sorted(server.get("/api/workflow_templates")[PACK_FOLDER]) == graphs.NAMES
+    for name in graphs.NAMES:
+        folder = f"/api/workflow_templates/{PACK_FOLDER}"
+        assert server.get(f"{folder}/{name}.json") == graphs.load_workflow(name)
+        assert server.get_bytes(f"{folder}/{name}.jpg") == (graphs.WORKFLOWS / f"{name}.jpg").read_bytes()
 
 
 def test_an_analogy_edit_gives_a_picture_of_b_s_size_and_a_report(server):
