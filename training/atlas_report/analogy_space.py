@@ -77,7 +77,7 @@ def measure_space(known: Coefficients, new: Coefficients | None, *, method: str)
     features = _features(known)
     new_features = _features(new) if new is not None else features[:0]
     distances = torch.cdist(features, features).fill_diagonal_(math.inf)
-    new_distances = torch.cdist(new_features, features)
+    new_distances = torch.cdist(new_features, features, compute_mode="donot_use_mm_for_euclid_dist")
     components, new_components, variance = _principal_components(features.numpy(), new_features.numpy())
     if method == "pca":
         points, new_points = components[:, :2], new_components[:, :2]
