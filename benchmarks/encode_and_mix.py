@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from machine import save_result
+from machine import now, save_result
 from memory import watch_peak
 
 from lorweb_core.basis import Basis
@@ -30,9 +29,9 @@ from lorweb_core.router import route_query
 
 def seconds_of(run: Callable[[], object]) -> float:
     """Return how long a call takes."""
-    start = time.perf_counter()
+    start = now()
     run()
-    return time.perf_counter() - start
+    return now() - start
 
 
 def mix_all(basis: Basis, coefficients: dict[str, torch.Tensor]) -> None:
@@ -49,9 +48,9 @@ def main() -> None:
     options = parser.parse_args()
     file_bytes = options.basis.stat().st_size
     with torch.inference_mode(), watch_peak() as peak:
-        start = time.perf_counter()
+        start = now()
         basis = load_basis(options.basis)
-        load_seconds = time.perf_counter() - start
+        load_seconds = now() - start
         query = torch.randn(1, basis.query_dim, generator=torch.Generator().manual_seed(0))
         route = [seconds_of(lambda: route_query(basis, query)) for _ in range(options.rounds)]
         coefficients = route_query(basis, query)

@@ -30,17 +30,23 @@ def describe_machine() -> dict[str, object]:
     }
 
 
+def now() -> float:
+    """Return seconds: of the clock on a GPU; on a CPU of the processor, so that other programs do not count."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
 def time_interleaved(variants: dict[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
     """Return seconds per round of each variant, run in turn so that a busy moment hits all alike; one warm-up each."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for round_index in range(rounds + 1):
         for name, run in variants.items():
-            start = time.perf_counter()
+            start = now()
             run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
             if round_index:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(now() - start)
     return seconds
 
 

@@ -1,7 +1,7 @@
 """What a training step costs: the trained Linear against a plain LoRA, the router against a step, activations.
 
     .venv/bin/python benchmarks/training_step.py             ratios on this machine (a CPU will do), a few minutes
-    .venv/bin/python benchmarks/training_step.py --full-size whole random Kontext on a GPU: s/step, tokens/s, MFU, peak memory
+    .venv/bin/python benchmarks/training_step.py --full-size whole random Kontext on a GPU: s/step, MFU, memory
 
 Ratios are medians of rounds in which the variants take turns. On a CPU seconds are those of the processor, not of the
 clock, so other programs do not count (run it with OMP_NUM_THREADS=1). Random weights time the same as trained ones.

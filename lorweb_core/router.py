@@ -12,7 +12,7 @@ Source: arXiv 2602.15727, Eq. 3 and 4; heads, tanh, sum and clamp as the publish
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -38,8 +38,9 @@ def route_query(basis: Basis, query_embedding: Tensor) -> dict[str, Tensor]:
     """
     embedding = join_query_embedding(query_embedding, basis.query_dim).to("cpu", torch.float32)
     coefficients: dict[str, Tensor] = {}
+    workspace = torch.empty(_STACK_BYTES // 4)
     for names, layers in _stackable_runs(basis):
-        queries = project_queries(embedding, [layer.query_projection for layer in layers], len(layers))
+        queries = _project_queries(embedding, layers, workspace)
         keys = torch.stack([layer.keys for layer in layers]).float()
         mixes = coefficients_from_queries(queries, keys, settings=basis.settings)
         coefficients.update(zip(names, mixes.unbind(0), strict=True))
@@ -70,20 +71,21 @@ def join_query_embedding(query_embedding: Tensor, query_dim: int) -> Tensor:
     return joined
 
 
-def project_queries(embedding: Tensor, projections: Iterable[Tensor | None], layer_count: int) -> Tensor:
-    """Return the queries of several layers, [layers, B, K], by one stacked product.
+def _project_queries(embedding: Tensor, layers: Sequence[LayerBasis], workspace: Tensor) -> Tensor:
+    """Return the queries [layers, B, K] of layers of equal shapes for embeddings [B, Q], by one stacked product.
 
-    Args:
-        embedding: [B, Q] float32.
-        projections: per layer [K, Q], equal shapes, or None for all (the embedding itself is the query).
-        layer_count: how many layers there are.
+    The float32 copies of the projections lie in the workspace: a new block for every stack would fragment the heap
+    until a whole second set of projections is held.
     """
-    matrices = [matrix for matrix in projections if matrix is not None]
-    if not matrices:
-        return embedding.expand(layer_count, *embedding.shape)
-    stacked = torch.cat(matrices).float()
-    queries = embedding @ stacked.t()
-    return queries.unflatten(1, (layer_count, -1)).transpose(0, 1)
+    projections = [layer.query_projection for layer in layers if layer.query_projection is not None]
+    if not projections:
+        return embedding.expand(len(layers), *embedding.shape)
+    shape = (len(layers), layers[0].key_dim, layers[0].query_dim)
+    size = math.prod(shape)
+    stacked = (workspace[:size] if size <= len(workspace) else workspace.new_empty(size)).view(shape)
+    for matrix, projection in zip(stacked, projections, strict=True):
+        matrix.copy_(projection)
+    return (embedding @ stacked.flatten(0, 1).t()).unflatten(1, shape[:2]).transpose(0, 1)
 
 
 def coefficients_from_queries(queries: Tensor, keys: Tensor, *, settings: RouterSettings) -> Tensor:
