@@ -12,16 +12,19 @@ TORCH_PIP_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# Two processes with one thread each; a file's tests stay in one process, so that hosts are started rarely.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
 .PHONY: demo test test-all lint types venv clean
 
 demo: venv
 	$(BIN)/python -W ignore -m training.demo.show $(if $(A),--a "$(A)" --a-prime "$(A_PRIME)" --b "$(B)")
 
 test: venv lint types
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-all: venv lint types
-	$(BIN)/python -m pytest -q -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 lint: venv
 	$(BIN)/ruff check .

@@ -254,8 +254,8 @@ def test_a_picture_of_another_aspect_is_no_grid_of_this_layout(size):
 
 def test_bad_options_are_refused():
     picture = noise(16, 16)
-    for value in (0.04, 4.1, float("nan"), -1.0):
-        with pytest.raises(SettingsError, match=r"megapixels between 0.05 and 4.0; got"):
+    for value in (0.009, 4.1, float("nan"), -1.0):
+        with pytest.raises(SettingsError, match=r"megapixels between 0.01 and 4.0; got"):
             build_grid(picture, picture, picture, megapixels=value)
     with pytest.raises(SettingsError, match="pad, crop, stretch; got 'fill'"):
         build_grid(picture, picture, picture, fit="fill")
