@@ -1,7 +1,7 @@
 """Pictures → image embeddings, by a frozen CLIP or SigLIP vision tower from transformers.
 
 CLIP: the projected `image_embeds`, not L2-normalised. SigLIP2 with a fixed resolution has SigLIP's layout, so it is
-loaded with the SigLIP class and gives `pooler_output` (spec B5: the NaFlex class would start from random weights).
+loaded with the SigLIP class and gives `pooler_output` (the NaFlex class would start from random weights).
 Only safetensors files are read and no code of a model folder is ever run. Source: arXiv 2602.15727, Section 3.2.
 """
 

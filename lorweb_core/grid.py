@@ -84,7 +84,7 @@ def reference_grid(
 
     Args:
         max_size: when a side of the grid is longer, the grid is resized so that its longer side is this.
-    Source: spec 8.1–2.
+    Source: the reference run, tests/golden/grid.json.
     """
     quadrant = image_a.size
     width, height = 2 * quadrant[0], 2 * quadrant[1]

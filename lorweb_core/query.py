@@ -3,7 +3,7 @@
 Modes, with E(x) the image embedding: `cat-aa'b` [E(a), E(a'), E(b)] joined; `ca'-ca` E(a') - E(a); `ca'-ca+cb` the same
 + E(b); `aa'bb'` (or `caa'bb'`) E(grid); `caa'b` E(grid with its bottom right black); `caa'` E(upper half of the grid).
 The pictures themselves are embedded. The reference cuts them out of the grid with one side length for both axes, which
-is wrong unless the quadrants are square; `reference_crops` repeats that for comparisons. Source: spec 3.2, 10-Q1.
+is wrong unless the quadrants are square; `reference_crops` repeats that for comparisons. Source: the reference run, tests/golden/query.json.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _require_mode(query_mode: str) -> None:
 def _cut_grid(query_mode: str, grid: Image.Image, reference_crops: bool) -> list[Image.Image]:
     """What of the grid is embedded; the reference takes half the width for both sides of every quadrant.
 
-    So its b is empty from an aspect of 2:1 on, where it crashes (spec 10-Q2).
+    So its b is empty from an aspect of 2:1 on, where it crashes.
     """
     width, height = grid.size
     half_width = width // 2
