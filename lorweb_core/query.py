@@ -3,7 +3,8 @@
 Modes, with E(x) the image embedding: `cat-aa'b` [E(a), E(a'), E(b)] joined; `ca'-ca` E(a') - E(a); `ca'-ca+cb` the same
 + E(b); `aa'bb'` (or `caa'bb'`) E(grid); `caa'b` E(grid with its bottom right black); `caa'` E(upper half of the grid).
 The pictures themselves are embedded. The reference cuts them out of the grid with one side length for both axes, which
-is wrong unless the quadrants are square; `reference_crops` repeats that for comparisons. Source: the reference run, tests/golden/query.json.
+is wrong unless the quadrants are square; `reference_crops` repeats that for comparisons. Source: the reference run,
+tests/golden/query.json.
 """
 
 from __future__ import annotations
