@@ -74,7 +74,7 @@ def test_the_basis_does_held_out_parameters_from_pictures_alone(analogies, encod
 
 def test_different_analogies_get_different_coefficients(analogies, encoder):
     pictures = torch.from_numpy(np.stack([analogy.pictures[:3] for analogy in analogies[::4]]))
-    by_layer = load_demo(encoder=encoder).coefficients(*pictures.unbind(1))
+    by_layer = load_demo(encoder=encoder).coefficients(*pictures.unbind(1))["layers"]
     coefficients = torch.cat(list(by_layer.values()), dim=1)
     distances = torch.cdist(coefficients, coefficients) + torch.eye(len(coefficients)) * 9
     assert float(distances.min()) > 0.1
@@ -96,8 +96,10 @@ def test_the_stock_kontext_pipeline_edits_by_code():
 
 def test_the_sheet_shows_every_kind_with_its_verdict():
     picture, lines = show_bundled(load_demo())
-    assert picture.size == (5 * 102 - 6, len(lines) * 102 - 6)
-    assert sum(line.endswith("right") for line in lines) >= 8
+    verdicts = [line for line in lines if line.endswith(("right", "wrong"))]
+    assert picture.size == (5 * 102 - 6, len(verdicts) * 102 - 6)
+    assert sum(line.endswith("right") for line in verdicts) >= 8
+    assert any("Strongest adapters" in line for line in lines)
 
 
 def test_pictures_of_ones_own_are_answered_and_broken_ones_are_named(tmp_path):
@@ -105,7 +107,8 @@ def test_pictures_of_ones_own_are_answered_and_broken_ones_are_named(tmp_path):
     for path, colour in zip(paths, ("white", "grey", "white"), strict=True):
         Image.new("RGB", (120, 96), colour).save(path)
     model = load_demo()
-    assert show_own(model, *paths).size == (4 * 102 - 6, 96)
+    picture, lines = show_own(model, *paths)
+    assert picture.size == (4 * 102 - 6, 96) and "Strongest adapters" in lines[1]
     paths[1].write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"a_prime\.png"):
         show_own(model, *paths)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lorweb_core.basis import Basis
 from lorweb_core.checkpoint import load_basis
+from lorweb_core.coefficients import Coefficients, encode_coefficients
 from lorweb_core.encoder import ImageEncoder, load_image_encoder
 from lorweb_core.query import embed_analogy
-from lorweb_core.router import route_query
 from training.trainable import BasisShape, Conditioning, TrainableKontext
 
 from .analogies import GUIDANCE, answers, generate, grid_latents, null_prompt, packed_noise
@@ -40,9 +40,9 @@ class DemoModel:
         noise = packed_noise(context.shape, seed)
         return answers(generate(lambda noisy, sigmas: self.kontext.predict(noisy, sigmas, conditioning), noise))
 
-    def coefficients(self, image_a: Tensor, image_a_prime: Tensor, image_b: Tensor) -> dict[str, Tensor]:
-        """Return layer name → coefficients [B, N], the gain left out (each row sums to 1)."""
-        return route_query(self.basis, self._query(image_a, image_a_prime, image_b))
+    def coefficients(self, image_a: Tensor, image_a_prime: Tensor, image_b: Tensor) -> Coefficients:
+        """Return the coefficients of analogies given as art pixels; the trainer's gain lies in the basis."""
+        return encode_coefficients(self.basis, self._query(image_a, image_a_prime, image_b))
 
     def _query(self, *pictures: Tensor) -> Tensor:
         blocks = [part.repeat_interleave(BLOCK_PX, 1).repeat_interleave(BLOCK_PX, 2) for part in pictures]

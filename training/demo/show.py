@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lorweb_core.coefficient_summary import describe
 from lorweb_core.errors import ImageError
 
 from .analogies import Analogy, draw_analogies, score
@@ -22,6 +23,7 @@ from .scenes import PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, Pixels, edits
 
 _GAP_PX = 6
 SHOWN_SEED = 3
+NEXT_STEP = "Next: real pictures. Copy this folder to ComfyUI/custom_nodes; README.md, 'First edit in five minutes'."
 
 
 def shown_edits() -> list[Edit]:
@@ -30,22 +32,29 @@ def shown_edits() -> list[Edit]:
 
 
 def show_bundled(model: DemoModel, *, seed: int = SHOWN_SEED) -> tuple[Image.Image, list[str]]:
-    """Return the sheet of one analogy a kind, and a line about each."""
+    """Return the sheet of one analogy a kind, a line about each, and what the router chose for the first."""
     analogies = draw_analogies(shown_edits(), per_edit=1, seed=seed, photos=TEST_PHOTOS)
     a, a_prime, b, wanted = ([analogy.pictures[i] for analogy in analogies] for i in range(4))
     produced = model.answer(*(torch.from_numpy(np.stack(part)) for part in (a, a_prime, b)))
     lines = [_line(analogy, whole, is_right) for analogy, whole, is_right in _judge(produced, analogies)]
+    first = (torch.from_numpy(part[0])[None] for part in (a, a_prime, b))
+    lines += ["", f"Coefficients of {analogies[0].edit.name}:", describe(model.coefficients(*first)), ""]
     return sheet([a, a_prime, b, list(produced.numpy()), wanted]), lines
 
 
-def show_own(model: DemoModel, a: Path, a_prime: Path, b: Path) -> Image.Image:
-    """Return a | a′ | b | b̂′ of three picture files.
+def show_own(model: DemoModel, a: Path, a_prime: Path, b: Path) -> tuple[Image.Image, list[str]]:
+    """Return a | a′ | b | b̂′ of three picture files, and what the router chose.
 
     Raises: ImageError: when a file is missing or no picture.
     """
     pictures = [_open(path) for path in (a, a_prime, b)]
-    produced = model.answer(*(torch.from_numpy(picture)[None] for picture in pictures))
-    return sheet([*([picture] for picture in pictures), [produced[0].numpy()]])
+    batches = [torch.from_numpy(picture)[None] for picture in pictures]
+    produced = model.answer(*batches)
+    return sheet([*([picture] for picture in pictures), [produced[0].numpy()]]), [
+        "Coefficients:",
+        describe(model.coefficients(*batches)),
+        "",
+    ]
 
 
 def sheet(columns: Sequence[Sequence[Pixels]]) -> Image.Image:
@@ -90,12 +99,13 @@ def main() -> None:
     if len(own) not in (0, 3):
         parser.error("give --a, --a-prime and --b, or none of them")
     try:
-        picture, lines = (show_own(load_demo(), *own), []) if own else show_bundled(load_demo())
+        picture, lines = show_own(load_demo(), *own) if own else show_bundled(load_demo())
     except ImageError as error:
         parser.exit(1, f"error: {error}\n")
     arguments.out.mkdir(parents=True, exist_ok=True)
     picture.save(arguments.out / "demo.png")
-    print("\n".join([*lines, f"a | a′ | b | answer{'' if own else ' | truth'}: {arguments.out / 'demo.png'}"]))
+    columns = f"a | a′ | b | answer{'' if own else ' | truth'}"
+    print("\n".join([*lines, f"{columns}: {arguments.out / 'demo.png'}", NEXT_STEP]))
 
 
 if __name__ == "__main__":
