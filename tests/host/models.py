@@ -90,23 +90,31 @@ def write_flux(path, width, *, dtype=torch.float32):
 
 def write_fp8_flux(path, plain_path, width):
     """Write float8 matrices beside bfloat16 vectors, without scales, and the same numbers as a plain file."""
-    tensors = flux_tensors(width, dtype=torch.bfloat16)
+    tensors = _with_fp8_vectors(flux_tensors(width, dtype=torch.bfloat16))
     tensors = {name: tensor.to(FP8) if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
     _save(tensors, path)
     _save({name: tensor.float() for name, tensor in tensors.items()}, plain_path)
 
 
 def write_scaled_fp8_flux(path, plain_path, width):
-    """Write float8 block matrices with one scale each, as the published fp8_scaled file, and the same numbers plain."""
-    tensors = flux_tensors(width, dtype=torch.bfloat16)
+    """Write float8 matrices with one scale each, and the same numbers as a plain file.
+
+    Every Linear has a scale: v0.3.43 keeps all of them in float8 once one is, and would round the others anew.
+    """
+    tensors = _with_fp8_vectors(flux_tensors(width, dtype=torch.bfloat16))
     plain = {name: tensor.float() for name, tensor in tensors.items()}
-    for name in [name for name in tensors if "_blocks." in name and tensors[name].dim() == 2]:
+    for name in [name for name in tensors if tensors[name].dim() == 2]:
         scale = tensors[name].abs().max().float() / torch.finfo(FP8).max
         tensors[name] = (tensors[name].float() / scale).to(FP8)
         tensors[name.removesuffix("weight") + "scale_weight"] = scale
         plain[name] = tensors[name].float() * scale
     _save({**tensors, "scaled_fp8": torch.empty(0, dtype=FP8)}, path)
     _save(plain, plain_path)
+
+
+def _with_fp8_vectors(tensors):
+    """Round biases and norms to float8's numbers, as the host keeps them in the dtype of the matrices."""
+    return {name: tensor.to(FP8).to(tensor.dtype) if tensor.dim() == 1 else tensor for name, tensor in tensors.items()}
 
 
 def write_gguf_flux(path, plain_path, width, *, python, kind="Q8_0"):
