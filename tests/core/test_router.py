@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lorweb_core.checkpoint import load_basis
 from safetensors.torch import load_file
 
+from lorweb_core.checkpoint import load_basis
 from lorweb_core.errors import ShapeError
 from lorweb_core.router import coefficients_from_queries, route_query
 from lorweb_core.settings import RouterSettings
