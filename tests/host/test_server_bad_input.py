@@ -94,7 +94,7 @@ def test_batches_that_do_not_pair(server):
     pair = [graphs.find_node(batch, "ImageBatch"), 0]
     three = {"class_type": "ImageBatch", "inputs": {"image1": pair, "image2": pair}}
     graph = graphs.change({**batch, "four": three}, "LoRWeBEncodeAnalogy", image_a=pair, image_b=["four", 0])
-    assert_refused(server, graph, "LoRWeBEncodeAnalogy", "2", "4")
+    assert_refused(server, graph, "LoRWeBEncodeAnalogy", "2, 1 and 4 pictures")
 
 
 def test_several_mixes_in_mode_weights(server):
@@ -111,14 +111,14 @@ def test_a_latent_batch_that_does_not_fit_the_mixes(server):
         "inputs": {"width": [grid, 2], "height": [grid, 3], "batch_size": 3},
     }
     graph = graphs.change({**batch, "empty": empty}, "KSampler", latent_image=["empty", 0])
-    assert_refused(server, graph, "KSampler", "2", "3")
+    assert_refused(server, graph, "KSampler", "2 mixes", "batch of 3")
 
 
 def test_coefficients_of_another_basis(server, edit):
     models.write_basis(server.base / "models/lorweb/other.safetensors", models.width_for(server.host), seed=7)
     other = {"class_type": "LoRWeBLoadBasis", "inputs": {"basis_name": "other.safetensors"}}
     graph = graphs.change({**edit, "other": other}, "LoRWeBApplyMixedLoRA", basis=["other", 0])
-    assert_refused(server, graph, "LoRWeBApplyMixedLoRA", "other.safetensors")
+    assert_refused(server, graph, "LoRWeBApplyMixedLoRA", "other.safetensors", "lorweb.safetensors")
 
 
 def test_a_model_that_is_no_flux(server, edit):
