@@ -158,7 +158,8 @@ def test_what_is_shown_is_neither_saved_nor_sent(frontend):
 
 
 def test_the_hosts_own_picture_is_not_shown_a_second_time(frontend):
-    assert frontend.page.locator("img[src*='lorweb_coefficients_']").count() == 0
+    # only inside nodes: the frontend's own list of finished jobs may show the picture for a moment
+    assert frontend.page.locator("[data-node-id] img[src*='lorweb_coefficients_']").count() == 0
     assert frontend.page.evaluate(
         "() => (window.app.rootGraph || window.app.graph).nodes.find(n => n.id == 7).widgets"
         ".every(w => !w.name.includes('image'))"
