@@ -10,6 +10,7 @@ from .export import SaveMixedLoRA
 from .grid import BuildGrid, CropResult
 from .loaders import LoadBasis, LoadImageEncoder
 from .preview import PreviewCoefficients
+from .prompt import EmptyPrompt
 
 NODE_CLASS_MAPPINGS = {
     "LoRWeBLoadBasis": LoadBasis,
@@ -25,6 +26,7 @@ NODE_CLASS_MAPPINGS = {
     "LoRWeBSaveCoefficients": SaveCoefficients,
     "LoRWeBLoadCoefficients": LoadCoefficients,
     "LoRWeBEncodeAnalogies": EncodeAnalogies,
+    "LoRWeBEmptyPrompt": EmptyPrompt,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -41,4 +43,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LoRWeBSaveCoefficients": "Save Coefficients",
     "LoRWeBLoadCoefficients": "Load Coefficients",
     "LoRWeBEncodeAnalogies": "Encode Many Analogies",
+    "LoRWeBEmptyPrompt": "Empty Prompt (No Text Encoder)",
 }

@@ -41,7 +41,7 @@ class BuildGrid:
                     "FLOAT",
                     {
                         "default": 1.0,
-                        "min": 0.05,
+                        "min": 0.01,
                         "max": 4.0,
                         "step": 0.05,
                         "tooltip": "Size of the whole grid; the answer is a quarter of it. 1.0 is what Kontext knows "

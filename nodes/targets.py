@@ -93,6 +93,16 @@ def find_targets(model: Model, basis: Basis) -> list[Target]:
     return targets
 
 
+def text_widths(model: Model) -> tuple[int, int]:
+    """Return how wide a Kontext model wants text tokens and the pooled text.
+
+    Raises: ModelError: for a model that is not FLUX.1.
+    """
+    _require_flux(model)
+    config = model.model.model_config.unet_config
+    return config["context_in_dim"], config["vec_in_dim"]
+
+
 def describe_module(model: Model) -> str:
     """Return a short name of what a MODEL holds, for messages."""
     config = getattr(getattr(model.model, "model_config", None), "unet_config", {})

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from tests.host import graphs, models
 from tests.host.server import prepare_base, running_server
+from training.demo.comfyui import write_comfyui_folder
 
 GGUF_PACK = Path.home() / "comfy" / "ComfyUI-GGUF"
 #: Chosen in workflows, replaced or not loaded in tests; empty, so that the frontend finds them.
@@ -44,7 +45,7 @@ def server(servers, host):
     return servers(host)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def newest_server(servers, newest_host):
     """The newest host's server."""
     return servers(newest_host)
@@ -53,7 +54,7 @@ def newest_server(servers, newest_host):
 def fill_base(base, host):
     """Write the files that the shipped workflows name."""
     prepare_base(base)
-    for picture in graphs.PICTURES.glob("*.jpg"):
+    for picture in graphs.PICTURES.iterdir():
         shutil.copy(picture, base / "input")
     folder, width = base / "models", models.width_for(host)
     plain = torch.float32 if width == models.TINY_WIDTH else torch.bfloat16
@@ -61,6 +62,7 @@ def fill_base(base, host):
     models.write_basis(folder / "lorweb/lorweb.safetensors", width)
     models.write_vae(folder / "vae/ae.safetensors")
     models.write_clip_folder(folder / "clip_vision" / graphs.TINY_ENCODER)
+    write_comfyui_folder(folder)
     for name in UNREAD_FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()

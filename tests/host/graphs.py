@@ -13,6 +13,7 @@ WORKFLOWS = ROOT / "workflows"
 TWINS = ROOT / "tests" / "host" / "workflows_api"
 PICTURES = WORKFLOWS / "example_pictures"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+DEMO, EDIT, BATCH, SAVE_LORA, USE_LORA, BLEND, SWEEP, SAVE_ANALOGY, REUSE_ANALOGY = NAMES
 TINY_ENCODER = "tiny_clip"
 #: Nodes that exist in the frontend only.
 NOTES = ("Note", "MarkdownNote")

@@ -6,7 +6,7 @@ from PIL import Image, ImageChops
 
 from tests.host import graphs
 
-BLEND, SWEEP, SAVE, REUSE = graphs.NAMES[4:]
+BLEND, SWEEP, SAVE, REUSE = graphs.BLEND, graphs.SWEEP, graphs.SAVE_ANALOGY, graphs.REUSE_ANALOGY
 SWAPPED = {("DualCLIPLoader", "class_type"), ("CLIPVisionLoader", "class_type")}
 FEWER = {("KSampler", "steps"), ("LoRWeBBuildGrid", "megapixels")}
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from tests.host import graphs, models
 
-EDIT, BATCH, SAVE, _USE = graphs.NAMES[:4]
+EDIT, BATCH, SAVE = graphs.EDIT, graphs.BATCH, graphs.SAVE_LORA
 THREE_PARTS = re.compile(r"Expected .+; got .+\. [A-Z].+\.$", re.DOTALL)
 
 

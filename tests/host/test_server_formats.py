@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from tests.host import graphs, models
 from tests.host.conftest import GGUF_PACK, UNREAD_FILES, read_latent
 
-EDIT, _BATCH, SAVE, _USE = graphs.NAMES[:4]
+EDIT, SAVE = graphs.EDIT, graphs.SAVE_LORA
 pytestmark = pytest.mark.slow
 #: Of the edit's size: float8 is widened to float32, GGUF blocks to float16.
 FP8_TOLERANCE, GGUF_TOLERANCE = 1e-5, 2e-3

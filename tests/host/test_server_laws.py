@@ -9,7 +9,7 @@ from PIL import Image
 from tests.host import graphs, models
 from tests.host.conftest import read_latent
 
-EDIT, BATCH, SAVE, USE = graphs.NAMES[:4]
+EDIT, BATCH, SAVE, USE = graphs.EDIT, graphs.BATCH, graphs.SAVE_LORA, graphs.USE_LORA
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from PIL import Image
 from tests.host import graphs
 from tests.host.server import PACK_FOLDER, run_quick_test
 
-EDIT, BATCH, SAVE, USE = graphs.NAMES[:4]
+EDIT, BATCH, SAVE, USE = graphs.EDIT, graphs.BATCH, graphs.SAVE_LORA, graphs.USE_LORA
 SWAPPED = {("DualCLIPLoader", "class_type"), ("CLIPVisionLoader", "class_type")}
 FEWER = {("KSampler", "steps"), ("LoRWeBBuildGrid", "megapixels")}
 CAT = graphs.PICTURES / "lorweb_b_cat.jpg"

@@ -18,6 +18,7 @@ PACK_IDS = (
     "LoRWeBPreviewCoefficients",
     "LoRWeBSaveCoefficients",
     "LoRWeBLoadCoefficients",
+    "LoRWeBEmptyPrompt",
 )
 
 
@@ -39,7 +40,7 @@ def notes_of(workflow):
 
 
 def test_every_workflow_is_there_with_twin_and_thumbnail():
-    assert [name[:2].strip("_") for name in graphs.NAMES] == ["1", "2", "3a", "3b", "4", "5", "6a", "6b"]
+    assert [name[:2].strip("_") for name in graphs.NAMES] == ["0", "1", "2", "3a", "3b", "4", "5", "6a", "6b"]
     assert sorted(path.stem for path in graphs.TWINS.glob("*.json")) == graphs.NAMES
     for name in graphs.NAMES:
         path = graphs.WORKFLOWS / f"{name}.jpg"
@@ -65,7 +66,17 @@ def test_every_node_of_ours_exists(workflow):
     assert ours and ours <= set(PACK_IDS)
 
 
-def test_every_file_is_explained_with_folder_and_licence(workflow):
+def test_the_demo_explains_its_files_and_licence():
+    notes = notes_of(graphs.load_workflow(graphs.DEMO))
+    assert "python -m training.demo.comfyui" in notes and "**Apache-2.0**" in notes
+    for folder in ("diffusion_models", "vae", "lorweb", "clip_vision"):
+        assert f"models/{folder}" in notes
+    assert graphs.links_in(notes) == []
+
+
+def test_every_file_is_explained_with_folder_and_licence(name, workflow):
+    if name == graphs.DEMO:
+        return
     notes = notes_of(workflow)
     for node in workflow["nodes"]:
         for model in node["properties"].get("models", ()):

@@ -22,6 +22,8 @@ COPIES = 5
 HOST_SCALE, HOST_SHIFT = 0.3611, 0.1159
 _HINGES = 21
 _CHANNELS = 64
+#: Layers of an AutoencoderTiny, a letter each, see `_zero_layers`.
+_ENCODER_LAYERS, _DECODER_LAYERS = "irsrrrsrrrsrrro", "i-rrr-srrr-srrr-sro"
 
 
 def encode_art(pixels: Tensor) -> Tensor:
@@ -50,21 +52,41 @@ def build_codec(*, encoder_channels: int = 4) -> nn.Module:
         scaling_factor=1.0,
         shift_factor=0.0,
     )
-    with torch.no_grad():
-        for parameter in codec.parameters():
-            parameter.zero_()
-        _fill_encoder(codec.state_dict())
-        _fill_decoder(codec.state_dict())
+    codec.load_state_dict(_codec_tensors(encoder_channels))
     return codec.eval()
 
 
 def comfyui_vae_tensors() -> dict[str, Tensor]:
-    """Return the codec in float16 under ComfyUI's names for a TAESD of FLUX, for `models/vae`."""
+    """Return the codec under ComfyUI's names for a TAESD of FLUX, for `models/vae`; float32, needs no diffusers."""
     tensors = {"vae_scale": torch.tensor(HOST_SCALE), "vae_shift": torch.tensor(HOST_SHIFT)}
-    for name, tensor in build_codec(encoder_channels=_CHANNELS).state_dict().items():
+    for name, tensor in _codec_tensors(_CHANNELS).items():
         part, _, index, *rest = name.split(".")
         place = int(index) + (1 if part == "decoder" else 0)
-        tensors[".".join([f"taesd_{part}", str(place), *rest])] = tensor.half().contiguous()
+        tensors[".".join([f"taesd_{part}", str(place), *rest])] = tensor
+    return tensors
+
+
+def _codec_tensors(encoder_channels: int) -> dict[str, Tensor]:
+    """Return name (diffusers') → tensor, residual blocks left at zero: they add nothing."""
+    tensors = _zero_layers("encoder", (3, encoder_channels, LATENT_CHANNELS), _ENCODER_LAYERS)
+    tensors |= _zero_layers("decoder", (LATENT_CHANNELS, _CHANNELS, 3), _DECODER_LAYERS)
+    _fill_encoder(tensors)
+    _fill_decoder(tensors)
+    return tensors
+
+
+def _zero_layers(part: str, channels: tuple[int, int, int], layers: str) -> dict[str, Tensor]:
+    """Return zeros for a list of layers: i(n), o(ut) and s(cale) convolutions, r(esidual) blocks, - without weights."""
+    first, width, last = channels
+    sizes = {"i": (width, first), "o": (last, width)}
+    tensors = {}
+    for index, kind in enumerate(layers):
+        names = [f"conv.{i}" for i in (0, 2, 4)] if kind == "r" else [""] if kind != "-" else []
+        for name in (".".join(filter(None, (part, "layers", str(index), inner))) for inner in names):
+            rows, columns = sizes.get(kind, (width, width))
+            tensors[f"{name}.weight"] = torch.zeros(rows, columns, 3, 3)
+            if kind != "s":
+                tensors[f"{name}.bias"] = torch.zeros(rows)
     return tensors
 
 

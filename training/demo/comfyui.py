@@ -1,12 +1,12 @@
-"""Write the demo's files where ComfyUI looks for models: python -m training.demo.comfyui COMFYUI/models
+"""Write the demo's files where ComfyUI looks for them: python -m training.demo.comfyui COMFYUI/models
 
     diffusion_models/lorweb_demo_kontext.safetensors    UNETLoader, weight type default
     vae/lorweb_demo_codec.safetensors                   VAELoader
     lorweb/lorweb_demo_basis.safetensors                this pack's basis loader
     clip_vision/lorweb_demo_encoder/                    this pack's image encoder loader (not the host's)
 
-Settings that give diffusers' result: ModelSamplingFlux(max_shift 1.15, base_shift 0.5, 192, 192), KSampler euler /
-simple / 8 steps / cfg 1, FluxGuidance 2.5, ReferenceLatent of the 192-px grid, zero conditioning of one token.
+and, where COMFYUI/input exists, the pictures of workflow 0 there. Runs with ComfyUI's own Python: nothing is installed.
+Workflow 0_first_try_without_downloads has the settings that give diffusers' result.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lorweb_core.files import write_safetensors_atomically
 from .codec import comfyui_vae_tensors
 from .scenes import MODEL_FOLDER
 
+EXAMPLE_PICTURES = Path(__file__).parents[2] / "workflows" / "example_pictures"
 UNET_NAME = "lorweb_demo_kontext.safetensors"
 VAE_NAME = "lorweb_demo_codec.safetensors"
 BASIS_NAME = "lorweb_demo_basis.safetensors"
@@ -49,12 +50,24 @@ def write_comfyui_folder(models: Path, *, model: Path = MODEL_FOLDER) -> dict[st
     return places
 
 
+def copy_pictures(folder: Path) -> list[Path]:
+    """Copy the pictures of workflow 0 to ComfyUI's input folder and return where they are."""
+    return [Path(shutil.copy(path, folder)) for path in sorted(EXAMPLE_PICTURES.glob("lorweb_demo_*.png"))]
+
+
 def main() -> None:
     """Command line: python -m training.demo.comfyui MODELS."""
     parser = argparse.ArgumentParser(description="Write the demo model for ComfyUI.")
     parser.add_argument("models", type=Path, help="ComfyUI's models folder")
-    for name, place in write_comfyui_folder(parser.parse_args().models).items():
+    models = parser.parse_args().models
+    if not models.is_dir():
+        parser.error(f"expected ComfyUI's models folder, got {models}, which is no folder; name the one that exists")
+    for name, place in write_comfyui_folder(models).items():
         print(f"{name}: {place}")
+    inputs = models.resolve().parent / "input"
+    if inputs.is_dir():
+        print(f"pictures: {', '.join(map(str, copy_pictures(inputs)))}")
+    print("Next: in ComfyUI press R and open the template 0_first_try_without_downloads.")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Compare LoRWeB and one LoRA on the demo: sweep the rate of each on validation analogies, then test three seeds.
 
-    python -m training.demo.compare --out runs/demo --steps 1200 --seeds 3
+    python -m training.demo.compare --out runs/demo --sweep-steps 300 --steps 1200 --seeds 3
 
 Needs what `python -m training.demo` leaves in --out. Every run is an ordinary `training.train` run in that folder;
 finished ones are reused, stopped ones resumed. Writes comparison.md: mean ± standard deviation over the seeds, and how
 many numbers each method trains, with and without its router. The test is looked at once, after the rates are fixed.
+`--only METHOD …` trains these methods and stops before the test: one process a core, then once more without it.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ class Contender:
 
 
 CONTENDERS = (
-    Contender("lorweb-gain-n", (), ((5e-3, 5e-4), (1e-2, 1e-3), (2e-2, 2e-3))),
-    Contender("lorweb-gain-1", ("basis.coefficient_gain=1",), ((1e-2, 1e-3), (3e-2, 1e-3), (1e-1, 1e-3))),
+    Contender("lorweb-gain-n", (), ((1e-3, 1e-3), (3e-3, 1e-3), (1e-2, 1e-3))),
+    Contender("lorweb-gain-1", ("basis.coefficient_gain=1",), ((3e-3, 1e-3), (1e-2, 1e-3), (3e-2, 1e-3))),
     Contender(
         "one-lora",
         ("basis.basis_size=1", "basis.rank=64", "basis.coefficient_gain=1"),
-        ((2e-3, 1e-3), (5e-3, 1e-3), (1e-2, 1e-3)),
+        ((1e-3, 1e-3), (3e-3, 1e-3), (1e-2, 1e-3)),
     ),
 )
 
@@ -86,16 +87,20 @@ def best_rates(
     return max(found, key=lambda rates: found[rates]), found
 
 
-def compare(out: Path, *, steps: int, seeds: int, per_edit: int) -> str:
-    """Return the comparison as Markdown."""
-    encoder, base = load_image_encoder(out / "encoder"), out / "base.safetensors"
-    lines, runs = ["## Rates, on validation analogies (seed 0)", ""], {}
-    for contender in CONTENDERS:
-        rates, found = best_rates(out, contender, encoder, steps=steps)
-        tried = ", ".join(f"{first:g}/{second:g}: {value:.1f} dB" for (first, second), value in found.items())
-        lines.append(f"* {contender.name}: {tried}; chosen {rates[0]:g}/{rates[1]:g}")
-        files = [trained_basis(out, contender, rates, steps=steps, seed=seed) for seed in range(seeds)]
-        runs[contender.name] = files
+def trained_seeds(
+    out: Path, contender: Contender, encoder: ImageEncoder, *, sweep_steps: int, steps: int, seeds: int
+) -> tuple[str, list[Path]]:
+    """Sweep the rates, train every seed at the best, and return (line about the sweep, basis files)."""
+    rates, found = best_rates(out, contender, encoder, steps=sweep_steps)
+    tried = ", ".join(f"{first:g}/{second:g}: {value:.1f} dB" for (first, second), value in found.items())
+    files = [trained_basis(out, contender, rates, steps=steps, seed=seed) for seed in range(seeds)]
+    return f"* {contender.name}: {tried}; chosen {rates[0]:g}/{rates[1]:g}", files
+
+
+def report(out: Path, encoder: ImageEncoder, swept: Mapping[str, tuple[str, list[Path]]], *, per_edit: int) -> str:
+    """Return the sweep and the test of all trained bases as Markdown."""
+    base = out / "base.safetensors"
+    runs = {name: files for name, (_, files) in swept.items()}
     methods: dict[str, Method] = {
         "copy b": copy_b,
         "base alone": base_method(base, has_code=False),
@@ -104,7 +109,8 @@ def compare(out: Path, *, steps: int, seeds: int, per_edit: int) -> str:
     for name, files in runs.items():
         methods |= {f"{name}#{seed}": basis_method(out, file, encoder) for seed, file in enumerate(files)}
     scores = measure(methods, per_edit=per_edit, seed=TEST_SEED)
-    lines += ["", f"## Test, {seeds} seeds, {steps} steps: whole / changed region in dB, share right", ""]
+    lines = ["## Rates (adapters/router), on validation analogies, seed 0", "", *(line for line, _ in swept.values())]
+    lines += ["", "## Test, mean ± deviation over seeds: whole / changed region in dB, share right", ""]
     lines += _test_table(scores, ("copy b", "base alone", "base with code", *runs))
     lines += ["", "## Numbers trained", "", *(_capacity(name, files[0]) for name, files in runs.items())]
     return "\n".join(lines) + "\n"
@@ -144,12 +150,20 @@ def main() -> None:
     """Command line, see the module's first lines."""
     parser = argparse.ArgumentParser(description="Compare LoRWeB with one LoRA of equal rank on the demo.")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--sweep-steps", type=int, default=300, help="length of each run of the rate sweep")
+    parser.add_argument("--steps", type=int, default=1200, help="length of the runs that are tested")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--per-edit", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=[item.name for item in CONTENDERS], help="train these, no test")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    text = compare(arguments.out, steps=arguments.steps, seeds=arguments.seeds, per_edit=arguments.per_edit)
+    encoder = load_image_encoder(arguments.out / "encoder")
+    length = {name: getattr(arguments, name) for name in ("sweep_steps", "steps", "seeds")}
+    chosen = [item for item in CONTENDERS if not arguments.only or item.name in arguments.only]
+    swept = {item.name: trained_seeds(arguments.out, item, encoder, **length) for item in chosen}
+    if arguments.only:
+        return
+    text = report(arguments.out, encoder, swept, per_edit=arguments.per_edit)
     write_text_atomically(arguments.out / "comparison.md", text)
     print(text)
 
