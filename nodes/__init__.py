@@ -43,5 +43,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LoRWeBSaveCoefficients": "Save Coefficients",
     "LoRWeBLoadCoefficients": "Load Coefficients",
     "LoRWeBEncodeAnalogies": "Encode Many Analogies",
-    "LoRWeBEmptyPrompt": "Empty Prompt (No Text Encoder)",
+    "LoRWeBEmptyPrompt": "Empty Prompt (No Text)",
 }
