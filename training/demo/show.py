@@ -23,7 +23,10 @@ from .scenes import PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, Pixels, edits
 
 _GAP_PX = 6
 SHOWN_SEED = 3
-NEXT_STEP = "Next: real pictures. Copy this folder to ComfyUI/custom_nodes; README.md, 'First edit in five minutes'."
+NEXT_STEP = (
+    "Next: this model in ComfyUI (README.md, 'See it in ComfyUI at once'), "
+    "then real pictures with FLUX.1-Kontext ('First edit in five minutes')."
+)
 
 
 def shown_edits() -> list[Edit]:
