@@ -36,21 +36,24 @@ logger = logging.getLogger(__name__)
 
 #: Of adapters and router.
 _GAIN_N_RATES, _GAIN_1_RATES, _LORA_RATES = (3e-3, 1e-3), (1e-2, 1e-3), (3e-3, 1e-3)
+_RUNS_OF_COMPARE = {"lorweb": "lorweb-gain-n", "gain-1": "lorweb-gain-1"}
 _PAIRS_SEED, _TEST_SEED = 77, 202
 _ENCODER_SEED = 1
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table: how it differs from the demo's basis (N 16, r 4, gain N, softmax, a + a′ + b)."""
+    """One row of the table: how it differs from the demo's basis (N 16, r 4, gain N, softmax, a + a′ + b).
 
+    Attributes:
+        name: for the command line.
+        title: for the table.
+        contender: its training; runs that `training.demo.compare` also makes have its names, and are reused.
+    """
+
+    name: str
     title: str
     contender: Contender
-
-    @property
-    def name(self) -> str:
-        """For folders and the command line."""
-        return self.contender.name
 
 
 def variants(untrained_encoder: Path) -> tuple[Variant, ...]:
@@ -58,11 +61,12 @@ def variants(untrained_encoder: Path) -> tuple[Variant, ...]:
 
     def basis(title: str, name: str, *overrides: str) -> Variant:
         has_gain_1 = "basis.coefficient_gain=1" in overrides
-        return Variant(title, Contender(name, overrides, (_GAIN_1_RATES if has_gain_1 else _GAIN_N_RATES,)))
+        rates = _GAIN_1_RATES if has_gain_1 else _GAIN_N_RATES
+        return Variant(name, title, Contender(_RUNS_OF_COMPARE.get(name, name), overrides, (rates,)))
 
     def lora(title: str, name: str, rank: int) -> Variant:
         overrides = ("basis.basis_size=1", f"basis.rank={rank}", "basis.coefficient_gain=1")
-        return Variant(title, Contender(name, overrides, (_LORA_RATES,)))
+        return Variant(name, title, Contender(name, overrides, (_LORA_RATES,)))
 
     return (
         basis("LoRWeB, 16 × rank 4", "lorweb"),
