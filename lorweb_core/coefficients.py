@@ -57,6 +57,8 @@ def describe_origin(coefficients: Mapping[str, Any]) -> str:
 def require_coefficients_of(basis: Basis, coefficients: Mapping[str, Any]) -> Coefficients:
     """Return the coefficients as typed, once they are known to belong to this basis and to be whole.
 
+    Numbers that another pack left on another device or in another dtype come as float32 on the CPU.
+
     Raises:
         CheckpointError: for coefficients of another basis, of a newer format, or that are no coefficients.
         ShapeError: when layers are missing, batches differ, N is wrong or numbers are not finite.
@@ -77,17 +79,20 @@ def require_coefficients_of(basis: Basis, coefficients: Mapping[str, Any]) -> Co
             got=f"{len(missing)} missing and {len(extra)} unknown (such as {', '.join((missing + extra)[:3])})",
             remedy="Encode the analogy again with this basis.",
         )
-    _require_tensors(basis, layers)
+    typed = _as_typed(layers)
+    _require_tensors(basis, typed)
     return Coefficients(
         format_version=FORMAT_VERSION,
         basis_id=basis.basis_id,
-        layers=dict(layers),
+        layers=typed,
         settings=dict(coefficients["settings"]),
     )
 
 
 def require_whole_coefficients(coefficients: Mapping[str, Any]) -> Coefficients:
     """Return the coefficients as typed, once they are known to be whole in themselves; needs no basis.
+
+    Numbers that another pack left on another device or in another dtype come as float32 on the CPU.
 
     Raises:
         CheckpointError: for coefficients of a newer format, or what is no coefficients.
@@ -104,13 +109,14 @@ def require_whole_coefficients(coefficients: Mapping[str, Any]) -> Coefficients:
                 got=f"shape {list(shape)} of {mix.dtype}",
                 remedy="Give every layer the same batch of at least one mix, or encode the analogy again.",
             )
-    if not bool(torch.isfinite(torch.cat(list(layers.values()), dim=1)).all()):
-        damaged = [name for name, mix in layers.items() if not bool(torch.isfinite(mix).all())]
+    typed = _as_typed(layers)
+    if not bool(torch.isfinite(torch.cat(list(typed.values()), dim=1)).all()):
+        damaged = [name for name, mix in typed.items() if not bool(torch.isfinite(mix).all())]
         raise _not_finite(damaged[0])
     return Coefficients(
         format_version=FORMAT_VERSION,
         basis_id=str(coefficients["basis_id"]),
-        layers=dict(layers),
+        layers=typed,
         settings=dict(coefficients["settings"]),
     )
 
@@ -147,6 +153,10 @@ def _require_format(coefficients: Mapping[str, Any]) -> None:
             got=f"version {coefficients['format_version']}",
             remedy="Update this node pack, or encode the analogy again with this version.",
         )
+
+
+def _as_typed(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: mix.to("cpu", torch.float32) for name, mix in layers.items()}
 
 
 def _require_tensors(basis: Basis, layers: Mapping[str, Tensor]) -> None:

@@ -116,7 +116,7 @@ def load_image_encoder(
     vision_values = dict(config.get("vision_config") or config)
     if is_clip and "projection_dim" in config:
         vision_values["projection_dim"] = config["projection_dim"]  # of the whole CLIP; the nested value is a default
-    model, vision_config = _build_model(is_clip, vision_values, _read_vision_weights(folder), folder)
+    model, vision_config = _build_model(is_clip, vision_values, _read_vision_weights(folder, dtype), folder)
     return ImageEncoder(
         model=model.to(device=torch.device(device), dtype=dtype).eval().requires_grad_(False),
         preprocessing=_preprocessing_of(folder, is_clip, vision_config.image_size),
@@ -169,8 +169,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_vision_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors` but the text tower's, which would be two thirds of a whole CLIP's memory."""
+def _read_vision_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All tensors of `model.safetensors` but the text tower's, which would be two thirds of a whole CLIP's memory.
+
+    Copied out of the file's mapping, so that the file may be replaced or cut while the encoder is in use.
+    """
     path = folder / "model.safetensors"
     if not path.is_file():
         raise ModelError(
@@ -181,7 +184,8 @@ def _read_vision_weights(folder: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if not name.startswith(_TEXT_PREFIXES)]  # noqa: SIM118
-            return {name: file.get_tensor(name) for name in names if not name.endswith("position_ids")}
+            names = [name for name in names if not name.endswith("position_ids")]
+            return {name: file.get_tensor(name).to(dtype, copy=True) for name in names}
     except (OSError, SafetensorError) as error:
         raise ModelError(
             expected=f"{path} to be a whole safetensors file",

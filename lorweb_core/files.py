@@ -96,15 +96,24 @@ def write_text_atomically(path: Path, text: str) -> None:
 
     Raises: OutputError: when the file cannot be written.
     """
+    write_bytes_atomically(path, _encode_text(text))
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write bytes, whole or not at all.
+
+    Raises: OutputError: when the file cannot be written.
+    """
     with _atomic_file(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(content)
 
 
 @contextmanager
 def _atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Give a file to write, which becomes `path` when the block ends well and vanishes when it does not."""
     target = Path(os.path.realpath(path))  # through a link, so that the link stays one
-    temporary = target.with_name(f".{target.name[:100]}.{uuid4().hex[:8]}.tmp")
+    # A name may have 255 bytes, and a character up to four of them.
+    temporary = target.with_name(f".{target.name[:50]}.{uuid4().hex[:8]}.tmp")
     try:
         if target.is_dir():
             raise IsADirectoryError(f"{target.name} is a folder")
@@ -134,8 +143,13 @@ def _encode_header(
         stored = dtype or tensor.dtype
         start, end = end, end + tensor.numel() * stored.itemsize
         entries[name] = {"dtype": DTYPE_NAMES[stored], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    header = _encode_text(json.dumps(entries, ensure_ascii=False, separators=(",", ":")))
     return header + b" " * (-len(header) % 8)
+
+
+def _encode_text(text: str) -> bytes:
+    """Return UTF-8; halves of a character, as file names of other systems have them, become question marks."""
+    return text.encode("utf-8", errors="replace")
 
 
 def _contiguous_bytes(tensor: Tensor, dtype: torch.dtype | None, name: str) -> memoryview:

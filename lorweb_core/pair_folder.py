@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -72,10 +73,18 @@ def read_picture(path: Path) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            return from_pil(ImageOps.exif_transpose(image))[None]
+            return _read_pixels(ImageOps.exif_transpose(image))[None]
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise ImageError(
             expected=f"a picture at {path}",
             got=" ".join(str(error).split()),
             remedy="Name an existing PNG, JPEG or WebP file.",
         ) from error
+
+
+def _read_pixels(image: Image.Image) -> Tensor:
+    """Return [H, W, 3]; grey of 16 bits is scaled, which PIL's conversion would cut off at 255."""
+    if not image.mode.startswith("I"):
+        return from_pil(image)
+    levels = np.clip(np.asarray(image, dtype=np.float64) / 257, 0, 255)
+    return from_pil(Image.fromarray(levels.round().astype(np.uint8)))

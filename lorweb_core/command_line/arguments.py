@@ -32,7 +32,10 @@ def add_settings_argument(parser: argparse.ArgumentParser) -> None:
 
 def finite_number(text: str) -> float:
     """Return a number; argparse type."""
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"expected a finite number; got {text}")
     return number

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 
 from PIL import Image
 
 from ..coefficient_summary import compare, describe, describe_comparison, tabulate
 from ..coefficients_file import CoefficientsFile, load_coefficients
-from ..errors import OutputError
+from ..files import write_bytes_atomically
 from ..heat_map import draw_coefficients, draw_comparison
 from .arguments import require_separate, whole_number
 
@@ -51,14 +52,9 @@ def _draw_difference(file: CoefficientsFile, arguments: argparse.Namespace) -> t
 
 
 def _write(picture: Image.Image, path: Path) -> None:
-    try:
-        picture.save(path)
-    except OSError as error:
-        raise OutputError(
-            expected=f"to be able to write {path}",
-            got=error.strerror or str(error),
-            remedy="Choose an existing folder with enough free space that you may write to.",
-        ) from error
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    write_bytes_atomically(path, buffer.getvalue())
 
 
 def _picture_path(text: str) -> Path:

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from lorweb_core.basis import Basis
-from lorweb_core.coefficients import count_mixes, encode_coefficients, require_coefficients_of
+from lorweb_core.coefficients import (
+    count_mixes,
+    encode_coefficients,
+    require_coefficients_of,
+    require_whole_coefficients,
+)
 from lorweb_core.errors import CheckpointError, LoRWeBError, ShapeError
 from tests.synthetic import make_basis
 
@@ -22,6 +27,16 @@ def test_coefficients_are_plain_float32_tensors_on_the_cpu():
     assert count_mixes(coefficients) == 2
     checked = require_coefficients_of(basis, coefficients)
     assert all(torch.equal(checked["layers"][name], mix) for name, mix in coefficients["layers"].items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_numbers_of_another_dtype_are_taken_as_float32(dtype):
+    basis = make_basis()
+    coefficients = encode_coefficients(basis, QUERY)
+    foreign = {**coefficients, "layers": {name: mix.to(dtype) for name, mix in coefficients["layers"].items()}}
+    for checked in (require_coefficients_of(basis, foreign), require_whole_coefficients(foreign)):
+        for name, mix in checked["layers"].items():
+            assert mix.dtype == torch.float32 and torch.equal(mix, foreign["layers"][name].float())
 
 
 def broken(change):

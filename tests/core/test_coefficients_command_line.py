@@ -1,5 +1,7 @@
 """blend, adjust, plot and mix on coefficient files: the same as the functions, and one line for every mistake."""
 
+import sys
+
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +14,7 @@ from lorweb_core.coefficients import encode_coefficients
 from lorweb_core.coefficients_file import load_coefficients, save_coefficients
 from lorweb_core.command_line import main
 from tests.basis_files import write_reference
+from tests.full_disk import disk_full_after
 
 
 @pytest.fixture
@@ -99,6 +102,15 @@ def test_plot_writes_a_picture_and_prints_a_summary(run, files, tmp_path):
     assert (tmp_path / "difference.png").read_bytes() != (tmp_path / "map.png").read_bytes()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no file size limit to stand for a full disk")
+def test_plot_on_a_full_disk_leaves_the_old_picture(run, files, tmp_path):
+    picture = tmp_path / "map.png"
+    picture.write_text("old")
+    with disk_full_after(100):
+        assert_refused(run("plot", files[0], "-o", picture), "able to write")
+    assert picture.read_text() == "old" and not list(tmp_path.glob("*.tmp"))
+
+
 def test_mix_writes_and_reads_coefficient_files(run, basis_file, tmp_path):
     embeddings, kept = tmp_path / "embeddings.safetensors", tmp_path / "kept.safetensors"
     save_file({"query_embedding": torch.randn(1, 18, generator=torch.Generator().manual_seed(0))}, embeddings)
@@ -121,6 +133,8 @@ def test_mistakes_are_one_line(run, files, basis_file, tmp_path):
     assert_refused(run("adjust", files[0], "--temperature", "0", *out), "above 0")
     assert_refused(run("adjust", files[0], "--part", "atention=1", *out), "Did you mean 'attention'?")
     assert_refused(run("adjust", files[0], "--part", "attention", *out), "NAME=STRENGTH")
+    assert_refused(run("adjust", files[0], "--part", "attention=half", *out), "expected a finite number; got half")
+    assert_refused(run("adjust", files[0], "--temperature", "warm", *out), "expected a finite number; got warm")
     assert_refused(run("adjust", files[0], "--preset", "attention", *out), "as encoded")
     assert_refused(run("plot", files[0], "--mix", 2, "-o", tmp_path / "x.png"), "0 … 1", "got 2")
     assert_refused(run("plot", files[0], "-o", tmp_path / "x.jpg"), ".png")

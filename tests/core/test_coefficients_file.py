@@ -71,6 +71,32 @@ def test_numbers_may_be_any_real_numbers(tmp_path):
     assert all(torch.equal(loaded["layers"][name], mix) for name, mix in wild["layers"].items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_numbers_of_another_dtype_are_saved_as_float32(tmp_path, dtype):
+    foreign = analogy()
+    foreign["layers"] = {name: mix.to(dtype) for name, mix in foreign["layers"].items()}
+    save_coefficients(tmp_path / "foreign.safetensors", foreign)
+    loaded = load_coefficients(tmp_path / "foreign.safetensors").coefficients
+    assert all(torch.equal(loaded["layers"][name], mix.float()) for name, mix in foreign["layers"].items())
+
+
+def test_a_basis_whose_file_name_is_no_text_can_be_named(tmp_path):
+    named = analogy()
+    named["settings"]["basis_name"] = b"f\xfcr.safetensors".decode("utf-8", "surrogateescape")
+    save_coefficients(tmp_path / "named.safetensors", named, note="half a smile: \ud83d")
+    loaded = load_coefficients(tmp_path / "named.safetensors")
+    assert loaded.note == "half a smile: ?" and loaded.coefficients["settings"]["basis_name"] == "f?r.safetensors"
+
+
+@pytest.mark.parametrize("start", [b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"])
+def test_a_header_whose_length_is_spelled_like_a_pickle_is_read(saved, start):
+    content = saved.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    longer = int.from_bytes(start + b"\x01", "little")
+    saved.write_bytes(longer.to_bytes(8, "little") + content[8 : 8 + length].ljust(longer) + content[8 + length :])
+    assert load_coefficients(saved).note == "Süßer Effekt — 甘い"
+
+
 def test_a_file_of_another_basis_is_refused_with_both_names(saved):
     other = Basis(layers=BASIS.layers, settings=BASIS.settings, basis_id="fedcba9876543210", name="other")
     with pytest.raises(CheckpointError, match=r"other \(id fedcba.*synthetic \(id 012345"):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -277,6 +279,17 @@ def test_a_siglip_without_its_pooling_head_is_refused(whole_siglip, tmp_path):
     change_config(switched_off, vision_config={**config["vision_config"], "vision_use_head": False})
     with pytest.raises(ModelError, match=r"head, which config.json switches off"):
         load_image_encoder(switched_off)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process' memory map")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_file_may_be_replaced_while_the_encoder_is_in_use(tmp_path, dtype):
+    folder = write_tiny_clip(tmp_path / "tiny_clip")
+    encoder = load_image_encoder(folder, dtype=dtype)
+    before = encoder.embed(noise(50, 40))
+    assert str(folder) not in Path("/proc/self/maps").read_text(), "a cut file would end the process"
+    (folder / "model.safetensors").write_bytes(b"")
+    assert torch.equal(encoder.embed(noise(50, 40)), before)
 
 
 def test_code_in_a_folder_is_never_run(tmp_path):

@@ -1,7 +1,6 @@
 """Result files: what the library reads back, and nothing partial after any failure."""
 
 import sys
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from safetensors.torch import load_file
 
 from lorweb_core.errors import OutputError
 from lorweb_core.files import write_safetensors_atomically, write_text_atomically
+from tests.full_disk import disk_full_after
 
 TENSORS = {
     "half": torch.arange(6, dtype=torch.float16).reshape(2, 3),
@@ -21,19 +21,6 @@ TENSORS = {
     "empty": torch.zeros(0, 4),
     "überschrift.ф": torch.tensor([True, False]),
 }
-
-
-@contextmanager
-def disk_full_after(byte_count):
-    """Let every file of this process end after so many bytes, as on a full disk."""
-    import resource  # not on Windows
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (byte_count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_the_library_reads_back_every_tensor_and_string(tmp_path):
@@ -116,6 +103,14 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(tmp_path):
         write_safetensors_atomically(path, {"a": torch.zeros(10_000)}, {})
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are counted in characters there")
+def test_a_name_as_long_as_the_file_system_takes_can_be_written(tmp_path):
+    path = tmp_path / ("漫" * 84 + "abc")
+    assert len(path.name.encode()) == 255
+    write_text_atomically(path, "text")
+    assert path.read_text() == "text" and list(tmp_path.iterdir()) == [path]
 
 
 def test_unusable_targets_are_told_in_three_parts(tmp_path):

@@ -1,0 +1,42 @@
+"""Example pairs in a folder, and what their files hold."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lorweb_core.errors import ImageError
+from lorweb_core.pair_folder import find_pairs, read_picture
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def test_grey_of_16_bits_is_read_like_grey_of_8_bits(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "8.png")
+    for suffix in ("png", "tif"):
+        Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / f"16.{suffix}")
+        assert torch.equal(read_picture(tmp_path / f"16.{suffix}"), read_picture(tmp_path / "8.png"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK"])
+def test_every_kind_of_picture_is_rgb(tmp_path, mode):
+    suffix = "tif" if mode == "CMYK" else "png"
+    Image.fromarray(RAMP).convert(mode).save(tmp_path / f"x.{suffix}")
+    picture = read_picture(tmp_path / f"x.{suffix}")
+    assert picture.shape == (1, 16, 16, 3) and picture.dtype == torch.float32
+
+
+def test_pairs_are_found_whatever_ending_and_folder_they_have(tmp_path):
+    for name in ("x_a.png", "x_a_prime.jpg", "a/1.png", "a_prime/1.webp", "other.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(RAMP).save(tmp_path / name)
+    assert [(pair.name, pair.after.name) for pair in find_pairs(tmp_path)] == [
+        ("a/1", "1.webp"),
+        ("x_a", "x_a_prime.jpg"),
+    ]
+
+
+def test_an_after_without_a_before_is_refused(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "x_a_prime.png")
+    with pytest.raises(ImageError, match=r"Expected one picture .*; got 1 without exactly one \(such as x_a_prime\)"):
+        find_pairs(tmp_path)
