@@ -32,6 +32,8 @@ from .settings import CLIP_ENCODER_ID, SIGLIP_ENCODER_ID
 
 __all__ = [
     "CLIP_PREPROCESSING",
+    "CONFIG_FILE",
+    "ENCODER_FILES",
     "SIGLIP2_PREPROCESSING",
     "ImageEncoder",
     "Preprocessing",
@@ -40,8 +42,9 @@ __all__ = [
     "preprocess_images",
 ]
 
-#: What is fetched of a Hugging Face repository: no code and no pickles.
-_REPOSITORY_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "model.safetensors")
+CONFIG_FILE = "config.json"
+#: All that is read of a model folder, and fetched of a Hugging Face repository: no code and no pickles.
+ENCODER_FILES = (CONFIG_FILE, "preprocessor_config.json", "processor_config.json", "model.safetensors")
 _REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MODEL_TYPES = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
 _TEXT_PREFIXES = ("text_model.", "text_projection.", "logit_scale", "logit_bias")
@@ -142,7 +145,7 @@ def _find_folder(folder_or_id: str | Path, revision: str | None, local_files_onl
         snapshot = snapshot_download(
             str(folder_or_id),
             revision=revision,
-            allow_patterns=list(_REPOSITORY_FILES),
+            allow_patterns=list(ENCODER_FILES),
             local_files_only=local_files_only,
         )
     except (OSError, ValueError) as error:  # missing or gated repository, no network, unknown revision
@@ -155,7 +158,7 @@ def _find_folder(folder_or_id: str | Path, revision: str | None, local_files_onl
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    config = read_json_object(folder / "config.json")
+    config = read_json_object(folder / CONFIG_FILE)
     model_type = config.get("model_type")
     if model_type not in _MODEL_TYPES:
         remedy = f"Use the folder of {CLIP_ENCODER_ID} or {SIGLIP_ENCODER_ID}, the one the basis was trained with."

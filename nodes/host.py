@@ -15,7 +15,8 @@ from uuid import uuid4
 import torch
 from PIL import Image
 
-from ..lorweb_core.errors import OutputError
+from ..lorweb_core.encoder import CONFIG_FILE
+from ..lorweb_core.errors import ImageError, OutputError
 
 BASIS_FOLDER = "lorweb"
 #: Below `models` for files from others, and below the output folder, where Save Coefficients writes.
@@ -86,17 +87,17 @@ def find_coefficients(name: str) -> Path | None:
 def find_input_folder(name: str) -> Path:
     """Return a folder below the host's input folder; it need not exist.
 
-    Raises: OutputError: when the name leads out of the input folder.
+    Raises: ImageError: when the name leads out of the input folder.
     """
     import folder_paths
 
     root = Path(folder_paths.get_input_directory()).resolve()
     folder = (root / name.strip()).resolve()
     if not folder.is_relative_to(root):
-        raise OutputError(
+        raise ImageError(
             expected="a folder below ComfyUI's input folder",
-            got=repr(name),
-            remedy="Copy or link the pictures there and use a relative name such as pairs/comic.",
+            got=f"{name!r}, which leads to {folder}",
+            remedy="Copy the pictures there and use a relative name such as pairs/comic; a linked folder does not do.",
         )
     return folder
 
@@ -123,10 +124,11 @@ def find_encoder_folders() -> dict[str, Path]:
     register_basis_folder()
     folders: dict[str, Path] = {}
     for kind in ("clip_vision", BASIS_FOLDER):
-        for root in map(Path, folder_paths.get_folder_paths(kind)):
-            for config in sorted(root.rglob("config.json")) if root.is_dir() else []:
-                if config.parent != root:
-                    folders.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
+        for root in folder_paths.get_folder_paths(kind):
+            files, _ = folder_paths.recursive_search(root, [".git"])  # also through links, as for model files
+            for folder in sorted(path.parent for path in map(Path, files) if path.name == CONFIG_FILE):
+                if folder != Path():
+                    folders.setdefault(folder.as_posix(), Path(root) / folder)
     return folders
 
 
@@ -138,11 +140,12 @@ def next_output_path(filename_prefix: str) -> tuple[Path, str, int]:
     import folder_paths
 
     output = Path(folder_paths.get_output_directory()).resolve()
-    if not (output / filename_prefix).resolve().is_relative_to(output):
+    target = (output / filename_prefix).resolve()
+    if not target.is_relative_to(output):
         raise OutputError(
             expected="a filename_prefix below the output folder",
-            got=repr(filename_prefix),
-            remedy="Use a relative name such as loras/lorweb.",
+            got=f"{filename_prefix!r}, which leads to {target}",
+            remedy="Use a relative name such as loras/lorweb, and a folder that is no link to elsewhere.",
         )
     try:
         folder, stem, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, str(output))
@@ -221,7 +224,7 @@ def raise_if_interrupted() -> None:
 class Progress:
     """The host's progress bar on the running node; each step also honours an interruption."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int = 1) -> None:
         import comfy.utils
 
         self._bar = comfy.utils.ProgressBar(total)
@@ -230,6 +233,11 @@ class Progress:
         """Advance by one."""
         raise_if_interrupted()
         self._bar.update(1)
+
+    def show(self, done: int, total: int) -> None:
+        """Stand at `done` of `total`."""
+        raise_if_interrupted()
+        self._bar.update_absolute(done, total)
 
 
 def make_vision_output(**fields: object) -> Any:  # noqa: ANN401

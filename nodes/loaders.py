@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..lorweb_core.checkpoint import load_basis
+from ..lorweb_core.encoder import ENCODER_FILES
 from ..lorweb_core.errors import CheckpointError, ModelError
+from ..lorweb_core.settings_sources import find_sidecar
 from . import host
 from .sockets import BASIS, LoadedBasis
 from .vision import TransformersClipVision, load_clip_vision
@@ -33,9 +35,11 @@ class LoadBasis:
         return {"required": {"basis_name": (host.list_bases(), {"tooltip": tooltip})}}
 
     @classmethod
-    def IS_CHANGED(cls, basis_name: str) -> tuple[str, int, int]:
-        """Reload when the file is another one."""
-        return fingerprint_file(host.find_basis(basis_name))
+    def IS_CHANGED(cls, basis_name: str) -> tuple[str | int, ...]:
+        """Reload when the file is another one, or the YAML with its settings comes, goes or changes."""
+        path = host.find_basis(basis_name)
+        sidecar = find_sidecar(path) if path else None
+        return (*fingerprint_file(path), *(fingerprint_file(sidecar) if sidecar else ()))
 
     def load(self, basis_name: str) -> tuple[LoadedBasis]:
         """Return the basis, wholly in memory, so that its file may be replaced."""
@@ -46,7 +50,7 @@ class LoadBasis:
                 got=f"{basis_name!r}, which is not there (any more)",
                 remedy="Put the file there, press R to refresh the lists, and choose it again.",
             )
-        return (LoadedBasis(load_basis(path)),)
+        return (LoadedBasis(load_basis(path, on_progress=host.Progress().show)),)
 
 
 class LoadImageEncoder:
@@ -70,11 +74,11 @@ class LoadImageEncoder:
         return {"required": {"encoder_name": (list(host.find_encoder_folders()), {"tooltip": tooltip})}}
 
     @classmethod
-    def IS_CHANGED(cls, encoder_name: str) -> tuple[str, int, int]:
-        """Reload when the weights are others."""
+    def IS_CHANGED(cls, encoder_name: str) -> tuple[str | int, ...]:
+        """Reload when weights, config or preprocessing are others."""
         folder = host.find_encoder_folders().get(encoder_name)
-        files = sorted(folder.glob("*.safetensors")) if folder else []
-        return fingerprint_file(files[0] if files else folder)
+        files = [folder / name for name in ENCODER_FILES] if folder else [None]
+        return tuple(part for file in files for part in fingerprint_file(file))
 
     def load(self, encoder_name: str) -> tuple[TransformersClipVision]:
         """Return the encoder, managed by the host like a model of its own."""

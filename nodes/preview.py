@@ -60,9 +60,10 @@ class PreviewCoefficients:
     def preview(self, coefficients: Coefficients, compare_with: Coefficients | None = None) -> dict[str, Any]:
         """Return pictures, numbers for the browser, and the summary."""
         whole = require_whole_coefficients(coefficients)
-        count = count_mixes(whole) if compare_with is None else max(count_mixes(whole), count_mixes(compare_with))
+        other = None if compare_with is None else require_whole_coefficients(compare_with)
+        count = max(count_mixes(side) for side in (whole, other) if side is not None)
         shown = range(min(count, MAX_MIXES_SHOWN))
-        views = [_view(whole, compare_with, index) for index in shown]
+        views = [_view(whole, other, index) for index in shown]
         text = "\n\n".join(view["text"] for view in views)
         if count > len(shown):
             text += f"\n\n{count - len(shown)} more mixes are not shown."
