@@ -44,14 +44,20 @@ class TransformersClipVision:
             _ManagedEncoder(encoder.model), load_device=self.load_device, offload_device=offload_device
         )
 
+    def load(self) -> None:
+        """Bring the whole model to its load device."""
+        host.load_patchers([self.patcher])
+        # Short of memory, the host leaves modules behind that are not of its own classes: those cannot stream weights.
+        self.model.to(self.load_device)
+
     def embed(self, images: Tensor) -> Tensor:
         """Return image embeddings [B, P] float32 on the CPU for pictures [B, H, W, C], float 0–1."""
-        host.load_patchers([self.patcher])
+        self.load()
         return self.encoder.embed(images)
 
     def encode_image(self, image: Tensor, crop: bool | str = True) -> Any:  # noqa: ANN401 - the host's output class
         """Return the host's CLIP_VISION_OUTPUT for pictures [B, H, W, C]; crop False or "none" squeezes them."""
-        host.load_patchers([self.patcher])
+        self.load()
         preprocessing = self.encoder.preprocessing
         if crop in (False, "none"):
             preprocessing = replace(preprocessing, shortest_edge_px=None)
