@@ -79,9 +79,11 @@ class EncodeAnalogies:
         image_b: object = None,
         images_a: object = None,
         images_a_prime: object = None,
-    ) -> str:
+    ) -> str | float:
         """Encode again when a picture in the folder is another one."""
-        name = (folder[0] or "").strip()  # None while it comes from another node
+        if folder[0] is None:  # it comes from another node and is not known yet: never the same
+            return float("nan")  # a new object: the host takes the same one for equal
+        name = folder[0].strip()
         root = host.find_input_folder(name)
         return repr([fingerprint_file(path) for path in sorted(root.rglob("*"))]) if name and root.is_dir() else ""
 

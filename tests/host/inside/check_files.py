@@ -11,6 +11,7 @@ from comfyui_lorweb.lorweb_core.checkpoint import save_basis
 from comfyui_lorweb.lorweb_core.errors import CheckpointError, ImageError, OutputError
 from comfyui_lorweb.lorweb_core.settings import RouterSettings
 from comfyui_lorweb.nodes import host
+from comfyui_lorweb.nodes.analogies import EncodeAnalogies
 from comfyui_lorweb.nodes.loaders import LoadBasis, LoadImageEncoder
 from comfyui_lorweb.nodes.preview import PreviewCoefficients
 from seeded_basis import make_coefficients, make_loaded_basis
@@ -54,6 +55,21 @@ def check_a_basis_is_read_again_when_its_sidecar_comes_or_changes():
         (folder / name).with_suffix(".yaml").write_text(text)
         seen.append(LoadBasis.IS_CHANGED(name))
     assert len(set(seen)) == 3, seen
+
+
+def check_pairs_are_encoded_again_when_a_picture_in_their_folder_changes():
+    folder = new_folder("input") / "pairs"
+    folder.mkdir()
+    folder_paths.set_input_directory(str(folder.parent))
+    seen = [EncodeAnalogies.IS_CHANGED(["pairs"]), EncodeAnalogies.IS_CHANGED([" pairs "])]
+    assert seen[0] == seen[1]
+    for text in ("one", "three"):
+        (folder / "x_a.png").write_text(text)
+        seen.append(EncodeAnalogies.IS_CHANGED(["pairs"]))
+    assert len(set(seen)) == 3
+    assert EncodeAnalogies.IS_CHANGED([""]) == EncodeAnalogies.IS_CHANGED([""])
+    unknown = [frozenset([EncodeAnalogies.IS_CHANGED((None,))]) for _ in range(2)]
+    assert unknown[0] != unknown[1], "a name that comes from another node may be any folder, in any state"
 
 
 def check_an_encoder_is_read_again_when_any_of_its_files_changes():
