@@ -15,7 +15,8 @@ from torch import Tensor
 from lorweb_core.errors import ModelError
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
-_OUTSIDE = {
+#: Modules outside the blocks: the file's name → diffusers' name.
+OUTSIDE = {
     "img_in": "x_embedder",
     "txt_in": "context_embedder",
     "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
@@ -50,7 +51,8 @@ _SINGLE = {
     "norm.query_norm": ("attn.norm_q",),
     "norm.key_norm": ("attn.norm_k",),
 }
-_BLOCKS = {"double_blocks": ("transformer_blocks", _DOUBLE), "single_blocks": ("single_transformer_blocks", _SINGLE)}
+#: The file's block list → (diffusers' block list, the file's part → the diffusers Linears or norms stacked in it).
+BLOCKS = {"double_blocks": ("transformer_blocks", _DOUBLE), "single_blocks": ("single_transformer_blocks", _SINGLE)}
 _BLOCK_NAME = re.compile(r"(double_blocks|single_blocks)\.(\d+)\.(.+)\.(weight|bias|scale)")
 
 
@@ -87,10 +89,10 @@ def from_bfl(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 
 def _diffusers_names(name: str) -> tuple[str, ...]:
     module = name.rpartition(".")[0]
-    if module in _OUTSIDE:
-        return (_OUTSIDE[module],)
+    if module in OUTSIDE:
+        return (OUTSIDE[module],)
     match = _BLOCK_NAME.fullmatch(name)
     if match is None:
         return ()
-    block_list, parts = _BLOCKS[match[1]]
+    block_list, parts = BLOCKS[match[1]]
     return tuple(f"{block_list}.{match[2]}.{part}" for part in parts.get(match[3], ()))

@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.bfl_names import _BLOCKS as BLOCKS
-from training.bfl_names import _OUTSIDE as OUTSIDE
-from training.bfl_names import from_bfl
+from training.bfl_names import BLOCKS, OUTSIDE, from_bfl
 
 CONFIG: dict[str, Any] = {
     "patch_size": 1,
