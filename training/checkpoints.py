@@ -48,13 +48,13 @@ def save_checkpoint(
     target = folder / f"step-{step:09d}"
     partial = folder / f"{_PARTIAL_PREFIX}{target.name}"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove_partial(folder)
         partial.mkdir(parents=True)
         write_basis(partial / BASIS_FILE)
         _write_state(partial / STATE_FILE, {"format": FORMAT_VERSION, "step": step, **state})
-        _write_manifest(partial, step)
-        if target.exists():
-            shutil.rmtree(target)
+        _write_manifest(partial, step, order=1 + max(map(_order, list_checkpoints(folder)), default=0))
+        if target.exists():  # moved away first: removing gigabytes takes time, in which a crash would leave neither
+            target.replace(folder / f"{_PARTIAL_PREFIX}old-{target.name}")
         partial.replace(target)
         _flush_folder(folder)
     except (OSError, RuntimeError, OutputError) as error:  # torch reports a full disk as RuntimeError
@@ -70,19 +70,32 @@ def save_checkpoint(
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the whole checkpoints, oldest first."""
-    found = [path for path in folder.glob("step-*") if _FOLDER_NAME.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(path for path in found if _is_whole(path))
+    """Return the whole checkpoints in the order in which they were written.
+
+    That is not always the order of steps: who goes back to an earlier one writes lower steps later.
+    """
+    return sorted((path for path in _step_folders(folder) if _is_whole(path)), key=lambda path: (_order(path), path))
 
 
 def load_latest(folder: Path) -> dict[str, Any] | None:
-    """Return the state of the newest checkpoint that loads, or None when there is none."""
+    """Return the state of the newest checkpoint that loads, or None when there is none at all.
+
+    Raises: CheckpointError: when there are some, but none loads: starting anew would remove them.
+    """
     for path in reversed(list_checkpoints(folder)):
         try:
             return load_checkpoint(path)
         except CheckpointError as error:
             logger.warning("%s is passed over: %s", path.name, error)
-    return None
+    damaged = _step_folders(folder)
+    if not damaged:
+        return None
+    raise CheckpointError(
+        expected=f"a checkpoint that loads in {folder}",
+        got=f"{len(damaged)} of which none does: {', '.join(path.name for path in damaged[:3])}",
+        remedy="Copy a whole one back, or begin a new run.name, perhaps with basis.start_from: <a checkpoint's "
+        "basis.safetensors>.",
+    )
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -111,8 +124,7 @@ def remove_old(folder: Path, keep: int) -> None:
     """Remove whole checkpoints but the newest `keep`, and partial ones that a crash left."""
     for path in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(f"{_PARTIAL_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    _remove_partial(folder)
 
 
 def random_states() -> dict[str, Any]:
@@ -130,6 +142,15 @@ def restore_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
+def _remove_partial(folder: Path) -> None:
+    for path in folder.glob(f"{_PARTIAL_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _step_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if _FOLDER_NAME.fullmatch(path.name))
+
+
 def _write_state(path: Path, state: dict[str, Any]) -> None:
     with path.open("wb") as file:
         torch.save(state, file)
@@ -137,17 +158,26 @@ def _write_state(path: Path, state: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _write_manifest(folder: Path, step: int) -> None:
+def _write_manifest(folder: Path, step: int, *, order: int) -> None:
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     with (folder / MANIFEST_FILE).open("w", encoding="utf-8") as file:
-        json.dump({"format": FORMAT_VERSION, "step": step, "sizes": sizes}, file)
+        json.dump({"format": FORMAT_VERSION, "step": step, "order": order, "sizes": sizes}, file)
         file.flush()
         os.fsync(file.fileno())
 
 
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+
+
+def _order(folder: Path) -> int:
+    """Place among the saves of its run; 0 in files of before this was noted."""
+    return int(_read_manifest(folder).get("order", 0))
+
+
 def _is_whole(folder: Path) -> bool:
     try:
-        sizes = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["sizes"]
+        sizes = _read_manifest(folder)["sizes"]
         is_whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError, AttributeError):
         is_whole = False

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lorweb_core.errors import SettingsError
+
 from .trainable import TrainableKontext
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Processes:
         world_size: how many there are.
         device: of this process.
         is_sharded: whether the base is shared out.
+    Raises: SettingsError: when `cuda` is asked for and there is none.
     """
 
     def __init__(self, device: str = "auto", *, strategy: str = "ddp") -> None:
@@ -41,6 +44,12 @@ class Processes:
         self.rank: int = self._accelerator.process_index
         self.world_size: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
+        if device == "cuda" and self.device.type != "cuda":
+            raise SettingsError(
+                expected="a CUDA GPU, since run.device is cuda",
+                got=f"none that torch {torch.__version__} can use",
+                remedy="Install torch for CUDA and a driver that fits it, or set run.device: auto or cpu.",
+            )
         self.is_sharded: bool = strategy == "fsdp" and self.world_size > 1
 
     @property
@@ -57,7 +66,7 @@ class Processes:
         """Return the module whose forward trains, made for several processes where there are several."""
         if self.world_size == 1:
             return model
-        return _shard_base(model) if self.is_sharded else self._data_parallel(model)
+        return _shard_base(model, self.device) if self.is_sharded else self._data_parallel(model)
 
     def _data_parallel(self, model: TrainableKontext) -> nn.Module:
         """DDP; frozen weights are left out of its first broadcast.
@@ -72,8 +81,8 @@ class Processes:
         return self._accelerator.prepare_model(model)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Make gradients the mean over processes; DDP has done it already, a sharded base has not."""
-        if not self.is_sharded:
+        """Make gradients the mean over processes, where DDP has not done so in the backward pass."""
+        if self.world_size == 1:
             return
         for parameter in parameters:
             if parameter.grad is not None:
@@ -81,7 +90,7 @@ class Processes:
                 parameter.grad /= self.world_size
 
     def without_sync(self, module: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-        """Gradients are exchanged in the last micro-batch of a step only."""
+        """DDP exchanges gradients in the backward pass of the micro-batch that is the last of a step, if any."""
         return (
             nullcontext() if is_last or self.world_size == 1 or self.is_sharded else self._accelerator.no_sync(module)
         )
@@ -110,15 +119,18 @@ class Processes:
         return self._accelerator.reduce(value.to(self.device), reduction=how).cpu()
 
 
-def _shard_base(model: TrainableKontext) -> TrainableKontext:
+def _shard_base(model: TrainableKontext, device: torch.device) -> TrainableKontext:
     """FSDP2 over the frozen weights alone: each process keeps its share, blocks are gathered while they compute.
 
     The basis stays whole on every process, so optimiser, averages and checkpoints are those of one process.
     """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    trained = set(model.adapter_parameters() + model.router_parameters())
+    trained = set(model.trained_parameters())
+    # Without a mesh it would take GPUs wherever there are some, although the run may be on CPUs.
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     transformer: Any = model.transformer
     for part in (*transformer.transformer_blocks, *transformer.single_transformer_blocks, transformer):
-        fully_shard(part, ignored_params=trained)
+        fully_shard(part, mesh=mesh, ignored_params=trained)
     return model

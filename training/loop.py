@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class TrainingState:
         step: updates done (skipped ones included).
         bad_steps: steps skipped because of non-finite numbers.
         micro_batch_size: samples per forward pass; halved when memory runs out.
+        has_fitted: whether a whole step of this micro-batch was done; not saved.
     """
 
     model: TrainableKontext
@@ -52,6 +53,14 @@ class TrainingState:
     micro_batch_size: int
     step: int = 0
     bad_steps: int = 0
+    has_fitted: bool = False
+
+
+class SaveCallback(Protocol):
+    """Writes a checkpoint."""
+
+    def __call__(self, state: TrainingState, *, is_last: bool = False) -> None:
+        """Write that of the state's step."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +68,11 @@ class Callbacks:
     """What the loop calls on the side; each is given the state after a finished step.
 
     Attributes:
-        save: writes a checkpoint.
+        save: writes a checkpoint; with `is_last` a failure is an error.
         validate: losses, pictures, router health.
     """
 
-    save: Callable[[TrainingState], None]
+    save: SaveCallback
     validate: Callable[[TrainingState], None]
 
 
@@ -108,7 +117,7 @@ class Loop:
                 self.callbacks.validate(state)
             if state.step % config.checkpoint.every == 0 and state.step < config.run.steps:
                 self.callbacks.save(state)
-        self.callbacks.save(state)
+        self.callbacks.save(state, is_last=True)
 
     def _is_stopping(self) -> bool:
         is_stopping = self.processes.any(self.stop.reason is not None)
@@ -118,25 +127,43 @@ class Loop:
 
     def _accumulate(self, state: TrainingState, batch: dict[str, Any]) -> tuple[float, float]:
         """Add up the gradients of a whole batch; returns (mean loss, gradient norm), halving what does not fit."""
-        while True:
-            try:
-                loss = self._forward_backward(state, batch)
-                trained = state.model.adapter_parameters() + state.model.router_parameters()
-                self.processes.average_gradients(trained)
-                limit = self.config.optimiser.max_gradient_norm
-                norm = nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit)
-                return self.processes.mean(loss), float(norm)
-            except torch.OutOfMemoryError as error:
-                self._halve_micro_batch(state, error)
+        while (loss := self._forward_backward_if_it_fits(state, batch)) is None:
+            self._halve_micro_batch(state)
+        state.has_fitted = True
+        limit = self.config.optimiser.max_gradient_norm
+        norm = nn.utils.clip_grad_norm_(state.model.trained_parameters(), math.inf if limit is None else limit)
+        return self.processes.mean(loss), float(norm)
 
-    def _forward_backward(self, state: TrainingState, batch: dict[str, Any]) -> float:
+    def _forward_backward_if_it_fits(self, state: TrainingState, batch: dict[str, Any]) -> float | None:
+        """Return the mean loss of this process's share, gradients being those of all; None: halve and try again.
+
+        Data-parallel gradients are exchanged while the backward pass runs, which a process without memory would leave
+        waiting. So until a step has fitted they are exchanged after it, when all processes know that all are done.
+        """
+        overlaps = self.processes.world_size > 1 and not self.processes.is_sharded and state.has_fitted
+        problem = None
+        try:
+            loss = self._forward_backward(state, batch, exchanges=overlaps)
+        except torch.OutOfMemoryError as error:
+            problem = str(error)[:150]
+        # From here on the error and its traceback are gone, and with them the activations that they kept alive.
+        if problem is not None and (overlaps or self.processes.is_sharded or state.micro_batch_size == 1):
+            raise _too_large(state, problem)
+        if overlaps:
+            return loss
+        if self.processes.any(problem is not None):
+            return None
+        self.processes.average_gradients(state.model.trained_parameters())
+        return loss
+
+    def _forward_backward(self, state: TrainingState, batch: dict[str, Any], *, exchanges: bool) -> float:
         state.optimiser.zero_grad(set_to_none=True)
         samples = len(batch["caption"])
         starts = range(0, samples, state.micro_batch_size)
         total = 0.0
         for start in starts:
             rows = slice(start, min(start + state.micro_batch_size, samples))
-            with self.processes.without_sync(self.module, is_last=start == starts[-1]):
+            with self.processes.without_sync(self.module, is_last=exchanges and start == starts[-1]):
                 loss = self._losses(state.step, batch, rows).sum() / samples
                 loss.backward()
             total += float(loss.detach())
@@ -163,15 +190,8 @@ class Loop:
         height, width = batch["target"].shape[-2:]
         return codec.channels, height // codec.pixels_per_latent, width // codec.pixels_per_latent
 
-    def _halve_micro_batch(self, state: TrainingState, error: BaseException) -> None:
+    def _halve_micro_batch(self, state: TrainingState) -> None:
         """Halve the micro-batch; the gradients of this step are computed anew with the same noise."""
-        if state.micro_batch_size == 1 or self.processes.world_size > 1:
-            raise ModelError(
-                expected="a micro-batch of the configured size to fit in memory",
-                got=f"out of memory at {state.micro_batch_size} sample(s) per process ({str(error)[:150]})",
-                remedy="Set a smaller run.micro_batch_size (batches are accumulated, results stay equal), "
-                "base.quantize: int8 or nf4, a smaller data.resolution_px or text.max_tokens; then --resume latest.",
-            ) from error
         state.optimiser.zero_grad(set_to_none=True)
         state.micro_batch_size = (state.micro_batch_size + 1) // 2
         if torch.cuda.is_available():
@@ -222,3 +242,12 @@ class Loop:
             "train/peak_gib": peak_gib(),
         }
         self.monitor.log(state.step, values)
+
+
+def _too_large(state: TrainingState, problem: str) -> ModelError:
+    return ModelError(
+        expected="a micro-batch of the configured size to fit in memory",
+        got=f"out of memory at {state.micro_batch_size} sample(s) per process ({problem})",
+        remedy="Set a smaller run.micro_batch_size (batches are accumulated, results stay equal), "
+        "base.quantize: int8 or nf4, a smaller data.resolution_px or text.max_tokens; then --resume latest.",
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,17 +54,23 @@ class Monitor:
         return elapsed / steps if steps else 0.0
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write numbers of a step everywhere."""
+        """Write numbers of a step everywhere; a disk that takes none costs these, not the run."""
         if not self._is_main:
             return
-        record = {"step": step, "seconds": round(time.monotonic() - self._started, 3), **values}
-        with (self._folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+        try:
+            self._append({"step": step, "seconds": round(time.monotonic() - self._started, 3), **values})
+            if self._writer is not None:
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, step)
+        except OSError as error:
+            logger.error("numbers of step %d are not written: %s", step, error)
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
+
+    def _append(self, record: Mapping[str, float]) -> None:
+        numbers = {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
+        with (self._folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(numbers) + "\n")
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Show a picture file in the trackers."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -56,8 +57,25 @@ def learning_rate_factor(config: OptimiserConfig, step: int, steps: int) -> floa
 def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> float:
     """Set every group's rate to factor × its full rate; returns the first group's."""
     for group in optimiser.param_groups:
-        group["lr"] = group["base_rate"] * factor
+        rate = group["base_rate"] * factor
+        if isinstance(group["lr"], Tensor):  # torchao compiles its step and wants the tensor to stay
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
     return float(optimiser.param_groups[0]["lr"])
+
+
+def load_optimiser_state(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Restore an optimiser's moments; rates, decay and all other options stay as they were configured."""
+    options = [{name: value for name, value in group.items() if name != "params"} for group in optimiser.param_groups]
+    groups = [{**saved, **own} for saved, own in zip(state["param_groups"], options, strict=True)]
+    optimiser.load_state_dict({**state, "param_groups": groups})
+
+
+def allow_packed_states() -> None:
+    """Let checkpoints with torchao's packed moments be read; importing torchao registers their class as harmless."""
+    with suppress(ImportError):
+        import torchao.optim  # noqa: F401
 
 
 class MovingAverage:
@@ -88,7 +106,7 @@ class MovingAverage:
         """Go on from a saved average."""
         self.updates = int(state["updates"])
         for name, average in self.tensors.items():
-            average.copy_(state["tensors"][name])
+            average.copy_(state["tensors"][name].detach())
 
 
 def _builders(name: str, is_bfloat16: bool) -> list[_Builder]:

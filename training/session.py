@@ -6,13 +6,13 @@ Order matters for memory: prompts are encoded and the text encoders freed before
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorweb_core.checkpoint import load_basis, save_basis
 from lorweb_core.encoder import load_image_encoder
-from lorweb_core.errors import OutputError
+from lorweb_core.errors import CheckpointError, OutputError
 
 from .batches import GRID_MODES, BatchEncoder
 from .captions import CaptionTable
@@ -24,7 +24,7 @@ from .kontext import DTYPES, load_codec, load_transformer
 from .latents import GridLatents
 from .loop import TrainingState
 from .model_source import ModelSource
-from .optimisers import MovingAverage, build_optimiser
+from .optimisers import MovingAverage, build_optimiser, load_optimiser_state
 from .trainable import BasisShape, TrainableKontext
 from .training_data import TrainingData, open_training_data
 
@@ -87,7 +87,7 @@ def build_state(config: TrainConfig, source: ModelSource, query_dim: int, proces
         model=model,
         optimiser=build_optimiser(config.optimiser, model),
         average=None if decay is None else MovingAverage(model.trained_state(), decay),
-        micro_batch_size=min(config.run.micro_batch_size, config.run.batch_size),
+        micro_batch_size=min(config.run.micro_batch_size, config.run.batch_size // processes.world_size),
     )
 
 
@@ -96,6 +96,7 @@ def pack_state(state: TrainingState, config: TrainConfig) -> dict[str, Any]:
     return {
         "trained": {name: tensor.detach().cpu() for name, tensor in state.model.trained_state().items()},
         "optimiser": state.optimiser.state_dict(),
+        "optimiser_class": class_name(state.optimiser),
         "average": None if state.average is None else state.average.state_dict(),
         "bad_steps": state.bad_steps,
         "micro_batch_size": state.micro_batch_size,
@@ -107,17 +108,38 @@ def pack_state(state: TrainingState, config: TrainConfig) -> dict[str, Any]:
 def restore_state(state: TrainingState, saved: dict[str, Any], config: TrainConfig) -> None:
     """Go on from a checkpoint's state; differing settings are named in the log.
 
-    Raises: ShapeError: when the basis has other sizes.
+    Raises: ShapeError: when the basis has other sizes. CheckpointError: when the optimiser is of another kind.
     """
+    _check_optimiser(state, saved)
     for name, (before, now) in differing_settings(saved["config"], config.model_dump(mode="json")).items():
         logger.warning("resuming with another %s: %r instead of %r", name, now, before)
     state.model.load_trained_state(saved["trained"])
-    state.optimiser.load_state_dict(saved["optimiser"])
-    if state.average is not None and saved["average"] is not None:
-        state.average.load_state_dict(saved["average"])
+    load_optimiser_state(state.optimiser, saved["optimiser"])
+    if state.average is not None:
+        fresh = {"updates": 0, "tensors": state.model.trained_state()}
+        state.average.load_state_dict(saved["average"] or fresh)
     state.step, state.bad_steps = saved["step"], saved["bad_steps"]
-    state.micro_batch_size = min(state.micro_batch_size, saved["micro_batch_size"])
+    if saved["config"]["run"]["micro_batch_size"] == config.run.micro_batch_size:  # what was halved stays halved
+        state.micro_batch_size = min(state.micro_batch_size, saved["micro_batch_size"])
     restore_random_states(saved["random"])
+
+
+def class_name(value: object) -> str:
+    """Return module and name of a value's class."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _check_optimiser(state: TrainingState, saved: dict[str, Any]) -> None:
+    """Moments of one optimiser mean nothing to another (older checkpoints do not say whose they are)."""
+    before, now = saved.get("optimiser_class"), class_name(state.optimiser)
+    if before is None or before == now:
+        return
+    raise CheckpointError(
+        expected=f"the optimiser that wrote the checkpoint, {before}",
+        got=f"{now} from optimiser.name, basis.dtype and the installed packages",
+        remedy="Set optimiser.name and basis.dtype as in the run's resolved.yaml and install what it used, or begin "
+        "a new run.name with basis.start_from: <the checkpoint's basis.safetensors>.",
+    )
 
 
 def differing_settings(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -142,23 +164,39 @@ def write_basis_file(path: Path, state: TrainingState, config: TrainConfig) -> N
     )
 
 
-def checkpoint_saver(config: TrainConfig, processes: Processes) -> Callable[[TrainingState], None]:
-    """Return what the loop calls to save: the main process writes, the others wait.
+@dataclass
+class CheckpointSaver:
+    """What the loop calls to save: the main process writes, the others wait.
 
     A save that fails while training goes on is logged, so that a full disk costs no steps; the last one raises.
+
+    Attributes:
+        config: of the run.
+        processes: the process group.
+        saved_step: of the newest checkpoint that this process wrote.
     """
 
-    def save(state: TrainingState) -> None:
-        if processes.is_main:
+    config: TrainConfig
+    processes: Processes
+    saved_step: int | None = None
+
+    def __call__(self, state: TrainingState, *, is_last: bool = False) -> None:
+        """Write a checkpoint, unless that of this step was written already.
+
+        Raises: OutputError: when the last one cannot be written.
+        """
+        if self.processes.is_main and self.saved_step != state.step:
             try:
-                save_checkpoint(
-                    config.run_folder / "checkpoints", state.step, pack_state(state, config),
-                    write_basis=lambda path: write_basis_file(path, state, config), keep=config.checkpoint.keep,
-                )  # fmt: skip
+                self._write(state)
             except OutputError as error:
-                if state.step >= config.run.steps:
+                if is_last:
                     raise
                 logger.error("%s", error)
-        processes.wait()
+        self.processes.wait()
 
-    return save
+    def _write(self, state: TrainingState) -> None:
+        save_checkpoint(
+            self.config.run_folder / "checkpoints", state.step, pack_state(state, self.config),
+            write_basis=lambda path: write_basis_file(path, state, self.config), keep=self.config.checkpoint.keep,
+        )  # fmt: skip
+        self.saved_step = state.step

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lorweb_core.errors import LoRWeBError, OutputError, SettingsError
+from lorweb_core.errors import LoRWeBError, ModelError, OutputError, SettingsError
 
 from .checkpoints import list_checkpoints, load_checkpoint, load_latest
 from .config import TrainConfig
@@ -31,9 +31,10 @@ from .interruption import StopRequest, listen_for_signals
 from .loop import Callbacks, Loop, TrainingState
 from .model_source import find_source
 from .monitor import Monitor
+from .optimisers import allow_packed_states
 from .preflight import preflight_report
 from .sampling import read_schedule
-from .session import build_encoders, build_state, checkpoint_saver, restore_state, write_basis_file
+from .session import CheckpointSaver, build_encoders, build_state, restore_state, write_basis_file
 from .training_data import training_batches
 from .validation import Validator, averaged_weights
 
@@ -70,6 +71,13 @@ def train(config: TrainConfig, *, resume: str | None = None) -> RunResult:
     try:
         with listen_for_signals() as stop:
             return _run(config, processes, stop, resume)
+    except torch.OutOfMemoryError as error:  # outside of a step's forward and backward pass, which halve the batch
+        raise ModelError(
+            expected="base, basis, optimiser and validation to fit in memory",
+            got=f"out of memory ({str(error)[:150]})",
+            remedy="See with --check what needs how much; set base.quantize: int8 or nf4, optimiser.name: adamw8bit, "
+            "a smaller basis, or fewer validation.pictures; then --resume latest.",
+        ) from error
     finally:
         processes.close()
 
@@ -80,8 +88,16 @@ def _run(config: TrainConfig, processes: Processes, stop: StopRequest, resume: s
         loop.run(state)
     finally:
         loop.monitor.close()
-        loop.encoder.grids.flush()
+        _keep_latents(loop)
     return RunResult(state.step, tuple(loop.losses), _finish(config, state, processes), processes.world_size)
+
+
+def _keep_latents(loop: Loop) -> None:
+    """Write what the cache still holds; a cache that cannot be written is no reason to lose how the run ended."""
+    try:
+        loop.encoder.grids.flush()
+    except OutputError as error:
+        logger.error("%s", error)
 
 
 def assemble(
@@ -114,8 +130,9 @@ def assemble(
     batches = training_batches(
         data, config, first_step=state.step, rank=processes.rank, world_size=processes.world_size
     )
+    is_saved = saved is not None and resume == "latest"
     callbacks = Callbacks(
-        save=checkpoint_saver(config, processes),
+        save=CheckpointSaver(config, processes, saved_step=state.step if is_saved else None),
         validate=lambda now: _validate(validator, now, config, monitor, processes),
     )
     module = processes.wrap(state.model)
@@ -125,6 +142,8 @@ def assemble(
 def _find_saved(config: TrainConfig, resume: str | None) -> dict[str, Any] | None:
     """The state to go on from; a run that exists already is never overwritten without being asked to."""
     folder = config.run_folder / "checkpoints"
+    if resume is not None and (config.basis.dtype == "bfloat16" or config.optimiser.name == "adamw8bit"):
+        allow_packed_states()
     if resume == "latest":
         saved = load_latest(folder)
         if saved is None:
@@ -148,7 +167,10 @@ def _validate(
     with averaged_weights(state):
         values = validator.compute(state.model)
     if processes.is_main:
-        values.write(folder)
+        try:
+            values.write(folder)
+        except (OSError, OutputError) as error:  # a full disk costs pictures, not the run
+            logger.error("the validation of step %d is not written: %s", state.step, error)
         monitor.log(state.step, values.numbers)
         for path in sorted(folder.glob("*.png")):
             monitor.picture(state.step, f"validation/{path.stem}", path)

@@ -117,6 +117,10 @@ class TrainableKontext(nn.Module):
         """Return keys and query projections."""
         return [self.router.query_projection, self.router.keys]
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return everything that is trained."""
+        return self.adapter_parameters() + self.router_parameters()
+
     def trained_state(self) -> dict[str, Tensor]:
         """Return every trained tensor by a stable name: `<layer>.down`, `<layer>.up`, `router.…` (not copies)."""
         state = {f"{name}.{part}": getattr(linear, part) for name, linear in self.linears.items() for part in _PARTS}

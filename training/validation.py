@@ -73,7 +73,7 @@ def averaged_weights(state: TrainingState) -> Iterator[None]:
     if state.average is None:
         yield
         return
-    trained = {name: tensor.detach().clone() for name, tensor in state.model.trained_state().items()}
+    trained = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.model.trained_state().items()}
     state.model.load_trained_state(state.average.tensors)
     try:
         yield

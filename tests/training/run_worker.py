@@ -1,12 +1,17 @@
 """What the tests of several processes start under torchrun: train, then note what this rank ended with.
 
 torchrun --nproc-per-node 2 run_worker.py RESULT_FOLDER override…
+
+With OUT_OF_MEMORY_ABOVE=n the second process runs out of memory whenever it computes more than n samples at once.
 """
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
+
+import torch
 
 from training.config_reading import read_config
 from training.distributed import Processes
@@ -18,6 +23,18 @@ config = read_config("tiny.yaml", overrides)
 processes = Processes("cpu", strategy=config.run.strategy)
 with listen_for_signals() as stop:
     loop, state = assemble(config, processes, stop)
+    limit = int(os.environ.get("OUT_OF_MEMORY_ABOVE", 0))
+    if limit and processes.rank == 1:
+
+        def run_out(gradient: torch.Tensor) -> None:
+            if len(gradient) > limit:
+                raise torch.OutOfMemoryError("tried to allocate more than there is")
+
+        def watch(_block: torch.nn.Module, _args: tuple[()], inputs: dict[str, torch.Tensor]) -> None:
+            inputs["hidden_states"].register_hook(run_out)
+
+        # In the middle of the backward pass, when the parameters behind it have their gradients already.
+        state.model.transformer.single_transformer_blocks[0].register_forward_pre_hook(watch, with_kwargs=True)
     loop.run(state)
 digest = hashlib.sha256()
 for tensor in state.model.trained_state().values():
@@ -26,6 +43,7 @@ facts = {
     "world_size": processes.world_size,
     "wrapper": type(loop.module).__name__,
     "step": state.step,
+    "micro_batch_size": state.micro_batch_size,
     "losses": loop.losses,
     "sharded_share": sum(p.to_local().numel() for p in state.model.parameters() if hasattr(p, "to_local"))
     / sum(p.numel() for p in state.model.parameters() if not p.requires_grad),

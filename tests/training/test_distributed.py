@@ -18,19 +18,20 @@ WORKER = Path(__file__).parent / "run_worker.py"
 ROOT = Path(__file__).parents[2]
 
 
-def _start(arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def _start(arguments, **variables):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, env=environment, text=True, start_new_session=True, **pipes
     )
 
 
-def _torchrun(folder, overrides):
+def _torchrun(folder, overrides, **variables):
     folder.mkdir()
     process = _start(
         ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone",
-         str(WORKER), str(folder), *overrides]
+         str(WORKER), str(folder), *overrides],
+        **variables,
     )  # fmt: skip
     output, _ = process.communicate(timeout=500)
     assert process.returncode == 0, output[-3000:]
@@ -62,6 +63,20 @@ def test_two_processes_equal_one_and_each_other(tiny_config, tiny_overrides, tmp
         assert ranks[0]["losses"] == pytest.approx(single.losses, abs=1e-6)
         first, second = _basis(one), _basis(tiny_config(*options))
         assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-6
+
+
+@pytest.mark.slow
+def test_out_of_memory_in_one_process_halves_the_micro_batch_of_all(tiny_config, tiny_overrides, tmp_path):
+    one = tiny_config(*OPTIONS, "run.name=one")
+    single = train(one)
+    options = (*OPTIONS, "run.name=two")  # four samples a process, of which two fit at once in the second one
+    ranks = _torchrun(tmp_path / "ranks", tiny_overrides(*options), OUT_OF_MEMORY_ABOVE="2")
+    assert [facts["micro_batch_size"] for facts in ranks] == [2, 2]
+    assert ranks[0]["wrapper"] == "DistributedDataParallel"
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+    assert ranks[0]["losses"] == pytest.approx(single.losses, abs=1e-6)
+    first, second = _basis(one), _basis(tiny_config(*options))
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-6
 
 
 @pytest.mark.slow

@@ -70,6 +70,15 @@ def test_bfloat16_weights_move_by_stochastic_rounding(golden_trainable):
     assert losses[-1] < losses[0]
 
 
+def test_rate_of_torchao_stays_a_tensor():
+    """Its compiled step refuses a number in its place."""
+    torchao_optim = pytest.importorskip("torchao.optim")
+    weights = torch.nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+    optimiser = torchao_optim.AdamW8bit([{"params": [weights], "lr": 1e-2, "base_rate": 1e-2}], lr=1e-2)
+    assert set_learning_rate(optimiser, 0.5) == pytest.approx(5e-3)
+    assert isinstance(optimiser.param_groups[0]["lr"], torch.Tensor)
+
+
 def test_without_a_package_plain_adamw_is_used_and_said(golden_trainable, monkeypatch, caplog):
     for name in ("bitsandbytes.optim", "torchao.optim"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -1,0 +1,132 @@
+"""Going on with a run: what comes from the checkpoint, what from the configuration, and what is refused."""
+
+import json
+
+import pytest
+import torch
+
+from training.checkpoints import list_checkpoints
+from training.train import train
+
+OPTIONS = ("optimiser.schedule=constant", "checkpoint.dtype=float32")
+
+
+def test_changed_rates_hold_from_the_step_on_at_which_the_run_goes_on(tiny_config, assembled):
+    train(tiny_config(*OPTIONS, "run.steps=2"))
+    changed = ("optimiser.learning_rate=1e-5", "optimiser.router_learning_rate=1e-6", "optimiser.weight_decay=0.5")
+    loop, state = assembled(tiny_config(*OPTIONS, "run.steps=4", *changed), resume="latest")
+    loop.run(state)
+    assert [(group["lr"], group["weight_decay"]) for group in state.optimiser.param_groups] == [
+        (1e-5, 0.5),
+        (1e-6, 0.5),
+    ]
+    assert all(float(moments["step"]) == 4 for moments in state.optimiser.state.values())
+
+
+def test_another_kind_of_optimiser_is_refused_with_the_remedy(tiny_config):
+    pytest.importorskip("bitsandbytes")
+    train(tiny_config(*OPTIONS, "run.steps=1"))
+    with pytest.raises(ValueError, match=r"optimiser\.name.*basis\.start_from"):
+        train(tiny_config(*OPTIONS, "run.steps=2", "optimiser.name=adamw8bit"), resume="latest")
+
+
+def test_moving_average_that_is_switched_on_later_starts_from_the_weights_of_then(tiny_config, assembled):
+    train(tiny_config(*OPTIONS, "run.steps=2"))
+    _, state = assembled(tiny_config(*OPTIONS, "run.steps=4", "optimiser.ema_decay=0.9"), resume="latest")
+    assert all(torch.equal(tensor, state.average.tensors[name]) for name, tensor in state.model.trained_state().items())
+
+
+@pytest.mark.parametrize(("configured", "expected"), [(4, 2), (8, 8), (1, 1)])
+def test_halved_micro_batch_stays_unless_another_one_is_configured(tiny_config, assembled, configured, expected):
+    loop, state = assembled(tiny_config("run.steps=1", "run.micro_batch_size=4"))
+    state.micro_batch_size = 2  # as after running out of memory
+    loop.run(state)
+    _, resumed = assembled(tiny_config("run.steps=2", f"run.micro_batch_size={configured}"), resume="latest")
+    assert resumed.micro_batch_size == expected
+
+
+def test_going_back_to_an_earlier_checkpoint_makes_its_successors_the_latest(tiny_config):
+    train(tiny_config("run.steps=6", "checkpoint.every=1", "checkpoint.keep=3"))
+    again = tiny_config("run.steps=5", "checkpoint.every=1", "checkpoint.keep=3", "run.seed=1")
+    folder = again.run_folder / "checkpoints"
+    earliest = list_checkpoints(folder)[0]
+    assert earliest.name == "step-000000004"
+    train(again, resume=str(earliest))
+    assert [path.name for path in list_checkpoints(folder)] == [f"step-{step:09d}" for step in (4, 6, 5)]
+    result = train(tiny_config("run.steps=7", "checkpoint.every=1", "checkpoint.keep=3"), resume="latest")
+    assert len(result.losses) == 2
+    assert [path.name for path in list_checkpoints(folder)] == [f"step-{step:09d}" for step in (5, 6, 7)]
+
+
+def test_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tiny_config):
+    config = tiny_config("run.steps=4", "checkpoint.every=2")
+    train(config)
+    folders = list_checkpoints(config.run_folder / "checkpoints")
+    for folder in folders:
+        data = bytearray((folder / "state.pt").read_bytes())
+        data[10:400] = bytes(390)
+        (folder / "state.pt").write_bytes(data)
+    with pytest.raises(ValueError, match="2 of which none does"):
+        train(config, resume="latest")
+    assert list_checkpoints(config.run_folder / "checkpoints") == folders
+
+
+def test_finished_run_is_left_as_it_is(tiny_config):
+    config = tiny_config("run.steps=2")
+    train(config)
+    (folder,) = list_checkpoints(config.run_folder / "checkpoints")
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    assert train(config, resume="latest").losses == ()
+    assert (folder / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_stopped_run_that_cannot_be_saved_ends_with_an_error(tiny_config, assembled):
+    config = tiny_config("run.steps=5", "checkpoint.every=100")
+    loop, state = assembled(config)
+    loop.stop.reason = "SIGTERM"
+    (config.run_folder / "checkpoints").write_text("a file in the way")
+    with pytest.raises(ValueError, match="Free disk space"):
+        loop.run(state)
+
+
+def test_disk_without_room_for_numbers_costs_no_steps(tiny_config, caplog):
+    config = tiny_config("run.steps=3", "tracking.log_every=1", "validation.every=2", "validation.pictures=0")
+    config.run_folder.mkdir(parents=True)
+    (config.run_folder / "metrics.jsonl").symlink_to("/dev/full")
+    (config.run_folder / "validation").write_text("a file in the way")
+    assert train(config).step == 3
+    assert caplog.text.count("numbers of step") == 4
+    assert "the validation of step 2 is not written" in caplog.text
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_metrics(tiny_config, assembled):
+    config = tiny_config("run.steps=1")
+    loop, _ = assembled(config)
+    loop.monitor.log(1, {"train/loss": float("nan")})
+    line = (config.run_folder / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=pytest.fail)["train/loss"] is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what is asked for")
+def test_gpu_that_is_not_there_is_refused(tiny_config):
+    with pytest.raises(ValueError, match=r"run\.device: auto"):
+        train(tiny_config("run.steps=1", "run.device=cuda"))
+
+
+@pytest.mark.slow
+def test_bfloat16_basis_trains_and_resumes_by_torchao(tiny_config):
+    """The optimiser of 16gb.yaml; its moments are packed, which a checkpoint has to give back in a fresh process."""
+    pytest.importorskip("torchao")
+    options = ("optimiser.name=adamw8bit", "basis.dtype=bfloat16", "checkpoint.every=2", "basis.key_dim=128")
+    config = tiny_config(*options, "run.steps=3", "optimiser.learning_rate=1e-2")
+    train(config)
+    earlier = list_checkpoints(config.run_folder / "checkpoints")[0]
+    arguments = ["--config", str(config.run_folder / "resolved.yaml"), "--resume", str(earlier)]
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-m", "training.train", *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "done. For ComfyUI" in done.stderr
