@@ -2,7 +2,8 @@
 
 From coefficients [M layers, B analogies, N adapters]: normalised entropy (1 = all alike, 0 = one adapter), use per
 adapter (mean share), dead adapters (never above a tenth of an even share), spread over analogies (0 = the router
-ignores the pictures), drift since the last look. A person opens `health.png`; numbers are in `health.json`.
+ignores the pictures), drift since the last look. A person opens `router.png`; numbers are in
+`router.json` and `numbers.json` of a validation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A random Kontext of true architecture, 1 MB, and pictures to go with it: the whole trainer on a CPU in a minute.
 
     python -m training.tiny_kontext runs/tiny-parts          writes model/, encoder/, pictures/
-    python -m training.prepare folder runs/tiny-parts/pictures
+    python -m training.prepare folders runs/tiny-parts/pictures --out runs/tiny-parts/pairs.jsonl
     python -m training.train --config tiny.yaml
 
 The weights are seeded noise, so the edits are too; it shows that everything fits together. A base that has learned
