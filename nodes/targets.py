@@ -7,7 +7,8 @@ missing targets, shapes. The slices come from the host's own table, sizes from t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -79,10 +80,8 @@ def find_targets(model: Model, basis: Basis) -> list[Target]:
         if entry is None:
             missing.append(name)
             continue
-        weight_key, start = (entry, 0) if isinstance(entry, str) else (entry[0], entry[1][1] if entry[1] else 0)
-        length = layer.out_features if isinstance(entry, str) or not entry[1] else entry[1][2]
-        module_name = weight_key.removesuffix(".weight")
-        by_module.setdefault(module_name, []).append(TargetPart(name, layer, start, length))
+        module_name, part = _locate(entry, name, layer)
+        by_module.setdefault(module_name, []).append(part)
     _require_none_missing(basis, missing)
     targets = [
         Target(name, model.get_model_object(name), tuple(sorted(parts, key=lambda part: part.start)))
@@ -108,6 +107,26 @@ def describe_module(model: Model) -> str:
     config = getattr(getattr(model.model, "model_config", None), "unet_config", {})
     kind = config.get("image_model")
     return f"{type(model.model).__name__}" + (f" (image_model {kind})" if kind else "")
+
+
+def _locate(entry: Any, layer_name: str, layer: LayerBasis) -> tuple[str, TargetPart]:  # noqa: ANN401
+    """Return the Linear that an entry of the host's table leads to, and the layer's part of it.
+
+    An entry is a weight key, (key, (0, start, length)), or (key, None, function): the function brings a weight's rows
+    into the host's order, which differs from diffusers' in the final layer.
+    """
+    weight_key, rows, *reorders = (entry, None) if isinstance(entry, str) else entry
+    for reorder in reorders:
+        layer = _reorder_rows(layer, reorder)
+    start, length = (0, layer.out_features) if rows is None else rows[1:]
+    return weight_key.removesuffix(".weight"), TargetPart(layer_name, layer, start, length)
+
+
+def _reorder_rows(layer: LayerBasis, reorder: Callable[[torch.Tensor], torch.Tensor]) -> LayerBasis:
+    """Return the layer with the rows of its delta [out, in] reordered by a function of the first dimension."""
+    lora_up = reorder(layer.lora_up.transpose(0, 1)).transpose(0, 1)
+    bias = None if layer.lora_bias is None else reorder(layer.lora_bias.t()).t()
+    return replace(layer, lora_up=lora_up, lora_bias=bias)
 
 
 def _require_flux(model: Model) -> None:

@@ -5,9 +5,12 @@ import comfy.lora_convert
 import comfy.model_management
 import comfy.sd
 import torch
+from comfyui_lorweb.lorweb_core.basis import Basis, LayerBasis
 from comfyui_lorweb.lorweb_core.errors import ModelError, ShapeError
 from comfyui_lorweb.lorweb_core.mixing import mix_layer
+from comfyui_lorweb.lorweb_core.settings import RouterSettings
 from comfyui_lorweb.nodes.apply import ApplyMixedLoRA
+from comfyui_lorweb.nodes.sockets import LoadedBasis
 from seeded_basis import make_coefficients, make_loaded_basis
 from tiny_flux import TINY, build_flux, sample_once
 
@@ -147,6 +150,30 @@ def check_a_stock_lora_before_or_after_gives_the_same():
         after = sample_once(with_lora(apply(model, loaded, coefficients, 1.0, mode)))
         assert_same(before, after, 6e-6)
         assert (before - sample_once(apply(model, loaded, coefficients, 1.0, mode))).abs().max() > 0.01
+
+
+def check_layers_outside_of_the_blocks_act_as_the_stock_loader_has_them():
+    model = build_flux(TINY)
+    generator = torch.Generator().manual_seed(0)
+    layers = {}
+    for name, wide_in, wide_out in (
+        ("norm_out.linear", 128, 256),
+        ("proj_out", 128, 64),
+        ("context_embedder", 64, 128),
+    ):
+        shapes = ((3, 2, wide_in), (3, wide_out, 2), (3, 4), (4, 6))
+        down, up, keys, projection = (torch.randn(*shape, generator=generator) for shape in shapes)
+        layers[name] = LayerBasis(down * wide_in**-0.5, up * 0.5, keys, projection)
+    loaded = LoadedBasis(Basis(layers=layers, settings=RouterSettings(), basis_id="outside", name="outside"))
+    coefficients = make_coefficients(loaded)
+    lora = {}
+    for name, layer in layers.items():
+        mixed = mix_layer(layer, coefficients["layers"][name][0])
+        lora |= {f"transformer.{name}.lora_A.weight": mixed.down, f"transformer.{name}.lora_B.weight": mixed.up}
+    stock = sample_once(comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0])
+    assert (stock - sample_once(model)).abs().max() > 0.1
+    for mode in ("weights", "forward"):
+        assert_same(sample_once(apply(model, loaded, coefficients, 1.0, mode)), stock, 6e-6)
 
 
 def check_a_new_mix_reloads_nothing_in_mode_forward():
