@@ -25,6 +25,7 @@ from lorweb_core.encoder import ImageEncoder, load_image_encoder
 from lorweb_core.errors import LoRWeBError, OutputError, SettingsError
 from lorweb_core.files import write_text_atomically
 
+from .arguments import count, natural, open_device
 from .atlas_report.adapter_use import measure_use
 from .atlas_report.analogies import choose_analogies, embed_analogies, embed_pictures, open_embeddings
 from .atlas_report.analogy_space import MAPS, measure_space, nearest_tasks, require_scikit_learn, same_task_share
@@ -65,14 +66,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="kept embeddings (OUT/cache)")
     parser.add_argument("--split", choices=(*SPLITS, "all"), default="all", help="of the index (all)")
     parser.add_argument("--tasks", nargs="*", default=[], metavar="TASK", help="only these; all without")
-    parser.add_argument("--per-task", type=_count, default=24, metavar="N", help="at most N of a task; 0 for all (24)")
+    parser.add_argument("--per-task", type=natural, default=24, metavar="N", help="at most N of a task; 0 for all (24)")
     parser.add_argument("--map", choices=MAPS, default="pca", help="how the map is drawn (pca)")
     parser.add_argument("--device", default="cpu", help="of the encoder, cpu or cuda (cpu)")
     new = parser.add_argument_group("a new pair, to find the known analogies next to it")
     new.add_argument("--a", type=Path, metavar="PICTURE", help="before")
     new.add_argument("--a-prime", type=Path, metavar="PICTURE", help="after")
     new.add_argument("--b", type=Path, metavar="PICTURE", help="what it is to be applied to (A itself)")
-    new.add_argument("--neighbours", type=_positive, default=8, metavar="K", help="how many are shown (8)")
+    new.add_argument("--neighbours", type=count, default=8, metavar="K", help="how many are shown (8)")
     return parser
 
 
@@ -89,7 +90,7 @@ def make_atlas(options: argparse.Namespace) -> Atlas:
     )
     new = _load_new(options)
     encoder_source = options.encoder or basis.settings.encoder_id
-    encoder = load_image_encoder(encoder_source, device=_device(options.device))
+    encoder = load_image_encoder(encoder_source, device=open_device(options.device))
     cache = open_embeddings(options.cache or options.out / "cache", basis, encoder, encoder_source)
     analogies, queries = embed_analogies(chosen, basis, encoder, cache)
     known = encode_coefficients(basis, queries)
@@ -197,27 +198,6 @@ def _report(atlas: Atlas, page: Path) -> None:
         for known, distance in atlas.space.nearest_known(place, count=atlas.neighbours):
             print(f"  {distance:.4f}  {atlas.analogies[known].pair.task}  {atlas.analogies[known].pair.id}")
     print(f"open {page}")
-
-
-def _device(name: str) -> torch.device:
-    is_known = name == "cpu" or (name.split(":")[0] == "cuda" and torch.cuda.is_available())
-    if not is_known:
-        raise SettingsError(
-            expected="--device cpu, or cuda where there is a GPU", got=name, remedy="Leave --device out to use the CPU."
-        )
-    return torch.device(name)
-
-
-def _count(text: str) -> int:
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
-    return number
-
-
-def _positive(text: str) -> int:
-    if (number := _count(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return number
 
 
 if __name__ == "__main__":

@@ -18,8 +18,11 @@ from torch import Tensor
 
 from lorweb_core.errors import ModelError
 
+from .model_source import LOADING_ERRORS, damaged_part
+
 logger = logging.getLogger(__name__)
 _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -87,22 +90,27 @@ def _text_pipeline(components: Path, dtype: torch.dtype, device: torch.device) -
     from diffusers import FluxKontextPipeline
     from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-    models: dict[str, Any] = {
-        "text_encoder": CLIPTextModel.from_pretrained(components / "text_encoder", dtype=dtype, local_files_only=True),
-        "text_encoder_2": T5EncoderModel.from_pretrained(
-            components / "text_encoder_2", dtype=dtype, local_files_only=True
-        ),
-    }
-    for model in models.values():
-        model.to(device).eval().requires_grad_(False)
-    return FluxKontextPipeline(
-        **models,
-        tokenizer=CLIPTokenizer.from_pretrained(components / "tokenizer", local_files_only=True),
-        tokenizer_2=T5Tokenizer.from_pretrained(components / "tokenizer_2", local_files_only=True),
-        scheduler=None,
-        vae=None,
-        transformer=None,
-    )
+    models: dict[str, Any] = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
+    tokenizers: dict[str, Any] = {"tokenizer": CLIPTokenizer, "tokenizer_2": T5Tokenizer}
+    parts: dict[str, Any] = {"scheduler": None, "vae": None, "transformer": None}
+    for name, part_class in (models | tokenizers).items():
+        folder = components / name
+        try:
+            if name in tokenizers:
+                _require_vocabulary(folder)
+                parts[name] = part_class.from_pretrained(folder, local_files_only=True)
+            else:
+                model = part_class.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+                parts[name] = model.to(device).eval().requires_grad_(False)
+        except LOADING_ERRORS as error:
+            raise damaged_part(folder, error) from error
+    return FluxKontextPipeline(**parts)
+
+
+def _require_vocabulary(folder: Path) -> None:
+    """Without its files a tokenizer loads all the same, and knows no words."""
+    if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
+        raise FileNotFoundError(f"none of {', '.join(_VOCABULARY_FILES)}")
 
 
 def _zero_captions(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from lorweb_core.errors import LoRWeBError
 from lorweb_core.settings import CLIP_ENCODER_ID, KONTEXT_ID
 
+from .arguments import count, natural, open_device
 from .data.drawing import CAPTION_SOURCES
 from .demo.scenes import MODEL_FOLDER
 from .evaluation import commands
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     options = build_parser().parse_args(arguments)
     try:
+        if hasattr(options, "device"):
+            open_device(options.device)  # refused before any work is done
         options.run(options)
     except LoRWeBError as error:
         print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
@@ -74,13 +77,17 @@ def _add_generate(subparsers: Subparsers) -> None:
     choice = parser.add_argument_group("which analogies")
     choice.add_argument("--split", choices=("train", "val", "test", "all"), default="test", help="of an index (test)")
     choice.add_argument("--tasks", nargs="*", default=[], metavar="TASK", help="names; all without")
-    choice.add_argument("--b-per-pair", type=_count, default=2, metavar="N", help="b for every pair a, a′ (2)")
+    choice.add_argument("--b-per-pair", type=count, default=2, metavar="N", help="b for every pair a, a′ (2)")
     choice.add_argument(
-        "--pairs-per-b", type=int, default=0, metavar="K", help="for sensitivity: K pairs for every b, one prompt (off)"
+        "--pairs-per-b",
+        type=natural,
+        default=0,
+        metavar="K",
+        help="for sensitivity: K pairs for every b, one prompt (off)",
     )
-    choice.add_argument("--per-task", type=int, default=0, metavar="N", help="at most N of a task; 0 for all (0)")
+    choice.add_argument("--per-task", type=natural, default=0, metavar="N", help="at most N of a task; 0 for all (0)")
     choice.add_argument("--caption", choices=CAPTION_SOURCES, default="a", help="whose instruction is the prompt (a)")
-    choice.add_argument("--max-side", type=_count, default=1024, metavar="PX", help="longest side of a picture (1024)")
+    choice.add_argument("--max-side", type=count, default=1024, metavar="PX", help="longest side of a picture (1024)")
     choice.add_argument("--seed", type=int, default=0, help="of the choice (0)")
     _add_generator_arguments(parser)
 
@@ -93,13 +100,13 @@ def _add_generator_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--base", default=KONTEXT_ID, help="diffusers folder, Hugging Face id, or single file")
     group.add_argument("--components", help="folder or id with vae/ and text encoders, for a single file")
     group.add_argument("--encoder", help="image encoder of the basis; default: the one named in it")
-    group.add_argument("--steps", type=_count, default=28, help="sampling steps (28)")
+    group.add_argument("--steps", type=count, default=28, help="sampling steps (28)")
     group.add_argument("--guidance", type=float, default=2.5, help="guidance embedding (2.5)")
     group.add_argument("--megapixels", type=float, default=1.0, help="of the whole grid (1.0)")
     group.add_argument("--fit", default="pad", choices=("pad", "crop", "stretch"), help="a and a′ in b's shape (pad)")
     group.add_argument("--strength", type=float, default=1.0, help="factor on the edit (1.0)")
     group.add_argument("--noise-seed", type=int, default=0, help="of the noise (0)")
-    group.add_argument("--max-tokens", type=_count, default=512, help="T5 tokens per prompt (512)")
+    group.add_argument("--max-tokens", type=count, default=512, help="T5 tokens per prompt (512)")
     group.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the base (bfloat16)")
     group.add_argument("--quantize", default="none", choices=("none", "int8", "nf4"), help="of the base (none)")
     _add_device(group)
@@ -117,10 +124,10 @@ def _add_judge(subparsers: Subparsers) -> None:
     group.add_argument("--both-orders", action="store_true", help="ask every comparison in both orders")
     group.add_argument("--paper-prompts", type=Path, metavar="FOLDER", help="the paper's own wording, if you have it")
     group.add_argument("--answers", type=Path, metavar="FILE", help="kept answers, to share them between evaluations")
-    group.add_argument("--workers", type=_count, default=4, help="questions under way at once (4)")
+    group.add_argument("--workers", type=count, default=4, help="questions under way at once (4)")
     group.add_argument("--timeout-seconds", type=float, default=300.0, help="for one reply (300)")
     group.add_argument(
-        "--tries-again", type=int, default=5, metavar="N", help="after rate limits and lost connections (5)"
+        "--tries-again", type=natural, default=5, metavar="N", help="after rate limits and lost connections (5)"
     )
     group.add_argument("--retry-invalid", action="store_true", help="ask unreadable answers again")
 
@@ -130,10 +137,10 @@ def _add_aggregate(subparsers: Subparsers) -> None:
     _add_folder_arguments(parser)
     _add_reference(parser)
     parser.add_argument("--judge", metavar="MODEL", help="whose answers, when several were asked")
-    parser.add_argument("--resamples", type=_count, default=2000, help="of the bootstrap over tasks (2000)")
+    parser.add_argument("--resamples", type=count, default=2000, help="of the bootstrap over tasks (2000)")
     parser.add_argument("--no-plot", action="store_true", help="leave out the plot (needs matplotlib)")
-    parser.add_argument("--sheets", type=int, default=4, help="how many picture sheets (4)")
-    parser.add_argument("--sheet-rows", type=_count, default=8, help="samples on one sheet (8)")
+    parser.add_argument("--sheets", type=natural, default=4, help="how many picture sheets (4)")
+    parser.add_argument("--sheet-rows", type=count, default=8, help="samples on one sheet (8)")
 
 
 def _add_sensitivity(subparsers: Subparsers) -> None:
@@ -150,10 +157,10 @@ def _add_ablation(subparsers: Subparsers) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="for runs and pictures (runs/ablation)")
     parser.add_argument("--results", type=Path, metavar="FILE", help="where the table goes (OUT/ablation.md)")
     parser.add_argument("--variants", nargs="*", default=[], metavar="NAME", help="only these; all without")
-    parser.add_argument("--steps", type=_count, default=300, help="of every variant (300; about 5 min on a core)")
+    parser.add_argument("--steps", type=count, default=300, help="of every variant (300; about 5 min on a core)")
     parser.add_argument("--seed", type=int, default=0, help="of every run (0)")
-    parser.add_argument("--per-edit", type=_count, default=2, metavar="N", help="test analogies of every edit (2)")
-    parser.add_argument("--pairs-per-edit", type=_count, default=60, metavar="N", help="training pairs (60)")
+    parser.add_argument("--per-edit", type=count, default=2, metavar="N", help="test analogies of every edit (2)")
+    parser.add_argument("--pairs-per-edit", type=count, default=60, metavar="N", help="training pairs (60)")
     _add_meter_arguments(parser, clip_encoder=str(MODEL_FOLDER / "encoder"))
 
 
@@ -186,12 +193,6 @@ def _add_meter_arguments(parser: argparse.ArgumentParser, *, clip_encoder: str =
 
 def _add_device(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-
-
-def _count(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return number
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lorweb_core.errors import ModelError
 
 from .config import BaseModelConfig
-from .model_source import ModelSource, read_transformer_config
+from .model_source import LOADING_ERRORS, ModelSource, damaged_part, read_transformer_config
 from .quantise import quantise_blocks
 from .single_file import read_single_file
 
@@ -107,7 +107,12 @@ def load_codec(source: ModelSource, *, dtype: torch.dtype, device: torch.device)
             got=f"{name} in {folder}",
             remedy="Use the VAE of FLUX.1-Kontext-dev.",
         )
-    model = getattr(diffusers, name).from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    try:
+        model = getattr(diffusers, name).from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+    except LOADING_ERRORS as error:
+        raise damaged_part(folder, error) from error
     model.eval().requires_grad_(False).to(device)
     values = model.config
     return Codec(
@@ -124,14 +129,10 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 (diff
 
     try:
         return FluxTransformer2DModel.from_pretrained(
-            folder, subfolder="transformer", torch_dtype=dtype, local_files_only=True
+            folder, subfolder="transformer", torch_dtype=dtype, local_files_only=True, use_safetensors=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            expected=f"whole transformer weights in {folder / 'transformer'}",
-            got=str(error)[:300],
-            remedy="Copy or download the model folder again.",
-        ) from error
+    except LOADING_ERRORS as error:
+        raise damaged_part(folder / "transformer", error) from error
 
 
 def _load_assigned(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:

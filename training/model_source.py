@@ -12,6 +12,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from safetensors import SafetensorError
+
 from lorweb_core.errors import ModelError
 from lorweb_core.settings import KONTEXT_ID
 
@@ -99,6 +101,19 @@ FULL_SIZE_CONFIG: dict[str, Any] = {
     "guidance_embeds": True,
     "axes_dims_rope": (16, 56, 56),
 }
+
+
+#: What diffusers and transformers raise on missing, truncated or foreign files.
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
+
+
+def damaged_part(folder: Path, error: Exception) -> ModelError:
+    """Return the refusal of a part of a model that cannot be loaded."""
+    return ModelError(
+        expected=f"whole files, weights as .safetensors, in {folder}",
+        got=f"{type(error).__name__}: {shorten(str(error), 300, placeholder=' …')}",
+        remedy="Copy or download the model folder again.",
+    )
 
 
 def _existing_file(path: Path) -> Path:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from lorweb_core.errors import LoRWeBError
 
 from . import prepare_commands as commands
+from .arguments import count, natural
 from .data.pictures import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ a hub id. Needs `pip install datasets`."""
     parser.add_argument("--task", help="task of rows that name none (the source's name)")
     for role in ("before", "after", "caption", "task"):
         parser.add_argument(f"--{role}-column", metavar="NAME", help=f"column of the {role}; default: its usual names")
-    parser.add_argument("--limit", type=_count, metavar="ROWS", help="take only so many rows of each split")
+    parser.add_argument("--limit", type=count, metavar="ROWS", help="take only so many rows of each split")
 
 
 def _add_webdataset(subparsers: Subparsers) -> None:
@@ -131,7 +132,7 @@ def _add_check(subparsers: Subparsers) -> None:
         "check mydata/pairs.jsonl --good mydata/good.jsonl",
     )  # fmt: skip
     parser.add_argument("index", type=Path, help="pair or triplet index (JSONL)")
-    parser.add_argument("--resolution", type=_count, default=256, help="cell side in px that training will use (256)")
+    parser.add_argument("--resolution", type=count, default=256, help="cell side in px that training will use (256)")
     parser.add_argument("--quick", action="store_true", help="headers only: finds no truncated or changed files")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument("--good", type=Path, metavar="INDEX", help="also write an index of the records without errors")
@@ -145,7 +146,7 @@ def _add_split(subparsers: Subparsers) -> None:
     parser.add_argument("index", type=Path, help="pair index; changed in place unless --out is given")
     parser.add_argument("--out", type=Path, metavar="INDEX", help="write here instead")
     parser.add_argument("--hold-out-tasks", nargs="*", default=["0"], metavar="TASK", help="names, or how many (0)")
-    parser.add_argument("--hold-out-pairs", type=_natural, default=0, metavar="N", help="of every other task (0)")
+    parser.add_argument("--hold-out-pairs", type=natural, default=0, metavar="N", help="of every other task (0)")
     parser.add_argument("--split", choices=("val", "test"), default="val", help="where they go (val)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice (0)")
 
@@ -158,9 +159,7 @@ def _add_export(subparsers: Subparsers) -> None:
     parser.add_argument("index", type=Path, help="pair index")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="whose pairs (train)")
-    parser.add_argument(
-        "--per-task", type=_count, metavar="N", help="analogies of a task at most; default: all couples"
-    )
+    parser.add_argument("--per-task", type=count, metavar="N", help="analogies of a task at most; default: all couples")
     parser.add_argument("--caption", choices=("a", "b", "task", "none"), default="a", help="whose caption (a)")
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the pictures (jpg, quality 95)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice with --per-task (0)")
@@ -195,20 +194,8 @@ def _add_import_arguments(
 
 def _add_max_pixels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--max-pixels", type=_count, default=MAX_PIXELS, metavar="N", help=f"refuse larger pictures ({MAX_PIXELS})"
+        "--max-pixels", type=count, default=MAX_PIXELS, metavar="N", help=f"refuse larger pictures ({MAX_PIXELS})"
     )
-
-
-def _count(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return number
-
-
-def _natural(text: str) -> int:
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
-    return number
 
 
 if __name__ == "__main__":

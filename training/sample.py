@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 from lorweb_core.checkpoint import load_basis
 from lorweb_core.encoder import load_image_encoder
-from lorweb_core.errors import ImageError, LoRWeBError
+from lorweb_core.errors import ImageError, LoRWeBError, OutputError
 from lorweb_core.grid import build_grid
 from lorweb_core.images import from_pil
 from lorweb_core.settings import KONTEXT_ID
 
 from .analogy_sampler import AnalogySampler, DrawOptions, attach_basis
+from .arguments import count, open_device
 from .captions import CaptionTable, encode_captions
 from .config import BaseModelConfig
 from .data.pictures import PICTURE_SUFFIXES, load_picture
@@ -114,15 +115,27 @@ def find_triplets(folder: Path, prompts: Path | None = None) -> list[Triplet]:
 
 
 def draw_triplet(sampler: AnalogySampler, triplet: Triplet, out: Path, options: DrawOptions) -> Path:
-    """Draw one triplet, write its picture and its row of four, and return the picture's path."""
+    """Draw one triplet, write its picture and its row of four, and return the picture's path.
+
+    Raises: OutputError: when they cannot be written.
+    """
     pictures = [
         from_pil(load_picture(path))[None] for path in (triplet.image_a, triplet.image_a_prime, triplet.image_b)
     ]
     answer, generated = sampler.draw(*pictures, prompt=triplet.prompt, options=options)
-    path = out / f"{triplet.name}.png"
-    to_picture(answer[0]).save(path)
     a, a_prime, b, _ = quadrants(build_grid(*pictures, megapixels=options.megapixels, fit=options.fit)[0][0])
-    contact_sheet([[a, a_prime, b, quadrants(generated[0])[3]]]).save(out / f"{triplet.name}-grid.png")
+    grid = contact_sheet([[a, a_prime, b, quadrants(generated[0])[3]]])
+    path = out / f"{triplet.name}.png"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        to_picture(answer[0]).save(path)
+        grid.save(out / f"{triplet.name}-grid.png")
+    except OSError as error:
+        raise OutputError(
+            expected=f"to be able to write pictures into {out}",
+            got=error.strerror or str(error),
+            remedy="Make room there, or choose another folder with --out.",
+        ) from error
     return path
 
 
@@ -138,9 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         sampler = load_sampler(
             base, options.basis, sorted({triplet.prompt for triplet in triplets}), encoder=options.encoder,
-            max_tokens=options.max_tokens, device=torch.device(options.device),
+            max_tokens=options.max_tokens, device=open_device(options.device),
         )  # fmt: skip
-        options.out.mkdir(parents=True, exist_ok=True)
         drawing = DrawOptions(
             options.steps, options.guidance, options.megapixels, options.fit, options.strength, options.seed
         )
@@ -190,13 +202,13 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("--a", "--a-prime", "--b"):
         parser.add_argument(name, type=Path, help="one picture, instead of --triplets")
     parser.add_argument("--prompt", default="", help="edit instruction, with --a, --a-prime, --b")
-    parser.add_argument("--steps", type=int, default=28, help="sampling steps (28)")
+    parser.add_argument("--steps", type=count, default=28, help="sampling steps (28)")
     parser.add_argument("--guidance", type=float, default=2.5, help="guidance embedding (2.5)")
     parser.add_argument("--megapixels", type=float, default=1.0, help="of the whole grid (1.0)")
     parser.add_argument("--fit", default="pad", choices=("pad", "crop", "stretch"), help="a and a′ in b's shape")
     parser.add_argument("--strength", type=float, default=1.0, help="factor on the edit (1.0)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
-    parser.add_argument("--max-tokens", type=int, default=512, help="T5 tokens per prompt (512)")
+    parser.add_argument("--max-tokens", type=count, default=512, help="T5 tokens per prompt (512)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the base")
     parser.add_argument("--quantize", default="none", choices=("none", "int8", "nf4"), help="of the base")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .model_source import damaged_part
+
 #: (latents [B, C, h, w], sigmas [B]) → velocity [B, C, h, w]
 Predict = Callable[[Tensor, Tensor], Tensor]
 
@@ -54,11 +56,17 @@ class SigmaSchedule:
 
 
 def read_schedule(components: Path) -> SigmaSchedule:
-    """Return the schedule of a diffusers folder's `scheduler/`, Kontext's where the file is missing or silent."""
+    """Return the schedule of a diffusers folder's `scheduler/`, Kontext's where the file is missing or silent.
+
+    Raises: ModelError: when the file cannot be read.
+    """
     path = components / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         return SigmaSchedule()
-    values = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged_part(path.parent, error) from error
     return SigmaSchedule(**{item.name: values[item.name] for item in fields(SigmaSchedule) if item.name in values})
 
 

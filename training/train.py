@@ -117,7 +117,7 @@ def assemble(
     processes.wait()
     source = find_source(config.base.model, config.base.components, config.base.revision)
     if processes.is_main:
-        config.run_folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(config.run_folder)
         write_config(config.run_folder / "resolved.yaml", config)
     torch.manual_seed(config.run.seed)
     data, encoder, query_dim = build_encoders(config, source, processes)
@@ -158,6 +158,17 @@ def _find_saved(config: TrainConfig, resume: str | None) -> dict[str, Any] | Non
             remedy="Go on with --resume latest, or choose another run.name.",
         )
     return None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            expected=f"to be able to make the run's folder {folder}",
+            got=error.strerror or str(error),
+            remedy="Set run.folder to a place where you may write, with room for the checkpoints.",
+        ) from error
 
 
 def _validate(

@@ -23,6 +23,12 @@ from .layer_selection import attach_linears, target_layers
 from .linear import StackedRouter, hand_out_coefficients, take_coefficients_back
 from .tokens import CONTEXT, TARGET, pack_latents, token_ids, unpack_latents
 
+_RESUME_REMEDY = "Resume with the config of the run (resolved.yaml in its folder), or start a new run."
+_START_REMEDY = (
+    "Set basis_size, rank, key_dim, include, exclude and query_mode of basis as the run that wrote the file had them, "
+    "or leave out basis.start_from."
+)
+
 
 @dataclass(frozen=True)
 class BasisShape:
@@ -126,9 +132,12 @@ class TrainableKontext(nn.Module):
         state = {f"{name}.{part}": getattr(linear, part) for name, linear in self.linears.items() for part in _PARTS}
         return state | {"router.query_projection": self.router.query_projection, "router.keys": self.router.keys}
 
-    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_trained_state(self, state: Mapping[str, Tensor], *, remedy: str = _RESUME_REMEDY) -> None:
         """Copy tensors of `trained_state` back.
 
+        Args:
+            state: tensors by name.
+            remedy: what to do when they do not fit.
         Raises: ShapeError: when names or shapes differ from this model's.
         """
         own = self.trained_state()
@@ -137,7 +146,7 @@ class TrainableKontext(nn.Module):
             raise ShapeError(
                 expected=f"{len(own)} trained tensors as the config describes them",
                 got=f"{len(differing)} that are missing, unexpected or of another shape, first {differing[:3]}",
-                remedy="Resume with the config of the run (resolved.yaml in its folder), or start a new run.",
+                remedy=remedy,
             )
         with torch.no_grad():
             for name, tensor in own.items():
@@ -179,7 +188,7 @@ class TrainableKontext(nn.Module):
         if projections and len({layer.keys.shape for layer in ordered}) == 1:
             state["router.query_projection"] = torch.cat(projections)
             state["router.keys"] = torch.stack([layer.keys for layer in ordered])
-        self.load_trained_state(state)
+        self.load_trained_state(state, remedy=_START_REMEDY)
 
     def forward(
         self,

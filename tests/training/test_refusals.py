@@ -1,0 +1,101 @@
+"""Damaged models, wrong places and wrong words end with one message that says what to do, never with a traceback."""
+
+import shutil
+
+import pytest
+import torch
+
+from lorweb_core.errors import LoRWeBError
+from training.arguments import open_device
+from training.sample import main as sample
+from training.train import train
+
+
+@pytest.fixture
+def copied_model(tiny_parts, tmp_path):
+    return shutil.copytree(tiny_parts / "model-with-text", tmp_path / "model")
+
+
+def _truncate_weights(folder):
+    (file,) = folder.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _remove_weights(folder):
+    (file,) = folder.glob("*.safetensors")
+    file.unlink()
+
+
+def _spoil_config(folder):
+    for file in folder.glob("*config.json"):
+        file.write_text("{")
+
+
+def _empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2"])
+@pytest.mark.parametrize("damage", [_truncate_weights, _remove_weights, _spoil_config])
+def test_damaged_part_of_a_model_is_named(tiny_config, copied_model, part, damage):
+    damage(copied_model / part)
+    with pytest.raises(LoRWeBError, match=rf"Expected .*/{part}\b.*(Copy|Set base.components)"):
+        train(tiny_config("run.steps=1", f"base.model={copied_model}", "text.caption_source=a"))
+
+
+@pytest.mark.parametrize(
+    ("part", "damage"), [("scheduler", _spoil_config), ("tokenizer", _empty), ("tokenizer_2", _empty)]
+)
+def test_damaged_small_part_of_a_model_is_named(tiny_config, copied_model, part, damage):
+    damage(copied_model / part)
+    with pytest.raises(LoRWeBError, match=rf"Expected .*/{part}; .*Copy or download"):
+        train(tiny_config("run.steps=1", f"base.model={copied_model}", "text.caption_source=a"))
+
+
+def test_place_that_cannot_hold_a_run_is_named(tiny_config, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LoRWeBError, match=r"Set run\.folder"):
+        train(tiny_config("run.steps=1", f"run.folder={tmp_path / 'file'}"))
+
+
+def test_basis_of_other_sizes_to_start_from_is_refused_with_the_names_to_set(tiny_config):
+    file = train(tiny_config("run.steps=1")).basis_file
+    with pytest.raises(LoRWeBError, match=r"Set basis_size.*basis\.start_from"):
+        train(tiny_config("run.steps=1", "run.name=other", f"basis.start_from={file}", "basis.rank=3"))
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "cuda:x", ""])
+def test_device_that_is_not_there_is_refused(name):
+    with pytest.raises(LoRWeBError, match="Leave --device out"):
+        open_device(name)
+
+
+def test_processor_is_a_device():
+    assert open_device("cpu") == torch.device("cpu")
+
+
+@pytest.fixture
+def sample_words(tiny_config, tiny_parts, tmp_path):
+    basis = train(tiny_config("run.steps=1")).basis_file
+    pictures = sorted((tiny_parts / "pictures" / "invert").glob("*.png"))
+    words = ["--base", tiny_parts / "model", "--basis", basis, "--encoder", tiny_parts / "encoder", "--steps", "1"]
+    words += ["--a", pictures[0], "--a-prime", pictures[1], "--b", pictures[2], "--dtype", "float32"]
+    return [str(word) for word in [*words, "--megapixels", "0.01", "--out", tmp_path / "drawn"]]
+
+
+def test_sampling_on_a_device_that_is_not_there_is_refused(sample_words, capsys):
+    assert sample([*sample_words, "--device", "gpu"]) == 1
+    assert "Leave --device out" in capsys.readouterr().err
+
+
+def test_sampling_into_a_place_that_cannot_be_written_is_refused(sample_words, tmp_path, capsys):
+    (tmp_path / "drawn").write_text("in the way")
+    assert sample(sample_words) == 1
+    assert "choose another folder with --out" in capsys.readouterr().err
+
+
+def test_sampling_takes_at_least_one_step(sample_words, capsys):
+    with pytest.raises(SystemExit):
+        sample([*sample_words, "--steps", "0"])
+    assert "not a whole number of at least 1" in capsys.readouterr().err

@@ -1,0 +1,39 @@
+"""Words that several command lines take: whole numbers and devices."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from lorweb_core.errors import SettingsError
+
+
+def count(text: str) -> int:
+    """Return a whole number of at least 1; for argparse's `type`."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return number
+
+
+def natural(text: str) -> int:
+    """Return a whole number of at least 0; for argparse's `type`."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
+    return number
+
+
+def open_device(name: str) -> torch.device:
+    """Return the device of a name: `cpu`, `cuda` or `cuda:1`.
+
+    Raises: SettingsError: for any other name, and for a GPU that is not there.
+    """
+    kind, _, number = name.partition(":")
+    is_there = name == "cpu" or (
+        kind == "cuda" and (number.isdigit() or name == "cuda") and int(number or 0) < torch.cuda.device_count()
+    )
+    if not is_there:
+        raise SettingsError(
+            expected="--device cpu, or cuda where there is a GPU", got=name, remedy="Leave --device out to use the CPU."
+        )
+    return torch.device(name)
