@@ -81,12 +81,7 @@ def require_coefficients_of(basis: Basis, coefficients: Mapping[str, Any]) -> Co
         )
     typed = _as_typed(layers)
     _require_tensors(basis, typed)
-    return Coefficients(
-        format_version=FORMAT_VERSION,
-        basis_id=basis.basis_id,
-        layers=typed,
-        settings=dict(coefficients["settings"]),
-    )
+    return with_layers(coefficients, typed)
 
 
 def require_whole_coefficients(coefficients: Mapping[str, Any]) -> Coefficients:
@@ -113,19 +108,14 @@ def require_whole_coefficients(coefficients: Mapping[str, Any]) -> Coefficients:
     if not bool(torch.isfinite(torch.cat(list(typed.values()), dim=1)).all()):
         damaged = [name for name, mix in typed.items() if not bool(torch.isfinite(mix).all())]
         raise _not_finite(damaged[0])
-    return Coefficients(
-        format_version=FORMAT_VERSION,
-        basis_id=str(coefficients["basis_id"]),
-        layers=typed,
-        settings=dict(coefficients["settings"]),
-    )
+    return with_layers(coefficients, typed)
 
 
-def with_layers(coefficients: Coefficients, layers: dict[str, Tensor]) -> Coefficients:
+def with_layers(coefficients: Mapping[str, Any], layers: dict[str, Tensor]) -> Coefficients:
     """Return other numbers for the same basis."""
     return Coefficients(
         format_version=FORMAT_VERSION,
-        basis_id=coefficients["basis_id"],
+        basis_id=str(coefficients["basis_id"]),
         layers=layers,
         settings=dict(coefficients["settings"]),
     )

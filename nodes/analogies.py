@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..lorweb_core.averaging import AVERAGES, average_analogies
-from ..lorweb_core.coefficients import Coefficients
 from ..lorweb_core.errors import ShapeError
 from ..lorweb_core.pair_folder import PicturePair, find_pairs, read_picture
 from ..lorweb_core.query import embed_analogy
@@ -111,9 +110,9 @@ class EncodeAnalogies:
             queries.append(_embed_pair(basis[0], clip_vision[0], *read(), image_b))
             progress.step()
         names = [name for name, _ in pairs]
-        result: tuple[Coefficients, Any] = average_analogies(basis[0].basis, queries, names=names, average=average[0])
-        report = result[1].describe()
-        return {"ui": {"text": [report]}, "result": (result[0], report)}
+        coefficients, spread = average_analogies(basis[0].basis, queries, names=names, average=average[0])
+        report = spread.describe()
+        return {"ui": {"text": [report]}, "result": (coefficients, report)}
 
 
 def _connected_pairs(images_a: list[Tensor], images_a_prime: list[Tensor]) -> list[Pair]:
