@@ -44,15 +44,17 @@ def find_pairs(folder: Path) -> list[PicturePair]:
         )
     by_stem: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
+        is_hidden = path.name.startswith(".")  # "._x.png" is what macOS notes about x.png
+        if path.suffix.lower() in PICTURE_SUFFIXES and not is_hidden and path.is_file():
             by_stem.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     pairs, lonely = [], []
     for stem, files in by_stem.items():
         if not _AFTER_WORD.search(stem):
             continue
-        before = by_stem.get(_AFTER_WORD.sub("a", stem), [])
+        name = _AFTER_WORD.sub(lambda word: word[0][0], stem)  # a_prime → a, A_PRIME → A
+        before = by_stem.get(name, [])
         if len(before) == len(files) == 1:
-            pairs.append(PicturePair(_AFTER_WORD.sub("a", stem), before[0], files[0]))
+            pairs.append(PicturePair(name, before[0], files[0]))
         else:
             lonely.append(stem)
     if lonely or not pairs:

@@ -36,6 +36,19 @@ def test_pairs_are_found_whatever_ending_and_folder_they_have(tmp_path):
     ]
 
 
+def test_capital_letters_pair_with_capital_letters(tmp_path):
+    for name in ("X_A.PNG", "X_A_PRIME.PNG"):
+        Image.fromarray(RAMP).save(tmp_path / name)
+    assert [(pair.name, pair.before.name) for pair in find_pairs(tmp_path)] == [("X_A", "X_A.PNG")]
+
+
+def test_hidden_files_are_no_pictures(tmp_path):
+    for name in ("x_a.png", "x_a_prime.png"):
+        Image.fromarray(RAMP).save(tmp_path / name)
+        (tmp_path / f"._{name}").write_bytes(b"what macOS leaves on foreign disks")
+    assert [pair.name for pair in find_pairs(tmp_path)] == ["x_a"]
+
+
 def test_an_after_without_a_before_is_refused(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "x_a_prime.png")
     with pytest.raises(ImageError, match=r"Expected one picture .*; got 1 without exactly one \(such as x_a_prime\)"):
