@@ -6,6 +6,7 @@ the measured 0.9 GB + 0.4 GB per sample at 2560 tokens of the full model with gr
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,9 @@ import torch
 from lorweb_core.errors import LoRWeBError
 from lorweb_core.settings import QUERY_MODES
 
+from .captions import has_text_encoders
 from .config import TrainConfig
+from .data.drawing import all_captions
 from .data.index import PairIndex, open_index
 from .data.splits import held_out_tasks, hold_out
 from .data.validation import usable_pairs
@@ -30,14 +33,16 @@ _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FULL_SIZE = {"tokens": 2560, "width": 3072, "blocks": 57, "per_sample_bytes": 0.84e9, "recomputed_bytes": 0.37e9}
 _CHECKPOINTING_FACTOR = 22.0
 _CLIP_EMBEDDING_DIM = 768
+_MUCH_MEMORY_BYTES = 8e9
 
 
 @dataclass
 class PreflightReport:
-    """Lines for a person, and whether anything stands in the way."""
+    """Lines for a person, and whether anything stands in the way; `prompts` are those of the data."""
 
     lines: list[str] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
+    prompts: set[str] = field(default_factory=set)
 
     @property
     def is_good(self) -> bool:
@@ -90,10 +95,11 @@ def estimate_memory(config: TrainConfig, transformer_config: dict[str, Any], que
     )
     everything = sum(parameter.numel() for parameter in model.parameters())
     item = _ITEM_BYTES[config.base.dtype]
+    shares = sharing_processes() if config.run.strategy == "fsdp" else 1
     packed = _BASE_BYTES[config.base.quantize] or item
     average = 4 if config.optimiser.ema_decay is not None else 0
     return MemoryEstimate(
-        base=int(in_blocks * packed + (everything - in_blocks) * item),
+        base=int(in_blocks * packed + (everything - in_blocks) * item) // shares,
         trained=trained * (_ITEM_BYTES[config.basis.dtype] + average),
         gradients=trained * _ITEM_BYTES[config.basis.dtype],
         optimiser=int(trained * _OPTIMISER_BYTES[config.optimiser.name]),
@@ -101,11 +107,22 @@ def estimate_memory(config: TrainConfig, transformer_config: dict[str, Any], que
     )
 
 
+def checkpoint_bytes(config: TrainConfig, memory: MemoryEstimate) -> int:
+    """Return the size of one checkpoint: weights and their average, moments, and the basis file."""
+    trained = memory.gradients // _ITEM_BYTES[config.basis.dtype]
+    return memory.trained + memory.optimiser + trained * _ITEM_BYTES[config.checkpoint.dtype]
+
+
 def count_trained(config: TrainConfig, sizes: list[tuple[int, int]], query_dim: int) -> int:
     """Return how many numbers are trained: N·r·Σ(in + out) + M·(N·K + K·Q)."""
     basis = config.basis
     adapters = basis.basis_size * basis.rank * sum(in_features + out_features for in_features, out_features in sizes)
     return adapters + len(sizes) * basis.key_dim * (basis.basis_size + query_dim)
+
+
+def sharing_processes() -> int:
+    """Return how many processes will share a sharded base: torchrun's number, else one for each GPU here."""
+    return max(1, int(os.environ.get("WORLD_SIZE", 0)) or torch.cuda.device_count())
 
 
 def _activation_bytes(config: TrainConfig, transformer_config: dict[str, Any]) -> int:
@@ -126,6 +143,8 @@ def _check_data(config: TrainConfig, report: PreflightReport) -> None:
     index = open_index(config.data.index)
     if not isinstance(index, PairIndex):
         report.lines.append(f"data: {len(index.records)} triplets")
+        has_captions = config.text.caption_source != "none"
+        report.prompts = {""} | {record.caption for record in index.records if has_captions}
         return
     records = hold_out(
         index.records, tasks=config.data.hold_out_tasks, pairs_per_task=config.data.hold_out_pairs, seed=config.run.seed
@@ -139,6 +158,7 @@ def _check_data(config: TrainConfig, report: PreflightReport) -> None:
         f"data: {len(usable)} of {len(index.records)} pairs usable, {training} to train on, "
         f"{len(tasks)} tasks of which {len(unseen)} held out, {len(problems)} remarks (`training.prepare check`)"
     )
+    report.prompts = set(all_captions(usable, config.text.caption_source))
 
 
 def _check_base(config: TrainConfig, report: PreflightReport) -> None:
@@ -146,12 +166,32 @@ def _check_base(config: TrainConfig, report: PreflightReport) -> None:
     if source.is_single_file:
         check_header(source.transformer)
     _check_parts(source, report)
+    _check_captions(config, source, report)
     query_dim = QUERY_MODES[config.basis.query_mode] * _CLIP_EMBEDDING_DIM
     memory = estimate_memory(config, read_transformer_config(source), query_dim)
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in vars(memory).items())
     report.lines.append(f"memory per device, computed: {memory.total / 1e9:.2f} GB ({parts})")
     _check_device_memory(config, memory, report)
     _check_disk(config, memory, report)
+
+
+def _check_captions(config: TrainConfig, source: ModelSource, report: PreflightReport) -> None:
+    """Say what the prompts cost, and whether anything can encode them."""
+    prompts = report.prompts
+    if not has_text_encoders(source.components):
+        if any(prompts):
+            report.mistakes.append(
+                f"{len(prompts)} prompts, but no text encoders in {source.components}: set text.caption_source: none, "
+                "or base.components to a folder that has them"
+            )
+        return
+    width = read_transformer_config(source)["joint_attention_dim"]
+    needed = len(prompts) * config.text.max_tokens * width * _ITEM_BYTES[config.base.dtype]
+    where = "in ordinary memory of every process" if config.data.cache is None else f"on disk in {config.data.cache}"
+    hint = ""
+    if config.data.cache is None and needed > _MUCH_MEMORY_BYTES:
+        hint = "; set data.cache to keep them on disk, or a smaller text.max_tokens"
+    report.lines.append(f"prompts: {len(prompts)} different ones, {needed / 1e9:.2f} GB {where}{hint}")
 
 
 def _check_parts(source: ModelSource, report: PreflightReport) -> None:
@@ -173,8 +213,7 @@ def _check_device_memory(config: TrainConfig, memory: MemoryEstimate, report: Pr
 
 
 def _check_disk(config: TrainConfig, memory: MemoryEstimate, report: PreflightReport) -> None:
-    per_checkpoint = memory.trained + memory.optimiser + memory.trained // 2
-    needed = per_checkpoint * (config.checkpoint.keep + 1)
+    needed = checkpoint_bytes(config, memory) * (config.checkpoint.keep + 1)
     folder = config.run_folder
     while not folder.exists():
         folder = folder.parent

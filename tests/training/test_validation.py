@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from training.config_reading import read_config
 from training.health import draw_use, router_health
+from training.model_source import FULL_SIZE_CONFIG, find_source, read_transformer_config
 from training.optimisers import MovingAverage
-from training.preflight import preflight_report
+from training.preflight import checkpoint_bytes, estimate_memory, preflight_report
 from training.previews import contact_sheet, quadrants
 from training.train import main, train
 
@@ -127,6 +129,34 @@ def test_check_tells_everything_that_is_wrong_at_once(tiny_config, tmp_path):
     assert "2 thing(s) to correct" in report.text()
 
 
+def test_check_tells_what_the_prompts_cost_and_whether_anything_can_encode_them(tiny_config, tiny_parts, tmp_path):
+    lacking = preflight_report(tiny_config("text.caption_source=a"))
+    assert "5 prompts, but no text encoders" in lacking.mistakes[0]
+    assert len(lacking.mistakes) == 1
+    options = ("text.caption_source=a", f"base.model={tiny_parts / 'model-with-text'}")
+    in_memory = preflight_report(tiny_config(*options)).text()
+    assert "prompts: 5 different ones, 0.00 GB in ordinary memory of every process\n" in in_memory
+    assert f"0.00 GB on disk in {tmp_path}" in preflight_report(tiny_config(*options, f"data.cache={tmp_path}")).text()
+
+
+@pytest.mark.parametrize("option", ["checkpoint.dtype=float16", "optimiser.ema_decay=0.9", "checkpoint.dtype=float32"])
+def test_disk_for_a_checkpoint_is_what_one_takes(tiny_config, option):
+    config = tiny_config(option, "run.steps=1", "basis.rank=32", "basis.key_dim=64")
+    train(config)
+    source = find_source(config.base.model, None, None)
+    expected = checkpoint_bytes(config, estimate_memory(config, read_transformer_config(source), 36))
+    (folder,) = (config.run_folder / "checkpoints").glob("step-*")
+    found = sum(file.stat().st_size for file in folder.iterdir())
+    assert found == pytest.approx(expected, rel=0.06)  # names and headers weigh something on a tiny model
+
+
+def test_sharded_base_is_counted_by_its_share(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    whole = estimate_memory(read_config("paper.yaml", ["data.index=x"]), FULL_SIZE_CONFIG, 2304)
+    shared = estimate_memory(read_config("paper.yaml", ["data.index=x", "run.strategy=fsdp"]), FULL_SIZE_CONFIG, 2304)
+    assert shared.base == pytest.approx(whole.base / 4)
+
+
 def test_check_of_a_single_file_reads_its_header(tiny_config, tiny_parts, tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(64))
     report = preflight_report(
@@ -136,10 +166,6 @@ def test_check_of_a_single_file_reads_its_header(tiny_config, tiny_parts, tmp_pa
 
 
 def test_memory_of_the_paper_run_is_near_the_sums_on_paper():
-    from training.config_reading import read_config
-    from training.model_source import FULL_SIZE_CONFIG
-    from training.preflight import estimate_memory
-
     paper = estimate_memory(read_config("paper.yaml", ["data.index=x"]), FULL_SIZE_CONFIG, 2304)
     assert paper.base == pytest.approx(23.8e9, rel=0.01)
     assert paper.trained + paper.gradients + paper.optimiser == pytest.approx(8.4e9, rel=0.01)
