@@ -9,7 +9,7 @@ the middle 95 % of the means. With one task there is no interval. Source: arXiv 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,9 +145,10 @@ def evaluate(
         method: _numbers(folder, method, common, resamples) | _ratings(folder, choice, method, common, resamples)
         for method in methods
     }
-    comparisons = [record for record in folder.comparisons if _counts(record, choice, "comparison")]
+    couples = {method: couple_key(reference, method) for method in methods if method != reference}
+    comparisons = _comparisons(folder, choice, couples.values())
+    asked = {record["methods"] for record in comparisons}
     current = [record for record in comparisons if _has_current_pictures(folder, record)]
-    of_methods = {couple_key(reference, method) for method in methods if method != reference}
     return Evaluation(
         methods=tuple(methods),
         reference=reference,
@@ -156,11 +157,11 @@ def evaluate(
         measures=measures,
         wins={
             method: _win_rate(current, reference, method, common, resamples)
-            for method in methods
-            if method != reference and any(record["methods"] == couple_key(reference, method) for record in comparisons)
+            for method, couple in couples.items()
+            if couple in asked
         },
         judge=choice,
-        bias=position_bias([record for record in current if record["methods"] in of_methods]),
+        bias=position_bias(current),
     )
 
 
@@ -236,10 +237,12 @@ def _choose_judge(folder: EvaluationFolder, wanted: str | None) -> JudgeChoice |
     return JudgeChoice(model, prompts, "paper" if sources == {"paper"} else "own words")
 
 
-def _counts(record: Record, choice: JudgeChoice | None, kind: str) -> bool:
-    return (
-        choice is not None and record["model"] == choice.model and record["prompt_sha256"] == choice.prompts.get(kind)
-    )
+def _comparisons(folder: EvaluationFolder, choice: JudgeChoice | None, couples: Collection[str]) -> list[Record]:
+    """The chosen judge's answers, in the chosen wording, about these couples."""
+    if choice is None:
+        return []
+    wanted = (choice.model, choice.prompts.get("comparison"))
+    return [r for r in folder.comparisons if (r["model"], r["prompt_sha256"]) == wanted and r["methods"] in couples]
 
 
 def _has_current_pictures(folder: EvaluationFolder, record: Record) -> bool:
