@@ -17,8 +17,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .PHONY: demo test test-all lint types venv clean
 
-demo: venv
-	$(BIN)/python -W ignore -m training.demo.show $(if $(A),--a "$(A)" --a-prime "$(A_PRIME)" --b "$(B)")
+demo: $(VENV)/.installed-demo
+	$(BIN)/python -W ignore -m training.demo.show --a "$(A)" --a-prime "$(A_PRIME)" --b "$(B)"
 
 test: venv lint types
 	$(PYTEST)
@@ -39,10 +39,17 @@ types: venv
 venv: $(VENV)/.installed
 
 # A torch that already imports is kept, whatever its build: one of $(PYTHON)'s own is seen through the venv.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/torch.txt:
+	@echo "Installing into $(VENV): minutes, and 1.5 GB or more. TORCH_SPEC and TORCH_PIP_ARGS choose the torch build."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(shell $(PYTHON) -c "import torch" 2>/dev/null && echo --system-site-packages) $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) $(TORCH_PIP_ARGS) "$(TORCH_SPEC)"
-	$(BIN)/python -c "import torch; print('torch==' + torch.__version__)" > $(VENV)/torch.txt
+	$(BIN)/python -W ignore -c "import torch; print('torch==' + torch.__version__)" > $@.new && mv $@.new $@
+
+$(VENV)/.installed-demo: pyproject.toml $(VENV)/torch.txt
+	test -e $(VENV)/.installed || $(PIP) --constraint $(VENV)/torch.txt --editable ".[train]"
+	touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/torch.txt
 	$(PIP) --constraint $(VENV)/torch.txt --editable ".[train,dev]"
 	touch $@
 

@@ -26,7 +26,7 @@ from training.demo.scenes import (
     edits_of,
     to_image,
 )
-from training.demo.show import show_bundled, show_own
+from training.demo.show import main, show_bundled, show_own
 
 BASE = MODEL_FOLDER / "base.safetensors"
 BASIS = MODEL_FOLDER / "basis.safetensors"
@@ -112,6 +112,14 @@ def test_pictures_of_ones_own_are_answered_and_broken_ones_are_named(tmp_path):
     paths[1].write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"a_prime\.png"):
         show_own(model, *paths)
+
+
+@pytest.mark.parametrize("words", [["--a", "x.png"], ["--a", "", "--a-prime", "", "--b", "x.png"]])
+def test_one_picture_of_three_is_refused(words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["show", *words])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "expected all three of A, A_PRIME and B" in capsys.readouterr().err
 
 
 def test_the_comfyui_folder_holds_every_file(tmp_path):

@@ -57,7 +57,9 @@ def copy_pictures(folder: Path) -> list[Path]:
 
 def main() -> None:
     """Command line: python -m training.demo.comfyui MODELS."""
-    parser = argparse.ArgumentParser(description="Write the demo model for ComfyUI.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.demo.comfyui", description="Write the demo model for ComfyUI."
+    )
     parser.add_argument("models", type=Path, help="ComfyUI's models folder")
     models = parser.parse_args().models
     if not models.is_dir():

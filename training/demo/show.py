@@ -1,12 +1,14 @@
 """See the demo work: python -m training.demo.show [--out FOLDER] [--a A --a-prime A_PRIME --b B]
 
 Without pictures: one analogy of every kind of edit with held-out colours, on scenes and photographs that no training
-saw; demo.png shows a | a′ | b | b̂′ | b′. With pictures: theirs, as 12 × 12 art pixels, a | a′ | b | b̂′.
+saw; demo.png shows a | a′ | b | b̂′ | b′. With pictures: theirs, as 12 × 12 art pixels, own.png: a | a′ | b | b̂′.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,13 +21,17 @@ from lorweb_core.errors import ImageError
 
 from .analogies import Analogy, draw_analogies, score
 from .demo_model import DemoModel, load_demo, to_art
-from .scenes import PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, Pixels, edits_of, to_image
+from .scenes import ART_SIZE, PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, Pixels, edits_of, to_image
 
 _GAP_PX = 6
 SHOWN_SEED = 3
 NEXT_STEP = (
     "Next: this model in ComfyUI (README.md, 'See it in ComfyUI at once'), "
     "then real pictures with FLUX.1-Kontext ('First edit in five minutes')."
+)
+_OWN_PICTURES = (
+    f"This toy sees your pictures as {ART_SIZE} × {ART_SIZE} blocks of their middle square, and knows "
+    f"{len(TRAINED_KINDS)} edits: {', '.join(TRAINED_KINDS)}.\nOther edits, and pictures full of detail, it gets wrong."
 )
 
 
@@ -39,7 +45,8 @@ def show_bundled(model: DemoModel, *, seed: int = SHOWN_SEED) -> tuple[Image.Ima
     analogies = draw_analogies(shown_edits(), per_edit=1, seed=seed, photos=TEST_PHOTOS)
     a, a_prime, b, wanted = ([analogy.pictures[i] for analogy in analogies] for i in range(4))
     produced = model.answer(*(torch.from_numpy(np.stack(part)) for part in (a, a_prime, b)))
-    lines = [_line(analogy, whole, is_right) for analogy, whole, is_right in _judge(produced, analogies)]
+    lines = ["Edit, PSNR of the answer, and whether the right edit is the nearest of all:"]
+    lines += [_line(analogy, whole, is_right) for analogy, whole, is_right in _judge(produced, analogies)]
     first = (torch.from_numpy(part[0])[None] for part in (a, a_prime, b))
     lines += ["", f"Coefficients of {analogies[0].edit.name}:", describe(model.coefficients(*first)), ""]
     return sheet([a, a_prime, b, list(produced.numpy()), wanted]), lines
@@ -91,24 +98,40 @@ def _open(path: Path) -> Pixels:
         ) from error
 
 
+def _silence_libraries() -> None:
+    """Keep what diffusers and transformers say about packages that this does not use out of a first look."""
+    from transformers.utils import logging as transformers_logging
+
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def main() -> None:
     """Command line, see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Draw analogies with the demo model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.demo.show", description="Draw analogies with the demo model."
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/demo-pictures"))
     for name in ("--a", "--a-prime", "--b"):
-        parser.add_argument(name, type=Path, help="picture of your own; give all three or none")
+        parser.add_argument(name, default="", help="picture of your own; give all three or none")
     arguments = parser.parse_args()
-    own = [path for path in (arguments.a, arguments.a_prime, arguments.b) if path is not None]
+    own = [Path(name) for name in (arguments.a, arguments.a_prime, arguments.b) if name]
     if len(own) not in (0, 3):
-        parser.error("give --a, --a-prime and --b, or none of them")
+        parser.error("expected all three of A, A_PRIME and B, or none; got one or two of them. Name the missing ones.")
+    _silence_libraries()
     try:
         picture, lines = show_own(load_demo(), *own) if own else show_bundled(load_demo())
     except ImageError as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(2, f"error: {error}\n")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    picture.save(arguments.out / "demo.png")
+    file = arguments.out / ("own.png" if own else "demo.png")
+    picture.save(file)
     columns = f"a | a′ | b | answer{'' if own else ' | truth'}"
-    print("\n".join([*lines, f"{columns}: {arguments.out / 'demo.png'}", NEXT_STEP]))
+    lines += [_OWN_PICTURES, ""] if own else []
+    print("\n".join([*lines, f"{columns}: {file}", NEXT_STEP]))
 
 
 if __name__ == "__main__":
