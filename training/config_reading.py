@@ -1,6 +1,6 @@
 """YAML files and command-line overrides → a `TrainConfig`, with every mistake told at once.
 
-extends: paper.yaml          # optional: another file, relative to this one, whose values are the start
+extends: paper.yaml          # optional: another file beside this one, or a shipped one, whose values are the start
 optimiser:
   learning_rate: 3e-4        # the same on the command line: optimiser.learning_rate=3e-4
 """
@@ -66,9 +66,10 @@ def write_config(path: Path, config: TrainConfig) -> None:
     write_text_atomically(path, f"# Every value of this run, as resolved from file and command line.\n{text}")
 
 
-def _find(path: Path) -> Path:
-    shipped = SHIPPED / path.name
-    return shipped if not path.exists() and len(path.parts) == 1 and shipped.exists() else path
+def _find(name: Path, *, folder: Path = Path()) -> Path:
+    """The file of that name in a folder, else the shipped one of a bare name."""
+    path, shipped = folder / name, SHIPPED / name.name
+    return shipped if not path.exists() and len(name.parts) == 1 and shipped.exists() else path
 
 
 def _read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def _read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
         return values
     if depth >= _MAX_EXTENDS:
         raise ConfigError(str(path), [f"extends: more than {_MAX_EXTENDS} files deep; does a file extend itself?"])
-    return _merge(_read_yaml(path.parent / str(parent), depth + 1), values)
+    return _merge(_read_yaml(_find(Path(str(parent)), folder=path.parent), depth + 1), values)
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

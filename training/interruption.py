@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM and SIGUSR1 (a scheduler's warning) ask for a save and a clean end after the step at hand.
 
-A second Ctrl-C ends at once. Handlers are put back on leaving.
+A second Ctrl-C ends at once. Handlers are put back on leaving. torchrun hands on SIGINT and SIGTERM, and SIGUSR1 only
+with TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGUSR1 in its environment; it ends what has not ended after 30 s.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class StopRequest:
         if self.reason is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name
+        logger.warning("%s: the run is saved and ends after this step; Ctrl-C again ends it at once", self.reason)
 
 
 @contextmanager

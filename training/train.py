@@ -39,6 +39,7 @@ from .training_data import training_batches
 from .validation import Validator, averaged_weights
 
 logger = logging.getLogger(__name__)
+EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoRWeBError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; --resume latest goes on from the last checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return 0
 
 

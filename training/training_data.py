@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from lorweb_core.errors import SettingsError
 from lorweb_core.preprocessing import Preprocessing
 
-from .config import TrainConfig
+from .config import DataConfig, TrainConfig
 from .data.drawing import DrawSettings
 from .data.index import PairIndex, PairRecord, TripletIndex, open_index
 from .data.quadruplets import BucketBatchSampler, FixedQuadrupletDataset, QuadrupletDataset, collate_quadruplets
@@ -27,6 +27,7 @@ from .data.validation import usable_pairs
 from .interruption import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
+_PAIR_SETTINGS = ("task_exponent", "pairing", "hold_out_tasks", "hold_out_pairs")
 _KINDS: dict[str, TaskKind] = {"seen": "seen", "held_out": "held-out"}
 
 
@@ -145,6 +146,7 @@ def _from_triplets(
             got="on",
             remedy="Switch them off, or import the pictures as pairs.",
         )
+    _tell_idle_settings(config)
     options: dict[str, Any] = {
         "resolution_px": 2 * config.data.resolution_px, "preprocessing": preprocessing,
         "on_bad_data": config.data.on_bad_data,
@@ -158,3 +160,13 @@ def _from_triplets(
         validation["seen"] = FixedSet(dataset, batches)
     prompts = {*training.captions(), *(record.caption for record in held_out if settings.caption_source != "none")}
     return TrainingData(training, validation, (), tuple(sorted(prompts)))
+
+
+def _tell_idle_settings(config: TrainConfig) -> None:
+    """Triplets are drawn as they stand; a setting that says otherwise would be passed over in silence."""
+    changed = [name for name in _PAIR_SETTINGS if getattr(config.data, name) != DataConfig.model_fields[name].default]
+    idle = [f"data.{name}" for name in changed]
+    if config.text.caption_source in ("b", "task"):
+        idle.append("text.caption_source (the stored captions are used)")
+    if idle:
+        logger.warning("no effect on an index of triplets: %s", ", ".join(idle))

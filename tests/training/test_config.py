@@ -125,3 +125,11 @@ def test_names_are_unique_sections_and_names():
     given = {f"{section}.{name}" for section, values in shipped.items() for name in values}
     assert given <= set(names)
     assert set(names) - given <= {"basis.start_from"}
+
+
+def test_own_file_may_extend_a_shipped_one_or_one_beside_it(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: 16gb.yaml\nbasis:\n  rank: 2\n")
+    config = read_config(tmp_path / "mine.yaml", ["data.index=x"])
+    assert (config.basis.rank, config.basis.basis_size, config.base.quantize) == (2, 16, "nf4")
+    (tmp_path / "16gb.yaml").write_text("data:\n  index: beside\n")
+    assert str(read_config(tmp_path / "mine.yaml").data.index) == "beside"

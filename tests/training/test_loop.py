@@ -207,6 +207,19 @@ def test_signal_saves_and_ends_cleanly_and_the_run_goes_on(tiny_config, tiny_ove
     assert train(config, resume="latest").step == 4
 
 
+def test_second_interrupt_ends_at_once_and_says_how_to_go_on(tiny_overrides, monkeypatch, capsys, caplog):
+    from training.loop import Loop
+
+    def interrupt_twice(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Loop, "_update", interrupt_twice)
+    assert main(["--config", "tiny.yaml", *tiny_overrides("run.steps=4")]) == 130
+    assert "--resume latest" in capsys.readouterr().err
+    assert "Ctrl-C again" in caplog.text
+
+
 def test_existing_run_is_not_overwritten_unasked(tiny_config, tiny_overrides, capsys):
     train(tiny_config("run.steps=1"))
     assert main(["--config", "tiny.yaml", *tiny_overrides("run.steps=1")]) == 1
