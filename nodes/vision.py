@@ -103,8 +103,9 @@ def embed_images(clip_vision: Any, images: Tensor, basis: Basis) -> Tensor:  # n
         embeddings = clip_vision.encode_image(images)["image_embeds"].float().cpu()
     if embeddings.shape[-1] != basis.embedding_dim:
         raise _wrong_encoder(basis, f"width {embeddings.shape[-1]}")
-    if not bool(torch.isfinite(embeddings).all()):
-        raise _wrong_encoder(basis, "NaN or infinite values (a file without its projection gives such)")
+    if not bool(torch.isfinite(embeddings).all()) or not bool(embeddings.any(-1).all()):
+        # Hosts before mid-2026 give a projection that is not in the file whatever lies in memory, zeros as a rule.
+        raise _wrong_encoder(basis, "NaN, infinity or only zeros (a file without its projection gives such)")
     return embeddings
 
 

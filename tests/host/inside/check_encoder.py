@@ -1,10 +1,15 @@
 """Our image encoder under the host's memory management."""
 
+import json
 import tempfile
 from pathlib import Path
 
+import comfy.clip_vision
 import torch
-from comfyui_lorweb.nodes.vision import load_clip_vision
+from comfyui_lorweb.lorweb_core.basis import Basis, LayerBasis
+from comfyui_lorweb.lorweb_core.errors import ModelError
+from comfyui_lorweb.lorweb_core.settings import RouterSettings
+from comfyui_lorweb.nodes.vision import embed_images, load_clip_vision
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -15,6 +20,30 @@ def load_tiny_encoder():
     config = CLIPVisionConfig(**TINY, image_size=32, patch_size=8, projection_dim=16)
     CLIPVisionModelWithProjection(config).save_pretrained(folder)
     return load_clip_vision(folder)
+
+
+def check_the_hosts_encoder_without_its_projection_is_refused():
+    config = TINY | {"hidden_size": 1024, "num_attention_heads": 16, "image_size": 224, "patch_size": 56}
+    config |= {
+        "model_type": "clip_vision_model",
+        "projection_dim": 768,
+        "num_channels": 3,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    }
+    path = Path(tempfile.mkdtemp()) / "config.json"
+    path.write_text(json.dumps(config))
+    vision = comfy.clip_vision.ClipVisionModel(str(path))
+    state_dict = vision.model.state_dict()
+    vision.load_sd({name: 0.02 * torch.ones_like(state_dict[name]) for name in state_dict if "projection" not in name})
+    layer = LayerBasis(torch.ones(2, 1, 4), torch.ones(2, 4, 1), torch.ones(2, 3), torch.ones(3, 3 * 768))
+    basis = Basis(layers={"proj_out": layer}, settings=RouterSettings(), basis_id="tiny")
+    try:
+        embed_images(vision, torch.rand(3, 224, 224, 3), basis)
+    except ModelError as error:
+        assert "Load clip_vision_l.safetensors" in str(error), error
+        return
+    raise AssertionError("embeddings from a projection that is not in the file")
 
 
 def check_modules_that_the_host_leaves_behind_follow():
