@@ -10,7 +10,7 @@ something is built by `training.demo`.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,17 +120,17 @@ def _write_text_encoders(folder: Path) -> None:
     t5_tokenizer.save_pretrained(folder / "tokenizer_2")
 
 
-def main() -> int:
+def main() -> None:
     """Write model, encoder and pictures into the folder named on the command line."""
-    if len(sys.argv) != 2:
-        print("usage: python -m training.tiny_kontext FOLDER", file=sys.stderr)
-        return 2
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(prog="python -m training.tiny_kontext", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path, help="gets model/, encoder/ and pictures/")
+    folder = parser.parse_args().folder
     write_tiny_kontext(folder / "model")
     write_tiny_encoder(folder / "encoder")
     write_pictures(folder / "pictures")
-    return 0
+    print(f"Wrote model, encoder and pictures. Next: python -m training.prepare folders {folder / 'pictures'} "
+          f"--out {folder / 'pairs.jsonl'}")  # fmt: skip
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
