@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lorweb_core.errors import ModelError
 
@@ -55,35 +56,35 @@ def encode_captions(
     max_tokens: int,
     dtype: torch.dtype,
     device: torch.device,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return prompt → (prompt_embeds [L, D], pooled [D′]) for all captions, on the CPU, encoders freed again.
+) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """Give every caption with its (prompt_embeds [L, D], pooled [D′]) on the CPU; the encoders are freed at the end.
 
     Args:
         captions: distinct prompts, "" included.
         components: diffusers folder.
-        transformer_config: gives the widths when there are no text encoders.
+        transformer_config: gives the widths that the embeddings must have.
         max_tokens: L, T5 tokens per prompt, pads included.
         dtype: of encoders and results.
         device: where they run.
     Raises: ModelError: when there are no text encoders but captions, or widths do not fit the base.
     """
     if not has_text_encoders(components):
-        return _zero_captions(captions, components, transformer_config, dtype)
+        yield from _zero_captions(captions, components, transformer_config, dtype).items()
+        return
     pipeline = _text_pipeline(components, dtype, device)
-    table = {}
-    for caption in captions:
+    for number, caption in enumerate(tqdm(captions, desc="prompts", disable=None)):
         with torch.no_grad():
             embeds, pooled, _ = pipeline.encode_prompt(
                 prompt=caption, prompt_2=None, device=device, num_images_per_prompt=1, max_sequence_length=max_tokens
             )
-        table[caption] = (embeds[0].cpu(), pooled[0].cpu())
+        if number == 0:
+            _check_widths(embeds, pooled, transformer_config, components)
+        yield caption, (embeds[0].cpu(), pooled[0].cpu())
     del pipeline
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    _check_widths(table, transformer_config, components)
-    logger.info("encoded %d prompts; text encoders are freed", len(table))
-    return table
+    logger.info("encoded %d prompts; text encoders are freed", len(captions))
 
 
 def _text_pipeline(components: Path, dtype: torch.dtype, device: torch.device) -> Any:  # noqa: ANN401 (diffusers)
@@ -127,10 +128,7 @@ def _zero_captions(
     return {"": (prompt, torch.zeros(transformer_config["pooled_projection_dim"], dtype=dtype))}
 
 
-def _check_widths(
-    table: dict[str, tuple[Tensor, Tensor]], transformer_config: dict[str, Any], components: Path
-) -> None:
-    prompt, pooled = next(iter(table.values()))
+def _check_widths(prompt: Tensor, pooled: Tensor, transformer_config: dict[str, Any], components: Path) -> None:
     wanted = (transformer_config["joint_attention_dim"], transformer_config["pooled_projection_dim"])
     if (prompt.shape[-1], pooled.shape[-1]) != wanted:
         raise ModelError(

@@ -28,7 +28,6 @@ from .kontext import DTYPES
 from .model_source import ModelSource, read_transformer_config
 
 logger = logging.getLogger(__name__)
-_PROMPTS_AT_A_TIME = 256
 _PICTURES_AT_A_TIME = 32
 
 
@@ -41,7 +40,7 @@ def cached_captions(
     }  # fmt: skip
     transformer_config = read_transformer_config(source)
     if config.data.cache is None or not has_text_encoders(source.components):
-        return encode_captions(prompts, source.components, transformer_config, **options).__getitem__
+        return dict(encode_captions(prompts, source.components, transformer_config, **options)).__getitem__
     fingerprint = {
         "kind": "text",
         "model": file_facts(source.components, "text_encoder*/*"),
@@ -50,12 +49,11 @@ def cached_captions(
     }
     cache = TensorCache(config.data.cache, fingerprint)
     missing = [prompt for prompt in prompts if cache.missing([text_key(prompt), f"{text_key(prompt)}.pooled"])]
-    for start in range(0, len(missing), _PROMPTS_AT_A_TIME):
-        part = missing[start : start + _PROMPTS_AT_A_TIME]
-        for prompt, pair in encode_captions(part, source.components, transformer_config, **options).items():
+    if missing:
+        for prompt, pair in encode_captions(missing, source.components, transformer_config, **options):
             cache.put(text_key(prompt), pair[0])
             cache.put(f"{text_key(prompt)}.pooled", pair[1])
-    cache.flush()
+        cache.flush()
     return lambda prompt: (_held(cache, text_key(prompt)), _held(cache, f"{text_key(prompt)}.pooled"))
 
 

@@ -74,8 +74,11 @@ def load_sampler(
     device, dtype = device or torch.device("cpu"), DTYPES[base.dtype]
     source = find_source(base.model, base.components, base.revision)
     basis = load_basis(basis_file)
-    captions = encode_captions(
-        prompts, source.components, read_transformer_config(source), max_tokens=max_tokens, dtype=dtype, device=device
+    transformer_config = read_transformer_config(source)
+    captions = dict(
+        encode_captions(
+            prompts, source.components, transformer_config, max_tokens=max_tokens, dtype=dtype, device=device
+        )
     )
     transformer = load_transformer(base, source, device).eval()
     return AnalogySampler(

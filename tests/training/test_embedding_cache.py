@@ -5,10 +5,13 @@ import shutil
 import pytest
 import torch
 
+from training import captions
 from training.data.cache import TensorCache
 from training.data.index import PairIndex
+from training.embedding_cache import cached_captions
 from training.kontext import Codec
 from training.latents import GridLatents, tile_cells
+from training.model_source import find_source
 from training.train import train
 
 
@@ -44,6 +47,22 @@ def test_prompts_on_disk_give_the_same_run(tiny_config, tiny_parts, tmp_path):
         cached = train(tiny_config(*options, f"data.cache={tmp_path / 'cache'}", f"run.name={name}"))
         assert cached.losses == plain.losses
     assert len(_shards(tmp_path / "cache", "text")) == 1
+
+
+def test_text_encoders_are_loaded_once_for_any_number_of_prompts_and_not_for_known_ones(
+    tiny_config, tiny_parts, tmp_path, monkeypatch
+):
+    loads = []
+    load = captions._text_pipeline
+    monkeypatch.setattr(captions, "_text_pipeline", lambda *arguments: loads.append(1) or load(*arguments))
+    config = tiny_config(f"base.model={tiny_parts / 'model-with-text'}", f"data.cache={tmp_path / 'cache'}")
+    source = find_source(config.base.model, None, None)
+    prompts = [f"prompt {number}" for number in range(300)]
+    look_up = cached_captions(config, source, prompts, torch.device("cpu"))
+    assert look_up("prompt 299")[0].shape == (16, 32)
+    assert len(loads) == 1
+    cached_captions(config, source, prompts, torch.device("cpu"))
+    assert len(loads) == 1
 
 
 def test_cached_latents_train_and_are_reused(tiny_config, tmp_path):
