@@ -22,7 +22,7 @@ from torch import Tensor
 from .errors import ModelError
 from .images import require_images, to_8bit
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def read_preprocessing(folder: Path, preset: Preprocessing) -> Preprocessing:
         values = values.get("image_processor", values)
         if isinstance(values, dict) and "image_mean" in values:
             return _parse_preprocessing(values, preset, path)
-    logger.info("%s has no preprocessor_config.json; using the published values for %d px", folder, preset.size_px)
+    _logger.info("%s has no preprocessor_config.json; using the published values for %d px", folder, preset.size_px)
     return preset
 
 

@@ -9,14 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from ..basis import Basis
 from ..checkpoint import load_basis
 from ..errors import OutputError
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def add_settings_argument(parser: argparse.ArgumentParser) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from ..basis import Basis
 from ..checkpoint import save_basis
 from ..errors import CheckpointError, OutputError
+from ..export import EXPORT_DTYPES
 from ..files import write_text_atomically
 from ..header_settings import METADATA_KEY, read_training_facts
 from ..settings_sources import find_sidecar
 from ..sidecar import reference_config
 from .arguments import (
-    DTYPES,
     add_settings_argument,
     load_with_progress,
     progress_bar,
@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("source", type=Path, metavar="IN", help="basis file to read")
     parser.add_argument("target", type=safetensors_path, metavar="OUT", help=".safetensors file to write")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="number type of OUT (default: that of IN)")
+    parser.add_argument(
+        "--dtype", choices=tuple(EXPORT_DTYPES), help="number type of OUT (default: that of IN; float8 becomes bf16)"
+    )
     parser.add_argument(
         "--for-reference",
         action="store_true",
@@ -57,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
             target,
             basis.layers,
             basis.settings,
-            dtype=DTYPES[arguments.dtype] if arguments.dtype else None,
+            dtype=EXPORT_DTYPES[arguments.dtype] if arguments.dtype else None,
             training=read_training_facts(basis.metadata),
             metadata={key: value for key, value in basis.metadata.items() if key not in _STALE_METADATA},
             on_progress=on_progress,

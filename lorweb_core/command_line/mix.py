@@ -14,12 +14,11 @@ from ..basis import Basis
 from ..coefficients import Coefficients, count_mixes, encode_coefficients, require_coefficients_of
 from ..coefficients_file import load_coefficients, save_coefficients
 from ..errors import CheckpointError, ModelError
-from ..export import export_mixed_lora
+from ..export import EXPORT_DTYPES, export_mixed_lora
 from ..files import write_text_atomically
 from ..header import read_header
 from ..pair_folder import read_picture
 from .arguments import (
-    DTYPES,
     add_settings_argument,
     finite_number,
     load_with_progress,
@@ -64,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings_argument(parser)
     parser.add_argument("--strength", type=finite_number, default=1.0, help="factor on the edit (default 1.0)")
     parser.add_argument("--rank", type=whole_number, default=0, help="ranks kept per layer; 0 keeps all (default)")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="number type of OUT (default bf16)")
+    parser.add_argument(
+        "--dtype", choices=tuple(EXPORT_DTYPES), default="bf16", help="number type of OUT (default bf16)"
+    )
     parser.add_argument(
         "--coefficients-out",
         type=Path,
@@ -187,7 +188,7 @@ def _export(arguments: argparse.Namespace, basis: Basis, mix: dict[str, Tensor],
             mix,
             strength=arguments.strength,
             rank=arguments.rank,
-            dtype=DTYPES[arguments.dtype],
+            dtype=EXPORT_DTYPES[arguments.dtype],
             on_layer=on_layer,
         )
     print(f"Wrote {output}: {report.describe()}")
