@@ -128,13 +128,11 @@ def name_of_basis(coefficients: Mapping[str, Any]) -> str:
 
 
 def _require_format(coefficients: Mapping[str, Any]) -> None:
-    known = isinstance(coefficients, Mapping) and {"format_version", "basis_id", "layers", "settings"} <= set(
-        coefficients
-    )
-    if not known or not coefficients["layers"]:
+    got = _describe_oddity(coefficients)
+    if got:
         raise CheckpointError(
-            expected="a coefficients dict with format_version, basis_id, layers and settings",
-            got=f"{sorted(coefficients)}" if isinstance(coefficients, Mapping) else type(coefficients).__name__,
+            expected="a coefficients dict with format_version, basis_id, layers (of tensors) and settings (a dict)",
+            got=got,
             remedy="Connect the output of Encode Analogy (CLIP).",
         )
     if coefficients["format_version"] != FORMAT_VERSION:
@@ -143,6 +141,21 @@ def _require_format(coefficients: Mapping[str, Any]) -> None:
             got=f"version {coefficients['format_version']}",
             remedy="Update this node pack, or encode the analogy again with this version.",
         )
+
+
+def _describe_oddity(value: object) -> str:
+    """Return why a value cannot be a coefficients dict, or "" when its entries are of the right kinds."""
+    if not isinstance(value, Mapping):
+        return type(value).__name__
+    if not {"format_version", "basis_id", "layers", "settings"} <= set(value):
+        return f"{sorted(map(str, value))}"
+    layers, settings = value["layers"], value["settings"]
+    if not isinstance(layers, Mapping) or not isinstance(settings, Mapping):
+        return f"layers as {type(layers).__name__}, settings as {type(settings).__name__}"
+    odd = [name for name, mix in layers.items() if not isinstance(mix, Tensor)]
+    if odd:
+        return f"{odd[0]} as {type(layers[odd[0]]).__name__}"
+    return "" if layers else "no layer"
 
 
 def _as_typed(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -55,6 +55,10 @@ MISTAKES = {
     "extra layer": (lambda c: c["layers"].update(other=torch.ones(2, 4)), ShapeError, ["1 unknown", "other"]),
     "wrong size": (lambda c: c["layers"].update({FIRST: torch.ones(2, 5)}), ShapeError, [FIRST, "[2, 5]"]),
     "other batch": (lambda c: c["layers"].update({FIRST: torch.ones(3, 4)}), ShapeError, ["same batch"]),
+    "layers as a list": (lambda c: c.update(layers=[torch.ones(2, 4)]), CheckpointError, ["layers as list"]),
+    "layers as a tensor": (lambda c: c.update(layers=torch.ones(2, 4)), CheckpointError, ["layers as Tensor"]),
+    "numbers as a list": (lambda c: c["layers"].update({FIRST: [[0.5, 0.5]]}), CheckpointError, [f"{FIRST} as list"]),
+    "no settings": (lambda c: c.update(settings=None), CheckpointError, ["settings as NoneType"]),
     "not a number": (lambda c: c["layers"].update({FIRST: torch.full((2, 4), torch.nan)}), ShapeError, ["NaN"]),
 }
 
