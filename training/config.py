@@ -18,6 +18,8 @@ from .flow import TimestepSettings
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Sigma = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -129,13 +131,13 @@ class OptimiserConfig(_Section):
     name: Literal["adamw", "adamw8bit"] = "adamw8bit"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     router_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    betas: tuple[Share, Share] = (0.9, 0.99)
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
     epsilon: Annotated[float, Field(gt=0)] = 1e-6
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = 1.0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: Natural = 0
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    ema_decay: Decay | None = None
 
 
 class RunConfig(_Section):
@@ -166,7 +168,7 @@ class ValidationConfig(_Section):
     every: Natural = 500
     per_task: Positive = 1
     max_items: Positive = 32
-    sigmas: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.25, 0.5, 0.75)
+    sigmas: Annotated[tuple[Sigma, ...], Field(min_length=1)] = (0.25, 0.5, 0.75)
     pictures: Natural = 4
     picture_steps: Positive = 20
     picture_guidance: Annotated[float, Field(ge=0)] = 2.5

@@ -126,11 +126,16 @@ def _existing_file(path: Path) -> Path:
     )
 
 
+def is_repository_id(name: str) -> bool:
+    """Whether a name has the form owner/name of Hugging Face; a path with one slash has it as well."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
 def _find_folder(name: str, revision: str | None, part: str, download: bool) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not is_repository_id(name):
         raise ModelError(
             expected="a diffusers folder, a single .safetensors file, or a Hugging Face id like owner/name",
             got=f"{name!r}, which is none of them here",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +19,15 @@ from lorweb_core.errors import LoRWeBError
 from lorweb_core.settings import QUERY_MODES
 
 from .captions import has_text_encoders
+from .checkpoints import list_checkpoints
 from .config import TrainConfig
 from .data.drawing import all_captions
 from .data.index import PairIndex, open_index
 from .data.splits import held_out_tasks, hold_out
 from .data.validation import usable_pairs
 from .layer_selection import target_layers
-from .model_source import ModelSource, find_source, read_transformer_config
+from .model_source import ModelSource, find_source, is_repository_id, read_transformer_config
+from .quantise import INSTALL, PACKAGES
 from .single_file import check_header
 
 _BASE_BYTES = {"none": None, "int8": 1.02, "nf4": 0.55}
@@ -74,7 +78,7 @@ class MemoryEstimate:
 def preflight_report(config: TrainConfig) -> PreflightReport:
     """Return what `--check` prints; nothing is downloaded."""
     report = PreflightReport()
-    for part in (_check_data, _check_base):
+    for part in (_check_data, _check_base, _check_companions):
         try:
             part(config, report)
         except LoRWeBError as error:
@@ -197,6 +201,20 @@ def _check_captions(config: TrainConfig, source: ModelSource, report: PreflightR
 def _check_parts(source: ModelSource, report: PreflightReport) -> None:
     if not (source.components / "vae").is_dir():
         report.mistakes.append(f"no vae/ in {source.components}: set base.components to a diffusers folder that has it")
+
+
+def _check_companions(config: TrainConfig, report: PreflightReport) -> None:
+    """Files and packages that are opened late, and an earlier run of that name."""
+    start, encoder, quantize = config.basis.start_from, config.encoder.model, config.base.quantize
+    if start is not None and not start.is_file():
+        report.mistakes.append(f"no file {start}: correct basis.start_from, or leave it out")
+    if not Path(encoder).is_dir() and not is_repository_id(encoder):
+        report.mistakes.append(f"no folder {encoder}, and no Hugging Face id like owner/name: correct encoder.model")
+    if quantize != "none" and find_spec(PACKAGES[quantize]) is None:
+        report.mistakes.append(f"base.quantize: {quantize} needs a package: run `{INSTALL[quantize]}`")
+    earlier = list_checkpoints(config.run_folder / "checkpoints")
+    if earlier:
+        report.lines.append(f"{config.run_folder} has {earlier[-1].name}: add --resume latest, or change run.name")
 
 
 def _check_device_memory(config: TrainConfig, memory: MemoryEstimate, report: PreflightReport) -> None:

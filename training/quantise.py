@@ -14,7 +14,8 @@ from torch import nn
 
 from lorweb_core.errors import ModelError
 
-_INSTALL = {"int8": "pip install --no-deps torchao==0.18.0", "nf4": "pip install --no-deps bitsandbytes==0.50.2"}
+PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes"}
+INSTALL = {"int8": "pip install --no-deps torchao==0.18.0", "nf4": "pip install --no-deps bitsandbytes==0.50.2"}
 
 
 def quantise_blocks(transformer: Any, mode: str, device: torch.device) -> None:  # noqa: ANN401 (diffusers model)
@@ -34,7 +35,7 @@ def quantise_blocks(transformer: Any, mode: str, device: torch.device) -> None: 
         raise ModelError(
             expected=f"the package for base.quantize: {mode}",
             got=f"an import error ({error})",
-            remedy=f"Run `{_INSTALL[mode]}`, or set base.quantize: none.",
+            remedy=f"Run `{INSTALL[mode]}`, or set base.quantize: none.",
         ) from error
 
 

@@ -38,7 +38,7 @@ with listen_for_signals() as stop:
     loop.run(state)
 digest = hashlib.sha256()
 for tensor in state.model.trained_state().values():
-    digest.update(tensor.detach().numpy().tobytes())
+    digest.update(tensor.detach().float().numpy().tobytes())
 facts = {
     "world_size": processes.world_size,
     "wrapper": type(loop.module).__name__,

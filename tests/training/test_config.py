@@ -74,6 +74,8 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names(tmp_path):
         (["run.strategy=fsdp", "base.quantize=int8"], "fsdp"),
         (["optimiser.warmup_steps=99999"], "warmup_steps"),
         (["run.name=../up"], "run.name"),
+        (["optimiser.betas=[0.9, 1.0]"], "optimiser.betas"),
+        (["validation.sigmas=[]"], "validation.sigmas"),
         (["optimiser.learning_rate=.nan"], "learning_rate"),
     ],
 )

@@ -129,6 +129,15 @@ def test_check_tells_everything_that_is_wrong_at_once(tiny_config, tmp_path):
     assert "2 thing(s) to correct" in report.text()
 
 
+def test_check_tells_of_files_that_are_opened_late_and_of_an_earlier_run(tiny_config):
+    train(tiny_config("run.steps=1"))
+    report = preflight_report(tiny_config("basis.start_from=/nowhere.safetensors", "encoder.model=/nowhere/encoder"))
+    assert len(report.mistakes) == 2
+    assert "basis.start_from" in report.mistakes[0]
+    assert "encoder.model" in report.mistakes[1]
+    assert "step-000000001: add --resume latest" in report.text()
+
+
 def test_check_tells_what_the_prompts_cost_and_whether_anything_can_encode_them(tiny_config, tiny_parts, tmp_path):
     lacking = preflight_report(tiny_config("text.caption_source=a"))
     assert "5 prompts, but no text encoders" in lacking.mistakes[0]
