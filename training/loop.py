@@ -27,6 +27,8 @@ from .optimisers import MovingAverage, learning_rate_factor, set_learning_rate
 from .trainable import TrainableKontext
 
 logger = logging.getLogger(__name__)
+#: How cuBLAS, the CUDA driver (bitsandbytes) and the CPU say it.
+_OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "DefaultCPUAllocator: can't allocate")
 
 
 class DivergenceError(LoRWeBError):
@@ -144,7 +146,9 @@ class Loop:
         problem = None
         try:
             loss = self._forward_backward(state, batch, exchanges=overlaps)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             problem = str(error)[:150]
         # From here on the error and its traceback are gone, and with them the activations that they kept alive.
         if problem is not None and (overlaps or self.processes.is_sharded or state.micro_batch_size == 1):
@@ -242,6 +246,11 @@ class Loop:
             "train/peak_gib": peak_gib(),
         }
         self.monitor.log(state.step, values)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, in torch's own allocators or in a library that has its own."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def _too_large(state: TrainingState, problem: str) -> ModelError:

@@ -28,7 +28,7 @@ from .config import TrainConfig
 from .config_reading import read_config, write_config
 from .distributed import Processes
 from .interruption import StopRequest, listen_for_signals
-from .loop import Callbacks, Loop, TrainingState
+from .loop import Callbacks, Loop, TrainingState, is_out_of_memory
 from .model_source import find_source
 from .monitor import Monitor
 from .optimisers import allow_packed_states
@@ -72,7 +72,10 @@ def train(config: TrainConfig, *, resume: str | None = None) -> RunResult:
     try:
         with listen_for_signals() as stop:
             return _run(config, processes, stop, resume)
-    except torch.OutOfMemoryError as error:  # outside of a step's forward and backward pass, which halve the batch
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        # Outside of a step's forward and backward pass, which halve the micro-batch.
         raise ModelError(
             expected="base, basis, optimiser and validation to fit in memory",
             got=f"out of memory ({str(error)[:150]})",

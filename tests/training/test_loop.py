@@ -134,20 +134,48 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_config, assembled):
     assert float(gradients[0][-1].abs().max()) > 0
 
 
-def test_out_of_memory_halves_the_micro_batch_and_keeps_the_update(tiny_config, assembled):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("tried to allocate more than there is"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_update(tiny_config, assembled, error):
     loop, plain = assembled(tiny_config("run.steps=2", "run.micro_batch_size=2", "run.name=plain"))
     loop.run(plain)
     loop, halved = assembled(tiny_config("run.steps=2", "run.name=halved"))
 
     def refuse_large_batches(_module, _args, kwargs):
         if len(kwargs["hidden_states"]) > 2:
-            raise torch.OutOfMemoryError("tried to allocate more than there is")
+            raise error
 
     halved.model.transformer.register_forward_pre_hook(refuse_large_batches, with_kwargs=True)
     loop.run(halved)
     assert halved.micro_batch_size == 2
     for name, tensor in _trained(plain).items():
         torch.testing.assert_close(tensor, _trained(halved)[name], atol=2e-6, rtol=1e-4)
+
+
+def test_another_error_of_the_forward_pass_is_not_taken_for_lack_of_memory(tiny_config, assembled):
+    loop, state = assembled(tiny_config("run.steps=2"))
+
+    def fail(*_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    state.model.transformer.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        loop.run(state)
+
+
+def test_out_of_memory_outside_of_a_step_says_what_to_change(tiny_config, monkeypatch):
+    def run_out(*_args, **_options):
+        raise torch.OutOfMemoryError("tried to allocate more than there is")
+
+    monkeypatch.setattr("training.session.load_transformer", run_out)
+    with pytest.raises(ValueError, match=r"--check what needs how much"):
+        train(tiny_config("run.steps=1"))
 
 
 def test_out_of_memory_with_one_sample_says_what_to_change(tiny_config, assembled):
