@@ -8,7 +8,7 @@ layouts, another architecture. Names: `bfl_names`.
 from __future__ import annotations
 
 import json
-import struct
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lorweb_core.errors import ModelError
+from lorweb_core.errors import CheckpointError, ModelError
+from lorweb_core.header import read_header
 
 from .bfl_names import PREFIXES, from_bfl
 
@@ -28,28 +29,6 @@ _SCALE_SUFFIXES = (".scale_weight", ".weight_scale")
 _IGNORED_SUFFIXES = ("scaled_fp8", ".scale_input", ".input_scale")
 _FORMAT_SUFFIX = ".comfy_quant"
 _READABLE_FORMATS = ("float8_e4m3fn", "float8_e5m2")
-_MAX_HEADER_BYTES = 100 * 2**20
-
-
-def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return tensor name → (dtype, shape) of a safetensors file, reading its header alone.
-
-    Raises: ModelError: when it is another kind of file or damaged.
-    """
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            if start[:4] == b"GGUF":
-                raise _refusal(path, "a GGUF file")
-            length = struct.unpack("<Q", start)[0]
-            if length > _MAX_HEADER_BYTES:
-                raise _refusal(path, "a file that does not start with a safetensors header")
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, struct.error) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise _refusal(path, f"an unreadable header ({error})") from error
-    return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
 
 
 def check_header(path: Path) -> None:
@@ -57,17 +36,20 @@ def check_header(path: Path) -> None:
 
     Raises: ModelError: says what was found and which files work.
     """
-    header = read_header(path)
+    try:
+        header = read_header(path).entries
+    except CheckpointError as error:
+        raise _refusal(path, f"{error.got} (expected {error.expected})") from error
     names = {_strip_prefix(name) for name in header}
     if "img_in.weight" not in names or not any(name.startswith("double_blocks.") for name in names):
         raise _refusal(path, f"no FLUX transformer (first names: {sorted(names)[:3]})")
     if "guidance_in.in_layer.weight" not in names:
         raise _refusal(path, "a FLUX model without guidance embedding (schnell)")
-    dtypes = {name: dtype for name, (dtype, _) in header.items() if name.endswith((".weight", ".bias"))}
+    dtypes = {name: entry.dtype for name, entry in header.items() if name.endswith((".weight", ".bias"))}
     packed = sorted(name for name, dtype in dtypes.items() if dtype not in _FLOAT_DTYPES)
     if packed:
         raise _refusal(path, f"{len(packed)} packed tensors of type {dtypes[packed[0]]}, first {packed[0]}")
-    odd = [name for name, (_, shape) in header.items() if _is_scale(name) and torch.Size(shape).numel() != 1]
+    odd = [name for name, entry in header.items() if _is_scale(name) and math.prod(entry.shape) != 1]
     if odd:
         raise _refusal(path, f"{len(odd)} scales per row or block, first {odd[0]}")
 
@@ -101,9 +83,16 @@ def _dequantise(name: str, stored: Mapping[str, Tensor], dtype: torch.dtype) -> 
 def _check_formats(path: Path, stored: Mapping[str, Tensor]) -> None:
     for name, tensor in stored.items():
         if name.endswith(_FORMAT_SUFFIX):
-            found = json.loads(bytes(tensor.tolist())).get("format")
+            found = _format_of(tensor)
             if found not in _READABLE_FORMATS:
                 raise _refusal(path, f"weights packed as {found} ({name})")
+
+
+def _format_of(tensor: Tensor) -> str:
+    try:
+        return str(json.loads(bytes(tensor.tolist()))["format"])
+    except (ValueError, TypeError, KeyError):
+        return "something unreadable"
 
 
 def _is_scale(name: str) -> bool:

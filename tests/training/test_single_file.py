@@ -10,7 +10,7 @@ from training.bfl_names import from_bfl
 from training.config import BaseModelConfig
 from training.kontext import load_transformer
 from training.model_source import FULL_SIZE_CONFIG, ModelSource, find_source
-from training.single_file import check_header, read_header, read_single_file
+from training.single_file import check_header, read_single_file
 
 #: Name in the file → the diffusers parts that it stacks, written down independently of `bfl_names`.
 FUSED = {
@@ -183,9 +183,20 @@ def test_smaller_model_is_refused_before_training(state, tmp_path):
         load_transformer(BaseModelConfig(model=str(path)), ModelSource(path, tmp_path), torch.device("cpu"))
 
 
-def test_header_is_read_without_the_tensors(state, tmp_path):
-    save_file(_as_bfl(state), tmp_path / "x.safetensors")
-    assert read_header(tmp_path / "x.safetensors")["img_in.weight"] == ("F32", (32, 64))
+def test_file_that_was_cut_off_is_refused_by_its_header(state, tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file(_as_bfl(state), path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "bytes of tensors, as its header says" in _refused(path)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{}", b"no json"])
+def test_unreadable_quantisation_format_is_refused(state, tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    marker = {"double_blocks.0.img_mlp.0.comfy_quant": torch.tensor(list(content), dtype=torch.uint8)}
+    save_file(_as_bfl(state) | marker, path)
+    with pytest.raises(ValueError, match="something unreadable"):
+        read_single_file(path, dtype=torch.float32)
 
 
 def test_missing_single_file_and_unknown_names_say_where_to_look(tmp_path):
