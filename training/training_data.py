@@ -20,6 +20,7 @@ from lorweb_core.preprocessing import Preprocessing
 from .config import DataConfig, TrainConfig
 from .data.drawing import DrawSettings
 from .data.index import PairIndex, PairRecord, TripletIndex, open_index
+from .data.problems import errors_among
 from .data.quadruplets import BucketBatchSampler, FixedQuadrupletDataset, QuadrupletDataset, collate_quadruplets
 from .data.reference import ReferenceDataset
 from .data.splits import TaskKind, batches_by_bucket, fixed_quadruplets, hold_out
@@ -94,7 +95,7 @@ def training_batches(
         batch_sampler=sampler,
         collate_fn=collate_quadruplets,
         num_workers=config.data.workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available() and config.run.device != "cpu",
         worker_init_fn=_leave_signals_to_the_main_process,
     )
     return iter(loader)
@@ -117,7 +118,9 @@ def _from_pairs(
     usable, problems = usable_pairs(records, on_bad_data=data.on_bad_data, resolution_px=data.resolution_px)
     left_out = len(records) - len(usable)
     if left_out:
-        logger.warning("%d of %d pairs are left out; first reason: %s", left_out, len(records), problems[0])
+        logger.warning(
+            "%d of %d pairs are left out; first reason: %s", left_out, len(records), errors_among(problems)[0]
+        )
     options: dict[str, Any] = {
         "resolution_px": data.resolution_px, "preprocessing": preprocessing, "on_bad_data": data.on_bad_data,
     }  # fmt: skip
@@ -126,8 +129,8 @@ def _from_pairs(
     for name, kind in _KINDS.items():
         chosen = fixed_quadruplets(
             usable, training.buckets, kind=kind, per_task=config.validation.per_task,
-            caption_source=settings.caption_source, seed=config.run.seed,
-        )[: config.validation.max_items]  # fmt: skip
+            max_items=config.validation.max_items, caption_source=settings.caption_source, seed=config.run.seed,
+        )  # fmt: skip
         if chosen and config.validation.every:
             dataset = FixedQuadrupletDataset(usable, chosen, **options)
             validation[name] = FixedSet(
