@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lorweb_core.errors import LoRWeBError, ModelError, OutputError, SettingsError
+from lorweb_core.errors import CheckpointError, LoRWeBError, ModelError, OutputError, SettingsError
 
 from .checkpoints import list_checkpoints, load_checkpoint, load_latest
 from .config import TrainConfig
@@ -128,6 +128,7 @@ def assemble(
     state = build_state(config, source, query_dim, processes)
     if saved is not None:
         restore_state(state, saved, config)
+    _require_one_step(state.step, processes)
     schedule = read_schedule(source.components)
     validator = Validator(data.validation, encoder, config.validation, schedule, config.run.seed)
     monitor = Monitor(config, first_step=state.step, is_main=processes.is_main)
@@ -162,6 +163,16 @@ def _find_saved(config: TrainConfig, resume: str | None) -> dict[str, Any] | Non
             remedy="Go on with --resume latest, or choose another run.name.",
         )
     return None
+
+
+def _require_one_step(step: int, processes: Processes) -> None:
+    """All processes must go on from the same checkpoint; on a disk of its own, a second machine would begin anew."""
+    if processes.any(processes.mean(step) != step):
+        raise CheckpointError(
+            expected="all processes to go on from the same step",
+            got=f"step {step} in process {processes.rank}, another one elsewhere",
+            remedy="Set run.folder to a place that all machines share, or copy its checkpoints to each of them.",
+        )
 
 
 def _make_folder(folder: Path) -> None:

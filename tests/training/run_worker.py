@@ -2,7 +2,8 @@
 
 torchrun --nproc-per-node 2 run_worker.py RESULT_FOLDER override…
 
-With OUT_OF_MEMORY_ABOVE=n the second process runs out of memory whenever it computes more than n samples at once.
+`{rank}` in an override becomes the number of the process. With OUT_OF_MEMORY_ABOVE=n the second process runs out of
+memory whenever it computes more than n samples at once; RESUME is what `--resume` takes.
 """
 
 import hashlib
@@ -19,10 +20,10 @@ from training.interruption import listen_for_signals
 from training.train import assemble
 
 folder, *overrides = sys.argv[1:]
-config = read_config("tiny.yaml", overrides)
+config = read_config("tiny.yaml", [override.replace("{rank}", os.environ["RANK"]) for override in overrides])
 processes = Processes("cpu", strategy=config.run.strategy)
 with listen_for_signals() as stop:
-    loop, state = assemble(config, processes, stop)
+    loop, state = assemble(config, processes, stop, resume=os.environ.get("RESUME"))
     limit = int(os.environ.get("OUT_OF_MEMORY_ABOVE", 0))
     if limit and processes.rank == 1:
 

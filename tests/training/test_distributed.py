@@ -34,7 +34,8 @@ def _torchrun(folder, overrides, **variables):
         **variables,
     )  # fmt: skip
     output, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, output[-3000:]
+    if process.returncode:
+        raise RuntimeError(output[-6000:])
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -77,6 +78,14 @@ def test_out_of_memory_in_one_process_halves_the_micro_batch_of_all(tiny_config,
     assert ranks[0]["losses"] == pytest.approx(single.losses, abs=1e-6)
     first, second = _basis(one), _basis(tiny_config(*options))
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-6
+
+
+@pytest.mark.slow
+def test_machines_with_checkpoints_of_their_own_do_not_drift_apart(tiny_config, tiny_overrides, tmp_path):
+    train(tiny_config("run.steps=1", f"run.folder={tmp_path / 'disk-0'}"))
+    overrides = tiny_overrides("run.steps=3", f"run.folder={tmp_path / 'disk-{rank}'}")
+    with pytest.raises(RuntimeError, match="a place that all machines share"):
+        _torchrun(tmp_path / "ranks", overrides, RESUME="latest")
 
 
 @pytest.mark.slow
