@@ -74,12 +74,10 @@ def load_sampler(
     device, dtype = device or torch.device("cpu"), DTYPES[base.dtype]
     source = find_source(base.model, base.components, base.revision)
     basis = load_basis(basis_file)
-    transformer_config = read_transformer_config(source)
-    captions = dict(
-        encode_captions(
-            prompts, source.components, transformer_config, max_tokens=max_tokens, dtype=dtype, device=device
-        )
+    embeddings = encode_captions(
+        prompts, source.components, read_transformer_config(source), max_tokens=max_tokens, dtype=dtype, device=device
     )
+    captions = dict(embeddings)  # all of them before the base is loaded: the text encoders are gone by then
     transformer = load_transformer(base, source, device).eval()
     return AnalogySampler(
         transformer=transformer,

@@ -111,12 +111,7 @@ def assemble(
 
     Raises: LoRWeBError: every mistake a user can make, with its remedy.
     """
-    if config.run.batch_size % processes.world_size:
-        raise SettingsError(
-            expected=f"run.batch_size to be a multiple of the {processes.world_size} processes",
-            got=str(config.run.batch_size),
-            remedy="Change run.batch_size or the number of processes.",
-        )
+    _require_equal_shares(config, processes)
     saved = _find_saved(config, resume)
     processes.wait()
     source = find_source(config.base.model, config.base.components, config.base.revision)
@@ -142,6 +137,15 @@ def assemble(
     )
     module = processes.wrap(state.model)
     return Loop(config, processes, module, encoder, batches, monitor, stop, callbacks), state
+
+
+def _require_equal_shares(config: TrainConfig, processes: Processes) -> None:
+    if config.run.batch_size % processes.world_size:
+        raise SettingsError(
+            expected=f"run.batch_size to be a multiple of the {processes.world_size} processes",
+            got=str(config.run.batch_size),
+            remedy="Change run.batch_size or the number of processes.",
+        )
 
 
 def _find_saved(config: TrainConfig, resume: str | None) -> dict[str, Any] | None:

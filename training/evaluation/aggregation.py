@@ -9,7 +9,7 @@ the middle 95 % of the means. With one task there is no interval. Source: arXiv 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,23 +145,17 @@ def evaluate(
         method: _numbers(folder, method, common, resamples) | _ratings(folder, choice, method, common, resamples)
         for method in methods
     }
-    couples = {method: couple_key(reference, method) for method in methods if method != reference}
-    comparisons = _comparisons(folder, choice, couples.values())
-    asked = {record["methods"] for record in comparisons}
-    current = [record for record in comparisons if _has_current_pictures(folder, record)]
+    others = [method for method in methods if method != reference]
+    wins, bias = _comparisons(folder, choice, others, reference, common, resamples)
     return Evaluation(
         methods=tuple(methods),
         reference=reference,
         samples=tuple(common),
         missing={name: ids for name, ids in missing_pictures(folder, methods, samples).items() if ids},
         measures=measures,
-        wins={
-            method: _win_rate(current, reference, method, common, resamples)
-            for method, couple in couples.items()
-            if couple in asked
-        },
+        wins=wins,
         judge=choice,
-        bias=position_bias(current),
+        bias=bias,
     )
 
 
@@ -202,12 +196,31 @@ def _ratings(
     return {name: summarise(values[name], left_out, resamples=resamples) for name in RATINGS}
 
 
-def _win_rate(
-    records: Sequence[Record], reference: str, method: str, samples: Sequence[Sample], resamples: int
-) -> Summary:
-    of_couple = [record for record in records if record["methods"] == couple_key(reference, method)]
-    asked = {record["sample"] for record in of_couple}
-    wins = wins_by_sample(of_couple, reference)
+def _comparisons(
+    folder: EvaluationFolder,
+    choice: JudgeChoice | None,
+    methods: Sequence[str],
+    reference: str,
+    samples: Sequence[Sample],
+    resamples: int,
+) -> tuple[dict[str, Summary], PositionBias]:
+    """Method → the reference's win rate against it, where the judge was asked, and the judge's bias."""
+    wanted = None if choice is None else (choice.model, choice.prompts.get("comparison"))
+    of_judge = [r for r in folder.comparisons if (r["model"], r["prompt_sha256"]) == wanted]
+    wins, counted = {}, []
+    for method in methods:
+        of_couple = [record for record in of_judge if record["methods"] == couple_key(reference, method)]
+        current = [record for record in of_couple if _has_current_pictures(folder, record)]
+        counted += current
+        if of_couple:
+            wins[method] = _win_rate(current, reference, samples, resamples)
+    return wins, position_bias(counted)
+
+
+def _win_rate(records: Sequence[Record], reference: str, samples: Sequence[Sample], resamples: int) -> Summary:
+    """The reference's wins in the comparisons of one couple."""
+    asked = {record["sample"] for record in records}
+    wins = wins_by_sample(records, reference)
     left_out = Counter[str]()
     for sample in samples:
         if sample.id not in wins:
@@ -235,14 +248,6 @@ def _choose_judge(folder: EvaluationFolder, wanted: str | None) -> JudgeChoice |
     prompts = {kind: record["prompt_sha256"] for kind, record in last.items() if record is not None}
     sources = {record["prompt_source"] for record in last.values() if record is not None}
     return JudgeChoice(model, prompts, "paper" if sources == {"paper"} else "own words")
-
-
-def _comparisons(folder: EvaluationFolder, choice: JudgeChoice | None, couples: Collection[str]) -> list[Record]:
-    """The chosen judge's answers, in the chosen wording, about these couples."""
-    if choice is None:
-        return []
-    wanted = (choice.model, choice.prompts.get("comparison"))
-    return [r for r in folder.comparisons if (r["model"], r["prompt_sha256"]) == wanted and r["methods"] in couples]
 
 
 def _has_current_pictures(folder: EvaluationFolder, record: Record) -> bool:
