@@ -6,7 +6,7 @@ Euler steps. The mix is added in the forward pass, one per sample, so quantised 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,7 +93,14 @@ class AnalogySampler:
 
     @torch.no_grad()
     def draw(
-        self, image_a: Tensor, image_a_prime: Tensor, image_b: Tensor, *, prompt: str = "", options: DrawOptions
+        self,
+        image_a: Tensor,
+        image_a_prime: Tensor,
+        image_b: Tensor,
+        *,
+        prompt: str = "",
+        options: DrawOptions,
+        on_step: Callable[[], object] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return (b′ in b's size, the whole generated grid), [1, H, W, 3] float 0–1.
 
@@ -101,6 +108,7 @@ class AnalogySampler:
             image_a, image_a_prime, image_b: [1, H, W, 3] float 0–1, of any sizes.
             prompt: one of `captions`.
             options: steps, guidance, size, strength, seed.
+            on_step: called after every sampling step.
         """
         self._set_mix(image_a, image_a_prime, image_b, options.strength)
         grid, layout = build_grid(image_a, image_a_prime, image_b, megapixels=options.megapixels, fit=options.fit)
@@ -111,7 +119,10 @@ class AnalogySampler:
         conditioning = Conditioning(context, prompt_embeds, pooled, None, options.guidance)
         sigmas = self.schedule.sigmas(options.steps, target_tokens(context))
         latents = sample_latents(
-            lambda x, sigma: predict_velocity(self.transformer, x, sigma, conditioning), noise, sigmas
+            lambda x, sigma: predict_velocity(self.transformer, x, sigma, conditioning),
+            noise,
+            sigmas,
+            on_step=None if on_step is None else lambda _index, _latents: on_step(),
         )
         generated = self.codec.decode(latents)
         return undo_grid(generated, layout), generated

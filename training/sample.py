@@ -4,7 +4,8 @@
     python -m training.sample --base … --basis … --out drawn --triplets folder [--prompts folder]
 
 A folder of triplets has one folder each with a.*, a_prime.*, b.*; `--prompts` has `<triplet>.txt` (or `prompt.txt` for
-all). Written: `<triplet>.png` (b′ in b's size) and `<triplet>-grid.png` (a | a′ | b | b′).
+all). Written: `<triplet>.png` (b′ in b's size) and `<triplet>-grid.png` (a | a′ | b | b′); of three single pictures
+`<b>-edited.png` and `<b>-edited-grid.png`, so that b itself is never written over.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from lorweb_core.basis import Basis
 from lorweb_core.checkpoint import load_basis
-from lorweb_core.encoder import load_image_encoder
-from lorweb_core.errors import ImageError, LoRWeBError, OutputError
+from lorweb_core.encoder import ImageEncoder, load_image_encoder
+from lorweb_core.errors import ImageError, LoRWeBError, ModelError, OutputError
 from lorweb_core.grid import build_grid
 from lorweb_core.images import from_pil
 from lorweb_core.settings import KONTEXT_ID
@@ -30,7 +32,7 @@ from .analogy_sampler import AnalogySampler, DrawOptions, attach_basis
 from .arguments import count, open_device
 from .captions import CaptionTable, encode_captions
 from .config import BaseModelConfig
-from .data.pictures import PICTURE_SUFFIXES, load_picture
+from .data.pictures import PICTURE_SUFFIXES, load_picture, read_facts
 from .kontext import DTYPES, load_codec, load_transformer
 from .model_source import find_source, read_transformer_config
 from .previews import contact_sheet, quadrants, to_picture
@@ -49,6 +51,11 @@ class Triplet:
     image_a_prime: Path
     image_b: Path
     prompt: str = ""
+
+    @property
+    def pictures(self) -> tuple[Path, Path, Path]:
+        """Files of a, a′ and b."""
+        return self.image_a, self.image_a_prime, self.image_b
 
 
 def load_sampler(
@@ -72,8 +79,9 @@ def load_sampler(
     Raises: LoRWeBError: whatever is wrong with the files or does not fit together.
     """
     device, dtype = device or torch.device("cpu"), DTYPES[base.dtype]
-    source = find_source(base.model, base.components, base.revision)
     basis = load_basis(basis_file)
+    image_encoder = _load_encoder(encoder, basis, device)  # before the minutes that the base takes
+    source = find_source(base.model, base.components, base.revision)
     embeddings = encode_captions(
         prompts, source.components, read_transformer_config(source), max_tokens=max_tokens, dtype=dtype, device=device
     )
@@ -83,13 +91,29 @@ def load_sampler(
         transformer=transformer,
         linears=attach_basis(transformer, basis),
         basis=basis,
-        encoder=load_image_encoder(encoder or basis.settings.encoder_id, device=device),
+        encoder=image_encoder,
         codec=load_codec(source, dtype=dtype, device=device),
         schedule=read_schedule(source.components),
         captions=CaptionTable(captions.__getitem__),
         device=device,
         dtype=dtype,
     )
+
+
+def _load_encoder(encoder: str | None, basis: Basis, device: torch.device) -> ImageEncoder:
+    """Return the named encoder, else the one that the basis names."""
+    name = encoder or basis.settings.encoder_id
+    try:
+        loaded = load_image_encoder(name, device=device)
+    except ModelError as error:
+        if encoder is not None:
+            raise
+        raise ModelError(
+            expected=f"the image encoder that {basis.name} was trained with, {name}",
+            got=error.got,
+            remedy="Name its folder, or its Hugging Face id, with --encoder.",
+        ) from error
+    return loaded
 
 
 def find_triplets(folder: Path, prompts: Path | None = None) -> list[Triplet]:
@@ -115,15 +139,20 @@ def find_triplets(folder: Path, prompts: Path | None = None) -> list[Triplet]:
     return found
 
 
-def draw_triplet(sampler: AnalogySampler, triplet: Triplet, out: Path, options: DrawOptions) -> Path:
+def draw_triplet(
+    sampler: AnalogySampler,
+    triplet: Triplet,
+    out: Path,
+    options: DrawOptions,
+    *,
+    on_step: Callable[[], object] | None = None,
+) -> Path:
     """Draw one triplet, write its picture and its row of four, and return the picture's path.
 
     Raises: OutputError: when they cannot be written.
     """
-    pictures = [
-        from_pil(load_picture(path))[None] for path in (triplet.image_a, triplet.image_a_prime, triplet.image_b)
-    ]
-    answer, generated = sampler.draw(*pictures, prompt=triplet.prompt, options=options)
+    pictures = [from_pil(load_picture(path))[None] for path in triplet.pictures]
+    answer, generated = sampler.draw(*pictures, prompt=triplet.prompt, options=options, on_step=on_step)
     a, a_prime, b, _ = quadrants(build_grid(*pictures, megapixels=options.megapixels, fit=options.fit)[0][0])
     grid = contact_sheet([[a, a_prime, b, quadrants(generated[0])[3]]])
     path = out / f"{triplet.name}.png"
@@ -146,23 +175,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         triplets = _triplets_of(options)
-        base = BaseModelConfig(
-            model=options.base, components=options.components, dtype=options.dtype, quantize=options.quantize,
-            gradient_checkpointing=False,
-        )  # fmt: skip
-        sampler = load_sampler(
-            base, options.basis, sorted({triplet.prompt for triplet in triplets}), encoder=options.encoder,
-            max_tokens=options.max_tokens, device=open_device(options.device),
-        )  # fmt: skip
+        for path in {path for triplet in triplets for path in triplet.pictures}:
+            read_facts(path)  # now, not after the minutes that loading takes
+        sampler = _sampler_of(options, triplets)
         drawing = DrawOptions(
             options.steps, options.guidance, options.megapixels, options.fit, options.strength, options.seed
         )
-        for triplet in tqdm(triplets, unit="picture"):
-            draw_triplet(sampler, triplet, options.out, drawing)
+        with tqdm(total=len(triplets) * options.steps, unit="step", disable=None) as bar:
+            files = [draw_triplet(sampler, item, options.out, drawing, on_step=bar.update) for item in triplets]
     except LoRWeBError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; pictures that were finished are kept", file=sys.stderr)
+        return 130
+    print(f"Wrote {files[0]}" if len(files) == 1 else f"Wrote {len(files)} pictures to {options.out}")
     return 0
+
+
+def _sampler_of(options: argparse.Namespace, triplets: Sequence[Triplet]) -> AnalogySampler:
+    base = BaseModelConfig(
+        model=options.base, components=options.components, dtype=options.dtype, quantize=options.quantize,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    prompts = sorted({triplet.prompt for triplet in triplets})
+    device = open_device(options.device)
+    return load_sampler(
+        base, options.basis, prompts, encoder=options.encoder, max_tokens=options.max_tokens, device=device
+    )
 
 
 def _triplets_of(options: argparse.Namespace) -> list[Triplet]:
@@ -174,7 +214,8 @@ def _triplets_of(options: argparse.Namespace) -> list[Triplet]:
             got="neither",
             remedy="Name the three pictures, or a folder of triplets.",
         )
-    return [Triplet(options.b.stem, options.a, options.a_prime, options.b, options.prompt)]
+    name = f"{options.b.stem}-edited"
+    return [Triplet(name, options.a, options.a_prime, options.b, options.prompt)]
 
 
 def _picture(folder: Path, stem: str) -> Path | None:

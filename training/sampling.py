@@ -76,7 +76,7 @@ def sample_latents(
     noise: Tensor,
     sigmas: Tensor,
     *,
-    on_step: Callable[[int, Tensor], None] | None = None,
+    on_step: Callable[[int, Tensor], object] | None = None,
 ) -> Tensor:
     """Return latents [B, C, h, w] float32, from noise of that shape.
 

@@ -138,12 +138,26 @@ def test_prompts_folder_is_used(tiny_parts, trained_file, triplets, tmp_path):
 
 def test_single_triplet_needs_all_three_pictures(tiny_parts, trained_file, triplets, tmp_path, capsys):
     folder = triplets / "first"
-    assert _draw(tiny_parts, trained_file, tmp_path / "out", "--a", str(folder / "a.png")) == 1
+    assert _draw(tiny_parts, trained_file, tmp_path / "out", "--a", str(folder / "a.png")) == 2
     assert "--a-prime" in capsys.readouterr().err
     parts = ("--a", "a", "--a-prime", "a_prime", "--b", "b")
     pictures = [str(folder / f"{part}.png") if not part.startswith("--") else part for part in parts]
     assert _draw(tiny_parts, trained_file, tmp_path / "out", *pictures) == 0
-    assert (tmp_path / "out" / "b.png").exists()
+    assert (tmp_path / "out" / "b-edited.png").exists()
+    assert f"Wrote {tmp_path / 'out' / 'b-edited.png'}" in capsys.readouterr().out
+
+
+def test_damaged_pictures_are_told_before_anything_is_loaded(tiny_parts, trained_file, triplets, tmp_path, capsys):
+    (triplets / "second" / "b.png").write_bytes(b"no picture")
+    assert _draw(tiny_parts, trained_file, tmp_path / "out", "--triplets", str(triplets), model="no-model") == 2
+    assert "b.png" in capsys.readouterr().err
+
+
+def test_an_encoder_that_only_the_training_machine_had_is_asked_for(trained_file, triplets, tmp_path, capsys):
+    words = ("--base", "no-model", "--basis", str(trained_file), "--out", str(tmp_path), "--triplets", str(triplets))
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "was trained with, encoder; got no folder at encoder" in error and "with --encoder" in error
 
 
 def test_strength_zero_is_the_base_and_the_same_seed_gives_the_same_picture(tiny_parts, trained_file):
