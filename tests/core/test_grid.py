@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +19,8 @@ from tests.pictures import GOLDEN, golden_image, noise, smooth
 
 GRIDS = json.loads((GOLDEN / "grid.json").read_text())
 
+#: The reference run resized with Pillow 13; 12 rounds some pixels the other way.
+PILLOW_LEVELS = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 1
 sides = st.integers(2, 260)
 sizes = st.tuples(sides, sides).filter(lambda size: max(size) <= 100 * min(size))
 ordinary_sizes = sizes.filter(lambda size: min(size) >= 16 and max(size) <= 8 * min(size))
@@ -34,7 +37,8 @@ def test_reference_grid_equals_the_reference_run(case):
     pictures = (golden_image(case[name]) for name in ("a", "a_prime", "b"))
     grid = reference_grid(*pictures, max_size=case["max_size"])
     assert list(grid.size) == case["grid_wh"]
-    assert np.array_equal(np.asarray(grid), np.asarray(golden_image(case["grid"])))
+    difference = np.abs(np.asarray(grid).astype(int) - np.asarray(golden_image(case["grid"])))
+    assert difference.max() <= PILLOW_LEVELS
 
 
 def test_reference_grid_refuses_a_size_at_which_nothing_is_left():
