@@ -120,6 +120,22 @@ def test_a_place_that_cannot_be_written_is_told_and_the_old_index_stays(tmp_path
     assert not list(tmp_path.rglob("*"))
 
 
+def test_content_keys_are_the_hash_or_else_path_size_and_time(tmp_path: Path) -> None:
+    (hashed,) = write_tasks(tmp_path / "hashed", {"t": [(64, 48)]})
+    assert (hashed.before_key, hashed.after_key) == (f"{hashed.sha256}.before", f"{hashed.sha256}.after")
+    sets = [write_tasks(tmp_path / name, {"t": [(64, 48)]})[0] for name in ("one", "two")]
+    first, second = (replace(record, sha256="") for record in sets)
+    assert first.id == second.id
+    assert first.before_key != second.before_key
+    key = first.after_key
+    assert key == replace(first, id="another name").after_key
+    os.utime(first.before, ns=(0, 0))
+    assert first.after_key != key
+    key = first.after_key
+    first.after.unlink()
+    assert first.after_key != key
+
+
 def test_open_index_tells_triplets_from_pairs(tmp_path: Path) -> None:
     PairIndex([pair_at("t", 0)]).write_index(tmp_path / "pairs.jsonl")
     triplet = TripletRecord("x", "t", tmp_path / "control" / "x.jpg", tmp_path / "target" / "x.jpg", 64, 48, "do it")

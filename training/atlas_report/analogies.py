@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Analogy:
     @property
     def key(self) -> str:
         """Names the three pictures by content (by file, size and time where the index has no hashes)."""
-        return text_key(f"{_content(self.pair)} {_content(self.b)}")
+        return text_key(f"{self.pair.content_key} {self.b.content_key}")
 
 
 def choose_analogies(
@@ -134,16 +134,6 @@ def embed_pictures(basis: Basis, encoder: ImageEncoder, a: Image.Image, a_prime:
 
 def _load(analogy: Analogy) -> tuple[Image.Image, Image.Image, Image.Image]:
     return (*load_pair(analogy.pair), load_pair(analogy.b)[0])
-
-
-def _content(record: PairRecord) -> str:
-    return record.sha256 or f"{record.id} {list(_file_facts(record))}"
-
-
-def _file_facts(record: PairRecord) -> Iterator[tuple[str, int, int]]:
-    for path in (record.before, record.after):
-        if path.is_file():
-            yield str(path), path.stat().st_size, path.stat().st_mtime_ns
 
 
 def _hash_files(folder: Path) -> str:

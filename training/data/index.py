@@ -8,10 +8,12 @@ layout has triplets instead of pairs and its own index of the same kind (`Triple
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Generic, TypeVar
@@ -71,14 +73,19 @@ class PairRecord:
         return self.width / self.height
 
     @property
+    def content_key(self) -> str:
+        """Names the pictures by content for caches: `sha256`, or paths, sizes and times where the index has none."""
+        return self.sha256 or _hash_file_facts((self.before,) if self.strip else (self.before, self.after))
+
+    @property
     def before_key(self) -> str:
         """Names the before picture by content, for caches of what encoders make of it."""
-        return f"{self.sha256 or self.id}.before"
+        return f"{self.content_key}.before"
 
     @property
     def after_key(self) -> str:
         """Names the after picture by content, for caches of what encoders make of it."""
-        return f"{self.sha256 or self.id}.after"
+        return f"{self.content_key}.after"
 
 
 @dataclass(frozen=True)
@@ -173,6 +180,18 @@ def open_index(path: str | Path) -> PairIndex | TripletIndex:
     """
     first_line = next(iter(_read_lines(Path(path).absolute())), "")
     return (TripletIndex if '"control"' in first_line else PairIndex).read_index(path)
+
+
+def _hash_file_facts(paths: Iterable[Path]) -> str:
+    """A hash of every file's path, size and time of change; of the path alone where there is no file."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        facts: tuple[object, ...] = (os.fspath(path.absolute()),)
+        with suppress(OSError):
+            found = path.stat()
+            facts += (found.st_size, found.st_mtime_ns)
+        digest.update(repr(facts).encode())
+    return digest.hexdigest()
 
 
 def _read_lines(path: Path) -> list[str]:
