@@ -56,6 +56,55 @@ def test_other_splits_stay_and_nothing_else_changes() -> None:
     assert {r.split for r in held if r.task == "b"} == {"train", "test"}
 
 
+def with_reversed(records: list[PairRecord]) -> list[PairRecord]:
+    """Every pair in both directions, as `bidirectional` tasks are imported; hashes differ, as those of real files."""
+    forward = [replace(record, sha256=f"{record.id} forward") for record in records]
+    return forward + [
+        replace(
+            r, id=f"{r.id} (reversed)", task=f"{r.task} (reversed)", before=r.after, after=r.before, sha256=f"{r.id}!"
+        )
+        for r in forward
+    ]
+
+
+def pictures(records: list[PairRecord], split: str) -> set[frozenset[object]]:
+    return {frozenset((record.before, record.after)) for record in records if record.split == split}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_directions_of_a_pair_are_held_out_together(seed: int) -> None:
+    records = with_reversed(tasks(a=5, b=6, c=4))
+    held = hold_out(records, pairs_per_task=2, seed=seed)
+    assert not pictures(held, "val") & pictures(held, "train")
+    assert set(Counter(r.task for r in held if r.split == "val").values()) == {2}
+    forward = [r.id for r in hold_out(records[: len(records) // 2], pairs_per_task=2, seed=seed) if r.split == "val"]
+    assert [r.id for r in held if r.split == "val" and r in held[: len(records) // 2]] == forward
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_task_held_out_takes_its_reversed_one_along_and_counts_once(seed: int) -> None:
+    records = with_reversed(tasks(a=3, b=3, c=3, d=3))
+    held = hold_out(records, tasks=2, seed=seed)
+    assert not pictures(held, "val") & pictures(held, "train")
+    assert len(held_out_tasks(held)) == 4
+    assert held_out_tasks(hold_out(records, tasks=["b (reversed)"])) == {"b", "b (reversed)"}
+
+
+def test_a_pair_whose_pictures_the_index_has_in_another_split_goes_there() -> None:
+    records = with_reversed(tasks(a=4))
+    records[1] = replace(records[1], split="test")
+    held = hold_out(records)
+    assert {r.id for r in held if r.split == "test"} == {"a/0001", "a/0001 (reversed)"}
+
+
+def test_copies_of_a_pair_in_another_task_are_held_out_with_it_and_every_task_keeps_two() -> None:
+    a, b = (tasks(**{name: 4}) for name in "ab")
+    copies = [replace(pair, sha256=f"same {i}") for task in (a, b) for i, pair in enumerate(task)]
+    held = hold_out([*copies[:4], *copies[5:]], pairs_per_task=2)
+    assert not {r.sha256 for r in held if r.split == "val"} & {r.sha256 for r in held if r.split == "train"}
+    assert min(Counter(r.task for r in held if r.split == "train").values()) >= 2
+
+
 def test_holding_everything_out_is_refused() -> None:
     with pytest.raises(DataError, match="Hold out fewer tasks"):
         hold_out(tasks(a=3, b=3), tasks=2)

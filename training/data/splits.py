@@ -7,7 +7,8 @@ its transformation itself is new. Both choices depend on names and seed only, no
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -29,28 +30,58 @@ def hold_out(
 ) -> list[PairRecord]:
     """The same records with some `train` pairs moved to another split.
 
+    Pairs of the same two pictures stay together, so nothing held out is trained on in the opposite direction or under
+    another name: a reversed task goes with its forward one (as one of `tasks`), and a `train` pair whose pictures the
+    index has in another split goes there.
+
     Args:
-        records: all pairs; those of other splits keep theirs.
+        records: all pairs that can be used; those of other splits keep theirs.
         tasks: names of the tasks to hold out whole, or how many to choose.
         pairs_per_task: how many pairs of every other task to hold out; a task keeps at least two for training.
         split: where they go, `val` or `test`.
         seed: of the choice.
     Raises: DataError: for a task that is not in the index, or when nothing would be left for training.
     """
-    by_task = positions_by_task([record for record in records if record.split == "train"])
-    held_tasks = _tasks_to_hold_out(sorted(by_task), tasks, seed)
-    held_ids = {record.id for record in records if record.task in held_tasks}
-    training = [record for record in records if record.split == "train" and record.task not in held_tasks]
-    for positions in positions_by_task(training).values():
-        ids = sorted((training[i].id for i in positions), key=lambda name: uniforms(seed, "hold out pair", name))
-        held_ids |= set(ids[: max(0, min(pairs_per_task, len(ids) - 2))])
-    if not training:
+    pictures = same_pictures(records)
+    goes_to = {name: record.split for record, name in zip(records, pictures, strict=True) if record.split != "train"}
+    training = [(record, name) for record, name in zip(records, pictures, strict=True) if record.split == "train"]
+    pictures_of: dict[str, set[str]] = defaultdict(set)
+    for record, name in training:
+        pictures_of[record.task].add(name)
+    for task in _tasks_to_hold_out(pictures_of, tasks, seed):
+        goes_to = dict.fromkeys(pictures_of[task], split) | goes_to
+    left = [(record, name) for record, name in training if name not in goes_to]
+    if not left:
         raise DataError(
             expected="some tasks to be left for training",
-            got=f"all {len(held_tasks)} task(s) held out",
+            got=f"all {len(pictures_of)} task(s) held out",
             remedy="Hold out fewer tasks, or pairs instead of tasks.",
         )
-    return [replace(r, split=split) if r.id in held_ids and r.split == "train" else r for r in records]
+    goes_to |= dict.fromkeys(_pairs_to_hold_out(left, pairs_per_task, seed), split)
+    return [
+        replace(record, split=goes_to.get(name, "train")) if record.split == "train" else record
+        for record, name in zip(records, pictures, strict=True)
+    ]
+
+
+def same_pictures(records: Sequence[PairRecord]) -> list[str]:
+    """A name for every record's two pictures: the same for copies (by hash) and for both directions (by path).
+
+    Returns: the first id, in alphabetical order, among the records of the same pictures.
+    """
+    first_id: dict[object, str] = {}
+    linked: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while linked.get(name, name) != name:
+            name = linked[name]
+        return name
+
+    for record in sorted(records, key=lambda record: record.id):
+        for pictures in (frozenset((record.before, record.after)), record.sha256 or record.id):
+            ends = sorted((root(record.id), root(first_id.setdefault(pictures, record.id))))
+            linked[ends[1]] = ends[0]
+    return [root(record.id) for record in records]
 
 
 def held_out_tasks(records: Sequence[PairRecord]) -> set[str]:
@@ -119,9 +150,17 @@ def batches_by_bucket(buckets: Sequence[int], batch_size: int) -> list[list[int]
     return batches
 
 
-def _tasks_to_hold_out(names: Sequence[str], wanted: int | Collection[str], seed: int) -> set[str]:
+def _tasks_to_hold_out(
+    pictures_of: Mapping[str, set[str]], wanted: int | Collection[str], seed: int
+) -> Collection[str]:
+    """Names of tasks; of a number, tasks with exactly the same pictures (a reversed one) count once."""
+    names = sorted(pictures_of)
     if isinstance(wanted, int):
-        return set(sorted(names, key=lambda name: uniforms(seed, "hold out task", name))[:wanted])
+        drawn = sorted(names, key=lambda name: uniforms(seed, "hold out task", name))
+        first_of: dict[frozenset[str], str] = {}
+        for name in drawn:
+            first_of.setdefault(frozenset(pictures_of[name]), name)
+        return list(first_of.values())[:wanted]
     unknown = sorted(set(wanted) - set(names))
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, n=1)
@@ -130,7 +169,26 @@ def _tasks_to_hold_out(names: Sequence[str], wanted: int | Collection[str], seed
             got=", ".join(repr(name) for name in unknown),
             remedy=f"Did you mean {near[0]!r}?" if near else f"The first tasks are {', '.join(names[:3])}.",
         )
-    return set(wanted)
+    return wanted
+
+
+def _pairs_to_hold_out(training: Sequence[tuple[PairRecord, str]], per_task: int, seed: int) -> set[str]:
+    """Names of pictures (see `same_pictures`): so many of every task, with at least two pairs of each left."""
+    uses: dict[str, Counter[str]] = defaultdict(Counter)
+    names_of: dict[str, set[str]] = defaultdict(set)
+    for record, name in training:
+        uses[name][record.task] += 1
+        names_of[record.task].add(name)
+    before = Counter(record.task for record, _ in training)
+    left, held = before.copy(), set[str]()
+    for task in sorted(names_of):
+        for name in sorted(names_of[task] - held, key=lambda name: uniforms(seed, "hold out pair", name)):
+            if before[task] - left[task] >= per_task:
+                break
+            if all(left[other] - count >= 2 for other, count in uses[name].items()):
+                held.add(name)
+                left.subtract(uses[name])
+    return held
 
 
 def _in_drawn_order(positions: Sequence[int], records: Sequence[PairRecord], seed: int) -> list[int]:
