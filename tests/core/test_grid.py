@@ -19,8 +19,8 @@ from tests.pictures import GOLDEN, golden_image, noise, smooth
 
 GRIDS = json.loads((GOLDEN / "grid.json").read_text())
 
-#: The reference run resized with Pillow 13; 12 rounds some pixels the other way.
-PILLOW_LEVELS = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 1
+#: The reference run resized with Pillow 13; 12 gives up to 3 of 255 levels more or less in 0.7 % of the values.
+PILLOW_LEVELS = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 3
 sides = st.integers(2, 260)
 sizes = st.tuples(sides, sides).filter(lambda size: max(size) <= 100 * min(size))
 ordinary_sizes = sizes.filter(lambda size: min(size) >= 16 and max(size) <= 8 * min(size))
