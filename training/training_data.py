@@ -20,7 +20,7 @@ from lorweb_core.preprocessing import Preprocessing
 from .config import DataConfig, TrainConfig
 from .data.drawing import DrawSettings
 from .data.index import PairIndex, PairRecord, TripletIndex, open_index
-from .data.problems import errors_among
+from .data.problems import Problem, errors_among
 from .data.quadruplets import BucketBatchSampler, FixedQuadrupletDataset, QuadrupletDataset, collate_quadruplets
 from .data.reference import ReferenceDataset
 from .data.splits import TaskKind, batches_by_bucket, fixed_quadruplets, hold_out
@@ -83,6 +83,19 @@ def open_training_data(config: TrainConfig, preprocessing: Preprocessing | None)
     return _from_pairs(config, index, settings, preprocessing)
 
 
+def divided_pairs(config: TrainConfig, index: PairIndex) -> tuple[list[PairRecord], list[Problem]]:
+    """Return the pairs that headers show to be usable, some of them held out as the run asks, and all problems.
+
+    Held out is only what is usable: a broken pair would leave its task without validation.
+
+    Raises: DataError: nothing is usable or left for training; any error with `data.on_bad_data: stop`.
+    """
+    data = config.data
+    usable, problems = usable_pairs(index.records, on_bad_data=data.on_bad_data, resolution_px=data.resolution_px)
+    records = hold_out(usable, tasks=data.hold_out_tasks, pairs_per_task=data.hold_out_pairs, seed=config.run.seed)
+    return records, problems
+
+
 def training_batches(
     data: TrainingData, config: TrainConfig, *, first_step: int, rank: int, world_size: int
 ) -> Iterator[dict[str, Any]]:
@@ -112,15 +125,10 @@ def _from_pairs(
     config: TrainConfig, index: PairIndex, settings: DrawSettings, preprocessing: Preprocessing | None
 ) -> TrainingData:
     data = config.data
-    records = hold_out(
-        index.records, tasks=data.hold_out_tasks, pairs_per_task=data.hold_out_pairs, seed=config.run.seed
-    )
-    usable, problems = usable_pairs(records, on_bad_data=data.on_bad_data, resolution_px=data.resolution_px)
-    left_out = len(records) - len(usable)
+    usable, problems = divided_pairs(config, index)
+    left_out = len(index) - len(usable)
     if left_out:
-        logger.warning(
-            "%d of %d pairs are left out; first reason: %s", left_out, len(records), errors_among(problems)[0]
-        )
+        logger.warning("%d of %d pairs are left out; first reason: %s", left_out, len(index), errors_among(problems)[0])
     options: dict[str, Any] = {
         "resolution_px": data.resolution_px, "preprocessing": preprocessing, "on_bad_data": data.on_bad_data,
     }  # fmt: skip
