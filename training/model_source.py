@@ -22,6 +22,13 @@ _PATTERNS = {
     "transformer": ("transformer/*.json", "transformer/*.safetensors"),
     "components": ("vae/*", "scheduler/*", "text_encoder*/*.json", "text_encoder*/*.safetensors", "tokenizer*/*"),
 }
+_FIRST_OF = {"transformer": "transformer/config.json", "components": "vae/config.json"}
+#: How the path ends that tiny.yaml names.
+TINY_PARTS = ("tiny-parts", "model")
+
+
+class NotDownloadedError(ModelError):
+    """A Hugging Face repository, or the part of it that is needed, is not on this machine yet."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,31 @@ class ModelSource:
         return self.transformer.is_file()
 
 
-def find_source(model: str, components: str | None, revision: str | None, *, download: bool = True) -> ModelSource:
+@dataclass(frozen=True)
+class PartsHere:
+    """Which parts of a base are on this machine.
+
+    Attributes:
+        transformer: as in `ModelSource`; None where it has to be downloaded first.
+        components: likewise.
+        repositories: Hugging Face ids from which the missing ones come.
+    """
+
+    transformer: Path | None
+    components: Path | None
+    repositories: tuple[str, ...]
+
+    def transformer_config(self) -> dict[str, Any]:
+        """Return the transformer's config values, the published Kontext's where there is nothing to read them from.
+
+        Raises: ModelError: when config.json is missing or is not a FLUX transformer's.
+        """
+        if self.transformer is None or self.transformer.is_file():
+            return dict(FULL_SIZE_CONFIG)
+        return _read_config(self.transformer)
+
+
+def find_source(model: str, components: str | None, revision: str | None) -> ModelSource:
     """Return where a base's files are, downloading a Hugging Face repository when needed.
 
     Args:
@@ -50,16 +81,26 @@ def find_source(model: str, components: str | None, revision: str | None, *, dow
         components: folder or id for everything but the transformer; without it the model's own, for a single file
             the published Kontext.
         revision: of the repository.
-        download: False looks into the local cache only.
     Raises: ModelError: missing file, folder without parts, or a repository that cannot be read, with the steps.
     """
-    if Path(model).suffix in SINGLE_FILE_SUFFIXES:
-        file = _existing_file(Path(model))
-        folder = _find_folder(components or KONTEXT_ID, revision if components else None, "components", download)
-        return ModelSource(file, folder)
-    transformer = _find_folder(model, revision, "transformer", download)
-    folder = _find_folder(components or model, None if components else revision, "components", download)
-    return ModelSource(transformer, folder)
+    transformer, companions = _places(model, components, revision)
+    return ModelSource(_find(transformer, download=True), _find(companions, download=True))
+
+
+def find_parts_here(model: str, components: str | None, revision: str | None) -> PartsHere:
+    """Return which parts of a base are here already, without downloading; arguments as for `find_source`.
+
+    Raises: ModelError: missing file or folder, or a name that no repository can have.
+    """
+    found: list[Path | None] = []
+    repositories = []
+    for place in _places(model, components, revision):
+        try:
+            found.append(_find(place, download=False))
+        except NotDownloadedError:
+            found.append(None)
+            repositories.append(place.name)
+    return PartsHere(found[0], found[1], tuple(dict.fromkeys(repositories)))
 
 
 def read_transformer_config(source: ModelSource) -> dict[str, Any]:
@@ -67,9 +108,11 @@ def read_transformer_config(source: ModelSource) -> dict[str, Any]:
 
     Raises: ModelError: when config.json is missing or is not a FLUX transformer's.
     """
-    if source.is_single_file:
-        return dict(FULL_SIZE_CONFIG)
-    path = source.transformer / "transformer" / "config.json"
+    return dict(FULL_SIZE_CONFIG) if source.is_single_file else _read_config(source.transformer)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "transformer" / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -116,6 +159,42 @@ def damaged_part(folder: Path, error: Exception) -> ModelError:
     )
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A part of a base as the config names it: file, folder or repository with revision."""
+
+    part: str
+    name: str
+    revision: str | None
+
+
+def _places(model: str, components: str | None, revision: str | None) -> tuple[_Place, _Place]:
+    """Those of the transformer and of everything else; a revision is that of the model's own repository."""
+    if Path(model).suffix in SINGLE_FILE_SUFFIXES:
+        companions = _Place("components", components or KONTEXT_ID, revision if components else None)
+    else:
+        companions = _Place("components", components or model, None if components else revision)
+    return _Place("transformer", model, revision), companions
+
+
+def _find(place: _Place, *, download: bool) -> Path:
+    if place.part == "transformer" and Path(place.name).suffix in SINGLE_FILE_SUFFIXES:
+        return _existing_file(Path(place.name))
+    folder = Path(place.name).expanduser()
+    if folder.is_dir():
+        return folder
+    is_tiny = folder.parts[-2:] == TINY_PARTS
+    # Where the folder around it exists, a path that has the form of a repository's id was most likely meant as a path.
+    if is_tiny or not is_repository_id(place.name) or (not download and folder.parent.is_dir()):
+        tiny = f" `python -m training.tiny_kontext {folder.parent}` writes it." if is_tiny else ""
+        raise ModelError(
+            expected="a diffusers folder, a single .safetensors file, or a Hugging Face id like owner/name",
+            got=f"{place.name!r}, which is none of them here",
+            remedy=f"Correct base.model (or base.components); relative paths start at the current folder.{tiny}",
+        )
+    return _find_repository(place, download=download)
+
+
 def _existing_file(path: Path) -> Path:
     if path.is_file():
         return path
@@ -131,25 +210,35 @@ def is_repository_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
-def _find_folder(name: str, revision: str | None, part: str, download: bool) -> Path:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if not is_repository_id(name):
-        raise ModelError(
-            expected="a diffusers folder, a single .safetensors file, or a Hugging Face id like owner/name",
-            got=f"{name!r}, which is none of them here",
-            remedy="Correct base.model (or base.components); relative paths start at the current folder.",
-        )
+def _find_repository(place: _Place, *, download: bool) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
+    patterns = list(_PATTERNS[place.part])
     try:
-        patterns = list(_PATTERNS[part])
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=not download))
+        path = snapshot_download(
+            place.name, revision=place.revision, allow_patterns=patterns, local_files_only=not download
+        )
     except (OSError, ValueError) as error:  # gated, missing, no network, unknown revision: all derive from these
-        raise ModelError(
-            expected=f"{name} to be a folder here or a Hugging Face repository that can be read",
-            got=f"{type(error).__name__}: {shorten(str(error), 200, placeholder=' …')}",
-            remedy=f"For a gated model: open https://huggingface.co/{name} in a browser, accept its licence, then run "
-            "`hf auth login` with a read token. Without network: name a local folder or a single file in base.model.",
-        ) from error
+        is_absent = not download and isinstance(error, LocalEntryNotFoundError)
+        raise _not_downloaded(place) if is_absent else _unreadable(place, error) from error
+    if not download and not (Path(path) / _FIRST_OF[place.part]).exists():  # fetched for another of its parts
+        raise _not_downloaded(place)
+    return Path(path)
+
+
+def _not_downloaded(place: _Place) -> NotDownloadedError:
+    return NotDownloadedError(
+        expected=f"{place.name} on this machine",
+        got="no copy, or one without what is needed",
+        remedy="The first run downloads it.",
+    )
+
+
+def _unreadable(place: _Place, error: Exception) -> ModelError:
+    return ModelError(
+        expected=f"{place.name} to be a folder here or a Hugging Face repository that can be read",
+        got=f"{type(error).__name__}: {shorten(str(error), 200, placeholder=' …')}",
+        remedy=f"For a gated model: open https://huggingface.co/{place.name} in a browser, accept its licence, then "
+        "run `hf auth login` with a read token. Without network: name a local folder or a single file in base.model.",
+    )

@@ -16,19 +16,24 @@ from typing import Any
 import torch
 
 from lorweb_core.errors import LoRWeBError
-from lorweb_core.settings import QUERY_MODES
+from lorweb_core.settings import KONTEXT_ID, QUERY_MODES
 
 from .captions import has_text_encoders
 from .checkpoints import list_checkpoints
 from .config import TrainConfig
 from .data.drawing import all_captions
 from .data.index import PairIndex, open_index
-from .data.splits import held_out_tasks, hold_out
-from .data.validation import usable_pairs
+from .data.splits import held_out_tasks
 from .layer_selection import target_layers
-from .model_source import ModelSource, find_source, is_repository_id, read_transformer_config
+from .model_source import (
+    FULL_SIZE_CONFIG,
+    PartsHere,
+    find_parts_here,
+    is_repository_id,
+)
 from .quantise import INSTALL, PACKAGES
 from .single_file import check_header
+from .training_data import divided_pairs
 
 _BASE_BYTES = {"none": None, "int8": 1.02, "nf4": 0.55}
 _OPTIMISER_BYTES = {"adamw": 8.0, "adamw8bit": 2.05}
@@ -78,7 +83,7 @@ class MemoryEstimate:
 def preflight_report(config: TrainConfig) -> PreflightReport:
     """Return what `--check` prints; nothing is downloaded."""
     report = PreflightReport()
-    for part in (_check_data, _check_base, _check_companions):
+    for part in (_check_data, _check_base, _check_device, _check_companions):
         try:
             part(config, report)
         except LoRWeBError as error:
@@ -88,10 +93,7 @@ def preflight_report(config: TrainConfig) -> PreflightReport:
 
 def estimate_memory(config: TrainConfig, transformer_config: dict[str, Any], query_dim: int) -> MemoryEstimate:
     """Return the memory of one process, counted on the meta device where it can be."""
-    from diffusers import FluxTransformer2DModel
-
-    with torch.device("meta"):
-        model: Any = FluxTransformer2DModel(**transformer_config)
+    model = _meta_transformer(transformer_config)
     layers = target_layers(model, include=config.basis.include, exclude=config.basis.exclude)
     trained = count_trained(config, list(layers.values()), query_dim)
     in_blocks = sum(
@@ -109,6 +111,13 @@ def estimate_memory(config: TrainConfig, transformer_config: dict[str, Any], que
         optimiser=int(trained * _OPTIMISER_BYTES[config.optimiser.name]),
         activations=_activation_bytes(config, transformer_config),
     )
+
+
+def _meta_transformer(transformer_config: dict[str, Any]) -> Any:  # noqa: ANN401 (diffusers model)
+    from diffusers import FluxTransformer2DModel
+
+    with torch.device("meta"):
+        return FluxTransformer2DModel(**transformer_config)
 
 
 def checkpoint_bytes(config: TrainConfig, memory: MemoryEstimate) -> int:
@@ -150,57 +159,72 @@ def _check_data(config: TrainConfig, report: PreflightReport) -> None:
         has_captions = config.text.caption_source != "none"
         report.prompts = {""} | {record.caption for record in index.records if has_captions}
         return
-    records = hold_out(
-        index.records, tasks=config.data.hold_out_tasks, pairs_per_task=config.data.hold_out_pairs, seed=config.run.seed
-    )
-    usable, problems = usable_pairs(
-        records, on_bad_data=config.data.on_bad_data, resolution_px=config.data.resolution_px
-    )
+    usable, problems = divided_pairs(config, index)
     training = sum(record.split == "train" for record in usable)
     tasks, unseen = {record.task for record in usable}, held_out_tasks(usable)
     report.lines.append(
-        f"data: {len(usable)} of {len(index.records)} pairs usable, {training} to train on, "
-        f"{len(tasks)} tasks of which {len(unseen)} held out, {len(problems)} remarks (`training.prepare check`)"
+        f"data: {len(usable)} of {len(index.records)} pairs usable by their headers, {training} to train on, "
+        f"{len(tasks)} tasks of which {len(unseen)} held out, {len(problems)} remarks "
+        "(`training.prepare check` lists them, decodes every file and may find more)"
     )
     report.prompts = set(all_captions(usable, config.text.caption_source))
 
 
 def _check_base(config: TrainConfig, report: PreflightReport) -> None:
-    source = find_source(config.base.model, config.base.components, config.base.revision, download=False)
-    if source.is_single_file:
-        check_header(source.transformer)
-    _check_parts(source, report)
-    _check_captions(config, source, report)
+    parts = find_parts_here(config.base.model, config.base.components, config.base.revision)
+    if parts.transformer is not None and parts.transformer.is_file():
+        check_header(parts.transformer)
+    _tell_download(parts, report)
+    if parts.components is not None and not (parts.components / "vae").is_dir():
+        report.mistakes.append(f"no vae/ in {parts.components}: set base.components to a diffusers folder that has it")
+    transformer_config = parts.transformer_config()
+    _check_captions(config, parts.components, transformer_config["joint_attention_dim"], report)
     query_dim = QUERY_MODES[config.basis.query_mode] * _CLIP_EMBEDDING_DIM
-    memory = estimate_memory(config, read_transformer_config(source), query_dim)
-    parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in vars(memory).items())
-    report.lines.append(f"memory per device, computed: {memory.total / 1e9:.2f} GB ({parts})")
+    memory = estimate_memory(config, transformer_config, query_dim)
+    amounts = ", ".join(f"{name} {size_text(value)}" for name, value in vars(memory).items())
+    report.lines.append(f"memory per device, computed: {size_text(memory.total)} ({amounts})")
     _check_device_memory(config, memory, report)
     _check_disk(config, memory, report)
 
 
-def _check_captions(config: TrainConfig, source: ModelSource, report: PreflightReport) -> None:
-    """Say what the prompts cost, and whether anything can encode them."""
+def size_text(count: float) -> str:
+    """Return a number of bytes for a person: GB, below 0.1 GB in MB, below 0.1 MB in kB."""
+    unit, factor = next(((u, f) for u, f in (("GB", 1e9), ("MB", 1e6)) if count >= f / 10), ("kB", 1e3))
+    return f"{count / factor:.{2 if unit == 'GB' else 1}f} {unit}"
+
+
+def _tell_download(parts: PartsHere, report: PreflightReport) -> None:
+    """What is not here yet is no mistake: the first run fetches it."""
+    what = []
+    if parts.transformer is None:
+        numbers = sum(parameter.numel() for parameter in _meta_transformer(FULL_SIZE_CONFIG).parameters())
+        what.append(f"about {numbers * _ITEM_BYTES['bfloat16'] / 1e9:.0f} GB for a transformer of the published sizes")
+    if parts.components is None:
+        what.append("VAE and text encoders")
+    for name in parts.repositories:
+        condition = "which" if name == KONTEXT_ID else "which, if it is gated,"
+        report.lines.append(
+            f"base: {name} is not on this machine yet; the first run downloads it ({', then '.join(what)}), "
+            f"{condition} needs the licence accepted at https://huggingface.co/{name} and `hf auth login`"
+        )
+
+
+def _check_captions(config: TrainConfig, components: Path | None, embedding_dim: int, report: PreflightReport) -> None:
+    """Say what the prompts cost, and whether anything can encode them; a repository is taken to bring encoders."""
     prompts = report.prompts
-    if not has_text_encoders(source.components):
+    if components is not None and not has_text_encoders(components):
         if any(prompts):
             report.mistakes.append(
-                f"{len(prompts)} prompts, but no text encoders in {source.components}: set text.caption_source: none, "
+                f"{len(prompts)} prompts, but no text encoders in {components}: set text.caption_source: none, "
                 "or base.components to a folder that has them"
             )
         return
-    width = read_transformer_config(source)["joint_attention_dim"]
-    needed = len(prompts) * config.text.max_tokens * width * _ITEM_BYTES[config.base.dtype]
+    needed = len(prompts) * config.text.max_tokens * embedding_dim * _ITEM_BYTES[config.base.dtype]
     where = "in ordinary memory of every process" if config.data.cache is None else f"on disk in {config.data.cache}"
     hint = ""
     if config.data.cache is None and needed > _MUCH_MEMORY_BYTES:
         hint = "; set data.cache to keep them on disk, or a smaller text.max_tokens"
-    report.lines.append(f"prompts: {len(prompts)} different ones, {needed / 1e9:.2f} GB {where}{hint}")
-
-
-def _check_parts(source: ModelSource, report: PreflightReport) -> None:
-    if not (source.components / "vae").is_dir():
-        report.mistakes.append(f"no vae/ in {source.components}: set base.components to a diffusers folder that has it")
+    report.lines.append(f"prompts: {len(prompts)} different ones, {size_text(needed)} {where}{hint}")
 
 
 def _check_companions(config: TrainConfig, report: PreflightReport) -> None:
@@ -217,12 +241,25 @@ def _check_companions(config: TrainConfig, report: PreflightReport) -> None:
         report.lines.append(f"{config.run_folder} has {earlier[-1].name}: add --resume latest, or change run.name")
 
 
+def _check_device(config: TrainConfig, report: PreflightReport) -> None:
+    if config.run.device == "cpu":
+        report.lines.append("device: CPU")
+    elif torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        report.lines.append(f"device: {torch.cuda.get_device_name(0)}, {total / 1e9:.1f} GB")
+    elif config.run.device == "auto":
+        report.lines.append("device: no GPU found on this machine, so the CPU (run.device: auto)")
+    else:
+        report.mistakes.append(
+            f"no GPU that torch {torch.__version__} can use, but run.device is cuda: install torch for CUDA and a "
+            "driver that fits it, or set run.device: auto or cpu"
+        )
+
+
 def _check_device_memory(config: TrainConfig, memory: MemoryEstimate, report: PreflightReport) -> None:
     if config.run.device == "cpu" or not torch.cuda.is_available():
-        report.lines.append("device: CPU" if config.run.device == "cpu" else "device: no GPU found on this machine")
         return
     total = torch.cuda.get_device_properties(0).total_memory
-    report.lines.append(f"device: {torch.cuda.get_device_name(0)}, {total / 1e9:.1f} GB")
     if memory.total > total:
         report.mistakes.append(
             f"about {memory.total / 1e9:.1f} GB are needed, the GPU has {total / 1e9:.1f}: lower run.micro_batch_size, "
@@ -236,6 +273,6 @@ def _check_disk(config: TrainConfig, memory: MemoryEstimate, report: PreflightRe
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    report.lines.append(f"disk: {needed / 1e9:.2f} GB for checkpoints, {free / 1e9:.1f} GB free in {folder}")
+    report.lines.append(f"disk: {size_text(needed)} for checkpoints, {size_text(free)} free in {folder}")
     if needed > free:
         report.mistakes.append(f"{needed / 1e9:.1f} GB of disk are needed, {free / 1e9:.1f} free: choose run.folder")

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from training.bfl_names import from_bfl
 from training.config import BaseModelConfig
 from training.kontext import load_transformer
-from training.model_source import FULL_SIZE_CONFIG, ModelSource, find_source
+from training.model_source import FULL_SIZE_CONFIG, ModelSource, find_parts_here, find_source
 from training.single_file import check_header, read_single_file
 
 #: Name in the file → the diffusers parts that it stacks, written down independently of `bfl_names`.
@@ -206,10 +206,37 @@ def test_missing_single_file_and_unknown_names_say_where_to_look(tmp_path):
         find_source("nowhere", None, None)
 
 
-def test_gated_or_missing_repository_gets_the_steps(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match="hf auth login"):
-        find_source("black-forest-labs/FLUX.1-Kontext-dev", None, None, download=False)
+@pytest.mark.parametrize("name", ["nowhere/tiny-parts/model", "tiny-parts/model"])
+def test_missing_tiny_base_says_what_writes_it(name):
+    with pytest.raises(ValueError, match=rf"tiny_kontext {name.removesuffix('/model')}` writes it"):
+        find_source(name, None, None)
+
+
+def test_repository_that_cannot_be_read_gets_the_steps():
+    with pytest.raises(ValueError, match=r"HFValidationError.*hf auth login"):
+        find_source("owner/no--such--name", None, None)
+
+
+def test_parts_in_the_local_cache_are_told_from_those_to_download(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    name = "somebody/some-kontext"
+    assert find_parts_here(name, None, None).repositories == (name,)
+    cached = tmp_path / "models--somebody--some-kontext"
+    snapshot = cached / "snapshots" / ("0" * 40)
+    (snapshot / "vae").mkdir(parents=True)
+    (snapshot / "vae" / "config.json").write_text("{}")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    parts = find_parts_here(name, None, None)
+    assert (parts.transformer, parts.components, parts.repositories) == (None, snapshot, (name,))
+    assert parts.transformer_config() == FULL_SIZE_CONFIG
+
+
+def test_misspelt_path_in_a_folder_of_this_machine_is_not_taken_for_a_repository(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="which is none of them here"):
+        find_parts_here("models/kontxt", None, None)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from training.config_reading import read_config
 from training.health import draw_use, router_health
 from training.model_source import FULL_SIZE_CONFIG, find_source, read_transformer_config
 from training.optimisers import MovingAverage
-from training.preflight import checkpoint_bytes, estimate_memory, preflight_report
+from training.preflight import checkpoint_bytes, estimate_memory, preflight_report, size_text
 from training.previews import contact_sheet, quadrants
 from training.train import main, train
 
@@ -144,8 +145,48 @@ def test_check_tells_what_the_prompts_cost_and_whether_anything_can_encode_them(
     assert len(lacking.mistakes) == 1
     options = ("text.caption_source=a", f"base.model={tiny_parts / 'model-with-text'}")
     in_memory = preflight_report(tiny_config(*options)).text()
-    assert "prompts: 5 different ones, 0.00 GB in ordinary memory of every process\n" in in_memory
-    assert f"0.00 GB on disk in {tmp_path}" in preflight_report(tiny_config(*options, f"data.cache={tmp_path}")).text()
+    assert "prompts: 5 different ones, 10.2 kB in ordinary memory of every process\n" in in_memory
+    assert f"10.2 kB on disk in {tmp_path}" in preflight_report(tiny_config(*options, f"data.cache={tmp_path}")).text()
+
+
+def test_check_of_a_base_to_be_downloaded_estimates_the_published_one(tiny_parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    overrides = [f"data.index={tiny_parts / 'pairs.jsonl'}", f"run.folder={tmp_path}", "base.quantize=none"]
+    config = read_config("24gb.yaml", overrides)
+    report = preflight_report(config)
+    assert report.is_good
+    told = report.text()
+    for part in (
+        "Kontext-dev is not on this machine yet; the first run downloads it (about 24 GB for a transformer of",
+        "`hf auth login`",
+        f"(base {size_text(estimate_memory(config, FULL_SIZE_CONFIG, 2304).base)}, ",
+        "prompts: 5 different ones",
+        "disk: 20.",
+    ):
+        assert part in told
+    unreal = preflight_report(read_config("24gb.yaml", [*overrides, "base.model=owner/no--such--name"]))
+    assert "HFValidationError" in unreal.mistakes[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what is asked for")
+def test_check_without_a_gpu_refuses_a_run_that_demands_one(tiny_config):
+    (mistake,) = preflight_report(tiny_config("run.device=cuda")).mistakes
+    assert mistake.startswith("no GPU")
+    assert "no GPU found on this machine" in preflight_report(tiny_config("run.device=auto")).text()
+
+
+@pytest.mark.parametrize(("quantize", "package"), [("nf4", "bitsandbytes"), ("int8", "torchao")])
+def test_check_refuses_a_quantiser_that_is_not_installed(tiny_config, monkeypatch, quantize, package):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not there
+    (mistake,) = preflight_report(tiny_config(f"base.quantize={quantize}")).mistakes
+    assert f"pip install --no-deps {package}" in mistake
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(5.1e9, "5.10 GB"), (1e8, "0.10 GB"), (99e6, "99.0 MB"), (2e5, "0.2 MB"), (512, "0.5 kB")]
+)
+def test_small_sizes_are_told_in_small_units(count, text):
+    assert size_text(count) == text
 
 
 @pytest.mark.parametrize("option", ["checkpoint.dtype=float16", "optimiser.ema_decay=0.9", "checkpoint.dtype=float32"])
