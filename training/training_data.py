@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -99,7 +101,10 @@ def divided_pairs(config: TrainConfig, index: PairIndex) -> tuple[list[PairRecor
 def training_batches(
     data: TrainingData, config: TrainConfig, *, first_step: int, rank: int, world_size: int
 ) -> Iterator[dict[str, Any]]:
-    """Give this process's share of one batch per step, without end, starting with that of `first_step`."""
+    """Give this process's share of one batch per step, without end, starting with that of `first_step`.
+
+    Every picture that breaks is told once; a line with the count follows when the iterator is let go of.
+    """
     sampler = BucketBatchSampler(
         data.training, batch_size=config.run.batch_size, rank=rank, world_size=world_size, start=first_step
     )
@@ -111,7 +116,26 @@ def training_batches(
         pin_memory=torch.cuda.is_available() and config.run.device != "cpu",
         worker_init_fn=_leave_signals_to_the_main_process,
     )
-    return iter(loader)
+    return _telling_replacements(iter(loader))
+
+
+def _telling_replacements(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The same batches; told here and not where pictures are read, as loading processes do not know of each other."""
+    replaced: Counter[str] = Counter()
+    try:
+        for batch in batches:
+            for line in chain.from_iterable(batch["skipped"]):
+                if line not in replaced:
+                    logger.warning("replaced by another draw, from now on without a word: %s", line)
+                replaced[line] += 1
+            yield batch
+    finally:
+        if replaced:
+            logger.warning(
+                "%d draw(s) replaced because of %d picture(s); `python -m training.prepare check` names them",
+                replaced.total(),
+                len(replaced),
+            )
 
 
 def _leave_signals_to_the_main_process(_worker: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -135,18 +134,14 @@ def test_a_batch_that_cannot_be_shared_is_refused(records: list[PairRecord], opt
         BucketBatchSampler(dataset_of(records), **options)
 
 
-def test_a_picture_that_breaks_mid_epoch_is_replaced(
-    records: list[PairRecord], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_picture_that_breaks_mid_epoch_is_replaced(records: list[PairRecord]) -> None:
     dataset = dataset_of(records)
     intact = take(dataset, 10)
     truncate(records[0].after)
-    with caplog.at_level(logging.WARNING):
-        batches = take(dataset, 10)
+    batches = take(dataset, 10)
     skipped = [line for batch in batches for lines in batch["skipped"] for line in lines]
     assert skipped
     assert all("0000_after.png: damaged" in line for line in skipped)
-    assert any("replaced by another draw" in message for message in caplog.messages)
     used = {name for batch in batches for name in (*batch["pair_a"], *batch["pair_b"])}
     assert records[0].id not in used
     for before, after in zip(intact, batches, strict=True):

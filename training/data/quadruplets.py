@@ -69,7 +69,7 @@ class QuadrupletDataset(Dataset[Item]):
         settings: see `DrawSettings`.
         resolution_px: cells have about resolution² pixels; the grid has four times that.
         preprocessing: of the image encoder, or None when embeddings come from a cache.
-        on_bad_data: a broken picture is logged and replaced by another draw of the same cell size, or stops the run.
+        on_bad_data: a broken picture is replaced by another draw of the same cell size, or stops the run.
         max_pixels: larger pictures count as broken.
     Raises: DataError: when nothing can be drawn from these records.
     """
@@ -247,7 +247,6 @@ def read_or_replace(read: Callable[[int], Item], on_bad_data: OnBadData) -> Item
         except PictureError as error:
             if on_bad_data == "stop":
                 raise BrokenPictureError(str(error)) from error
-            logger.warning("replaced by another draw: %s: %s: %s", error.path, error.kind, error.reason)
             skipped.append(f"{error.path}: {error.kind}: {error.reason}")
     raise BrokenPictureError(
         f"Expected readable pictures; got {MAX_ATTEMPTS} broken draws in a row, the last one {skipped[-1]}. "
