@@ -30,8 +30,12 @@ from .atlas_report.adapter_use import measure_use
 from .atlas_report.analogies import choose_analogies, embed_analogies, embed_pictures, open_embeddings
 from .atlas_report.analogy_space import MAPS, measure_space, nearest_tasks, require_scikit_learn, same_task_share
 from .atlas_report.page import Atlas, NewAnalogy, build_page
-from .data.index import SPLITS, PairIndex
+from .data.index import SPLITS, PairIndex, PairRecord
 from .data.pictures import load_picture
+from .data.problems import errors_among
+from .data.validation import usable_pairs
+
+logger = logging.getLogger(__name__)
 
 EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
 _SERVERS_IN_JSON = 10
@@ -60,7 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m training.atlas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("basis", type=Path, metavar="BASIS", help="the basis' .safetensors file")
-    parser.add_argument("--index", type=Path, required=True, metavar="PAIRS", help="pair index (pairs.jsonl)")
+    parser.add_argument(
+        "--index", type=Path, required=True, metavar="PAIRS", help="pair index, less what training leaves out"
+    )
     parser.add_argument("--encoder", metavar="DIR", help="image encoder, folder or id; default: the one named in BASIS")
     parser.add_argument("--out", type=Path, default=Path("runs/atlas"), metavar="FOLDER", help="(runs/atlas)")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="kept embeddings (OUT/cache)")
@@ -85,9 +91,8 @@ def make_atlas(options: argparse.Namespace) -> Atlas:
     require_scikit_learn()  # first: its absence should not cost the time of embedding
     _require_pair(options)
     basis = load_basis(options.basis)
-    chosen = choose_analogies(
-        PairIndex.read_index(options.index).records, split=options.split, tasks=options.tasks, per_task=options.per_task
-    )
+    pairs = _read_pairs(options.index)
+    chosen = choose_analogies(pairs, split=options.split, tasks=options.tasks, per_task=options.per_task)
     new = _load_new(options)
     encoder_source = options.encoder or basis.settings.encoder_id
     encoder = load_image_encoder(encoder_source, device=open_device(options.device))
@@ -163,6 +168,17 @@ def _numbers(atlas: Atlas) -> dict[str, object]:
         "dead": [{"layer_name": layer, "adapter": adapter} for layer, adapter in atlas.use.dead],
         "tasks": per_task, "new": new,
     }  # fmt: skip
+
+
+def _read_pairs(path: Path) -> list[PairRecord]:
+    """The pairs of an index that training would use at 256 px; what is left out is told with its first reason."""
+    index = PairIndex.read_index(path)
+    usable, problems = usable_pairs(index.records)
+    left_out = len(index) - len(usable)
+    if left_out:
+        reason = errors_among(problems)[0]
+        logger.warning("%d of %d pairs are left out, as in training; first reason: %s", left_out, len(index), reason)
+    return usable
 
 
 def _require_pair(options: argparse.Namespace) -> None:

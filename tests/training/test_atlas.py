@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lorweb_core.checkpoint import load_basis
 from lorweb_core.coefficients import encode_coefficients
@@ -212,16 +213,30 @@ def test_analogies_that_are_all_alike_are_drawn_at_one_place(method):
     assert np.isfinite(space.new_points).all()
 
 
-def test_broken_pictures_are_left_out(index, tmp_path, caplog):
+def test_damaged_pictures_are_left_out_and_told_once(index, tmp_path, caplog):
     records = [record for record in PairIndex.read_index(index).records if record.task == "grey"]
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
-    others = [type(record)(**{**vars(record), "before": broken, "sha256": ""}) for record in records[:1]]
-    PairIndex([*others, *records[1:]]).write_index(tmp_path / "pairs.jsonl")
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(records[0].before.read_bytes()[:-60])  # its header is whole
+    PairIndex([replace(records[0], before=damaged, sha256=""), *records[1:]]).write_index(tmp_path / "pairs.jsonl")
     words = (BASIS, "--index", tmp_path / "pairs.jsonl", "--encoder", MODEL_FOLDER / "encoder", "--out", tmp_path / "o")
     assert main([str(word) for word in words]) == 0
     assert len(_lines(tmp_path / "o" / "analogies.jsonl")) == 3  # the broken pair, and the one whose b it was
-    assert "broken.png" in caplog.text
+    assert caplog.text.count("damaged.png") == 1
+
+
+def test_pairs_that_training_leaves_out_are_left_out(index, tmp_path, caplog):
+    records = [record for record in PairIndex.read_index(index).records if record.task == "grey"]
+    resized = tmp_path / "resized.png"
+    with Image.open(records[1].after) as picture:
+        picture.resize((picture.width, picture.height // 2)).save(resized)
+    copy = replace(records[0], id="grey/copy")
+    mismatch = replace(records[1], id="grey/mismatch", before=resized, sha256="")
+    single = replace(records[2], id="single/0", task="single", sha256="")
+    PairIndex([*records, copy, mismatch, single]).write_index(tmp_path / "pairs.jsonl")
+    words = (BASIS, "--index", tmp_path / "pairs.jsonl", "--encoder", MODEL_FOLDER / "encoder", "--out", tmp_path / "o")
+    assert main([str(word) for word in words]) == 0
+    assert {line["pair"] for line in _lines(tmp_path / "o" / "analogies.jsonl")} == {record.id for record in records}
+    assert "3 of 8 pairs are left out, as in training; first reason: error: " in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -107,12 +107,15 @@ def embed_analogies(
     Raises: DataError: when fewer than three can be read. ShapeError: when encoder and basis do not fit.
     """
     missing = [analogy for analogy in analogies if analogy.key not in cache]
+    told: set[Path] = set()  # a broken pair is missed twice: as an analogy, and as the b of another
     try:
         for analogy in tqdm(missing, desc="analogies", disable=not missing):
             try:
                 embedding = embed_pictures(basis, encoder, *_load(analogy))
             except PictureError as error:
-                logger.warning("left out %s: %s: %s", error.path, error.kind, error.reason)
+                if error.path not in told:
+                    logger.warning("left out %s: %s: %s", error.path, error.kind, error.reason)
+                told.add(error.path)
                 continue
             cache.put(analogy.key, embedding[0])
     finally:
