@@ -34,6 +34,7 @@ from .data.index import SPLITS, PairIndex, PairRecord
 from .data.pictures import load_picture
 from .data.problems import errors_among
 from .data.validation import usable_pairs
+from .quiet import silence_libraries
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     options = build_parser().parse_args(arguments)
+    silence_libraries()
     try:
         atlas = make_atlas(options)
         page = write_atlas(atlas, options.out)

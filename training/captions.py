@@ -1,7 +1,8 @@
 """Prompts → what the base is told: T5 and CLIP text embeddings, made once before training, then the encoders go.
 
-The embeddings are those of diffusers' Kontext pipeline: T5 tokens padded to `max_tokens` (no mask is used, so pads
-matter), CLIP's pooled vector. A base without text encoders gets one zero token, if no captions are wanted.
+The embeddings are those of diffusers' Kontext pipeline, bit for bit: T5 tokens padded to `max_tokens` (no mask is used,
+so pads matter), CLIP's pooled vector. The pipeline itself is not loaded, it asks for torchvision. A base without text
+encoders gets one zero token, if no captions are wanted.
 """
 
 from __future__ import annotations
@@ -71,29 +72,49 @@ def encode_captions(
     if not has_text_encoders(components):
         yield from _zero_captions(captions, components, transformer_config, dtype).items()
         return
-    pipeline = _text_pipeline(components, dtype, device)
+    parts = _load_parts(components, dtype, device)
+    _warn_of_cut_captions(captions, parts["tokenizer_2"], max_tokens)
     for number, caption in enumerate(tqdm(captions, desc="prompts", disable=None)):
-        with torch.no_grad():
-            embeds, pooled, _ = pipeline.encode_prompt(
-                prompt=caption, prompt_2=None, device=device, num_images_per_prompt=1, max_sequence_length=max_tokens
-            )
+        embeds, pooled = _encode(caption, parts, max_tokens, device)
         if number == 0:
             _check_widths(embeds, pooled, transformer_config, components)
-        yield caption, (embeds[0].cpu(), pooled[0].cpu())
-    del pipeline
+        yield caption, (embeds.cpu(), pooled.cpu())
+    del parts
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     logger.info("encoded %d prompts; text encoders are freed", len(captions))
 
 
-def _text_pipeline(components: Path, dtype: torch.dtype, device: torch.device) -> Any:  # noqa: ANN401 (diffusers)
-    from diffusers import FluxKontextPipeline
+@torch.no_grad()
+def _encode(caption: str, parts: dict[str, Any], max_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """prompt_embeds [L, D] and pooled [D′]."""
+
+    def token_ids(tokenizer: Any, length: int) -> Tensor:  # noqa: ANN401 (transformers)
+        tokens = tokenizer([caption], padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        ids: Tensor = tokens.input_ids.to(device)
+        return ids
+
+    prompt = parts["text_encoder_2"](token_ids(parts["tokenizer_2"], max_tokens))[0]
+    pooled = parts["text_encoder"](token_ids(parts["tokenizer"], parts["tokenizer"].model_max_length)).pooler_output
+    return prompt[0], pooled[0]
+
+
+def _warn_of_cut_captions(captions: Sequence[str], tokenizer: Any, max_tokens: int) -> None:  # noqa: ANN401 (transformers)
+    cut = [caption for caption in captions if len(tokenizer(caption, verbose=False).input_ids) > max_tokens]
+    if cut:
+        logger.warning(
+            "%d of %d prompts are longer than max_tokens, %d, and are cut; first: %.60r",
+            len(cut), len(captions), max_tokens, cut[0],
+        )  # fmt: skip
+
+
+def _load_parts(components: Path, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
     models: dict[str, Any] = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
     tokenizers: dict[str, Any] = {"tokenizer": CLIPTokenizer, "tokenizer_2": T5Tokenizer}
-    parts: dict[str, Any] = {"scheduler": None, "vae": None, "transformer": None}
+    parts: dict[str, Any] = {}
     for name, part_class in (models | tokenizers).items():
         folder = components / name
         try:
@@ -105,7 +126,7 @@ def _text_pipeline(components: Path, dtype: torch.dtype, device: torch.device) -
                 parts[name] = model.to(device).eval().requires_grad_(False)
         except LOADING_ERRORS as error:
             raise damaged_part(folder, error) from error
-    return FluxKontextPipeline(**parts)
+    return parts
 
 
 def _require_vocabulary(folder: Path) -> None:

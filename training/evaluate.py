@@ -26,6 +26,7 @@ from .data.drawing import CAPTION_SOURCES
 from .demo.scenes import MODEL_FOLDER
 from .evaluation import commands
 from .evaluation.methods import LAYOUTS
+from .quiet import silence_libraries
 
 if TYPE_CHECKING:
     Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 2 for a user's mistake or a judge that fails, 130 interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     options = build_parser().parse_args(arguments)
+    silence_libraries()
     try:
         if hasattr(options, "device"):
             open_device(options.device)  # refused before any work is done

@@ -36,6 +36,7 @@ from .data.pictures import PICTURE_SUFFIXES, load_picture, read_facts
 from .kontext import DTYPES, load_codec, load_transformer
 from .model_source import find_source, read_transformer_config
 from .previews import contact_sheet, quadrants, to_picture
+from .quiet import silence_libraries
 from .sampling import read_schedule
 
 logger = logging.getLogger(__name__)
@@ -173,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    silence_libraries()
     try:
         triplets = _triplets_of(options)
         for path in {path for triplet in triplets for path in triplet.pictures}:

@@ -33,6 +33,7 @@ from .model_source import find_source
 from .monitor import Monitor
 from .optimisers import allow_packed_states
 from .preflight import preflight_report
+from .quiet import silence_libraries
 from .sampling import read_schedule
 from .session import CheckpointSaver, build_encoders, build_state, restore_state, write_basis_file
 from .training_data import training_batches
@@ -230,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    silence_libraries()
     try:
         config = read_config(options.config, options.overrides)
         if options.check:

@@ -53,8 +53,8 @@ def test_text_encoders_are_loaded_once_for_any_number_of_prompts_and_not_for_kno
     tiny_config, tiny_parts, tmp_path, monkeypatch
 ):
     loads = []
-    load = captions._text_pipeline
-    monkeypatch.setattr(captions, "_text_pipeline", lambda *arguments: loads.append(1) or load(*arguments))
+    load = captions._load_parts
+    monkeypatch.setattr(captions, "_load_parts", lambda *arguments: loads.append(1) or load(*arguments))
     config = tiny_config(f"base.model={tiny_parts / 'model-with-text'}", f"data.cache={tmp_path / 'cache'}")
     source = find_source(config.base.model, None, None)
     prompts = [f"prompt {number}" for number in range(300)]

@@ -7,8 +7,6 @@ saw; demo.png shows a | a′ | b | b̂′ | b′. With pictures: theirs, as 12 �
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from PIL import Image
 from lorweb_core.coefficient_summary import describe
 from lorweb_core.errors import ImageError
 
+from ..quiet import silence_libraries
 from .analogies import Analogy, draw_analogies, score
 from .demo_model import DemoModel, load_demo, to_art
 from .scenes import ART_SIZE, PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, Pixels, edits_of, to_image
@@ -98,17 +97,6 @@ def _open(path: Path) -> Pixels:
         ) from error
 
 
-def _silence_libraries() -> None:
-    """Keep what diffusers and transformers say about packages that this does not use out of a first look."""
-    from transformers.utils import logging as transformers_logging
-
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 def main() -> None:
     """Command line, see the module's first lines."""
     parser = argparse.ArgumentParser(
@@ -121,7 +109,7 @@ def main() -> None:
     own = [Path(name) for name in (arguments.a, arguments.a_prime, arguments.b) if name]
     if len(own) not in (0, 3):
         parser.error("expected all three of A, A_PRIME and B, or none; got one or two of them. Name the missing ones.")
-    _silence_libraries()
+    silence_libraries()
     try:
         picture, lines = show_own(load_demo(), *own) if own else show_bundled(load_demo())
     except ImageError as error:

@@ -1,0 +1,49 @@
+"""Prompts become what diffusers' Kontext pipeline makes of them, and cut ones are told."""
+
+import pytest
+import torch
+
+from training.captions import encode_captions
+from training.tiny_kontext import TRANSFORMER
+
+CAPTIONS = ("", "invert", "one prompt that is longer than all of its tokens")
+MAX_TOKENS = 16
+
+
+def _encoded(tiny_parts):
+    """The tiny base's embeddings of all captions, as training makes them."""
+    return dict(
+        encode_captions(
+            CAPTIONS, tiny_parts / "model-with-text", TRANSFORMER,
+            max_tokens=MAX_TOKENS, dtype=torch.float32, device=torch.device("cpu"),
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_embeddings_are_those_of_the_stock_pipeline(tiny_parts, caption):
+    from diffusers import FluxKontextPipeline
+    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+    classes = {
+        "text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel, "tokenizer": CLIPTokenizer,
+        "tokenizer_2": T5Tokenizer,
+    }  # fmt: skip
+    parts = {
+        name: part.from_pretrained(tiny_parts / "model-with-text" / name, local_files_only=True)
+        for name, part in classes.items()
+    }
+    pipeline = FluxKontextPipeline(scheduler=None, vae=None, transformer=None, **parts)
+    with torch.no_grad():
+        prompt, pooled, _ = pipeline.encode_prompt(
+            prompt=caption, prompt_2=None, device=torch.device("cpu"), max_sequence_length=MAX_TOKENS
+        )
+    encoded = _encoded(tiny_parts)[caption]
+    assert torch.equal(encoded[0], prompt[0])
+    assert torch.equal(encoded[1], pooled[0])
+
+
+def test_only_prompts_that_are_cut_are_told(tiny_parts, caplog):
+    assert len(_encoded(tiny_parts)) == 3
+    (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert line == f"1 of 3 prompts are longer than max_tokens, 16, and are cut; first: {CAPTIONS[2]!r}"
