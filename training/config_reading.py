@@ -32,12 +32,14 @@ class ConfigError(LoRWeBError):
     """
 
     def __init__(self, source: str, mistakes: Sequence[str]) -> None:
+        count = f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}"
         listed = "".join(f"\n  - {mistake}" for mistake in mistakes)
         super().__init__(
             expected=f"a valid configuration in {source}",
-            got=f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}:{listed}\n",
-            remedy="Correct them in the file or on the command line (name=value).",
+            got=count,
+            remedy=f"Correct {'them' if len(mistakes) != 1 else 'it'} in the file or on the command line (name=value).",
         )
+        self.args = (f"Expected {self.expected}; got {count}:{listed}\n{self.remedy}",)  # the list before the remedy
         self.mistakes = tuple(mistakes)
 
 
@@ -45,7 +47,7 @@ def read_config(path: Path | str, overrides: Sequence[str] = ()) -> TrainConfig:
     """Return the configuration of a file with `section.name=value` overrides.
 
     Args:
-        path: YAML file; a bare name such as `paper.yaml` also finds the shipped ones.
+        path: YAML file; a bare name such as `paper.yaml`, or `paper`, also finds the shipped ones.
         overrides: each `dotted.name=value`, value in YAML.
     Raises: ConfigError: with all mistakes of file and overrides.
     """
@@ -68,8 +70,11 @@ def write_config(path: Path, config: TrainConfig) -> None:
 
 def _find(name: Path, *, folder: Path = Path()) -> Path:
     """The file of that name in a folder, else the shipped one of a bare name."""
-    path, shipped = folder / name, SHIPPED / name.name
-    return shipped if not path.exists() and len(name.parts) == 1 and shipped.exists() else path
+    path = folder / name
+    if len(name.parts) != 1 or (path.exists() and not path.is_dir()):
+        return path
+    shipped = [SHIPPED / f"{name}{suffix}" for suffix in ("", ".yaml")]
+    return next((file for file in shipped if file.is_file()), path)
 
 
 def _read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
@@ -77,7 +82,8 @@ def _read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         names = ", ".join(sorted(file.name for file in SHIPPED.glob("*.yaml")))
-        raise ConfigError(str(path), [f"cannot be read: {error} (shipped files: {names})"]) from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        raise ConfigError(str(path), [f"cannot be read: {reason} (shipped files: {names})"]) from error
     if not isinstance(values, dict):
         raise ConfigError(str(path), [f"must be sections with names and values, is a {type(values).__name__}"])
     parent = values.pop("extends", None)
