@@ -82,7 +82,8 @@ def build_state(config: TrainConfig, source: ModelSource, query_dim: int, proces
         transformer.compile_repeated_blocks()
     decay = config.optimiser.ema_decay
     trained = sum(tensor.numel() for tensor in model.trained_state().values())
-    logger.info("%d layers, %.1f M trained parameters", len(model.linears), trained / 1e6)
+    amount = f"{trained / 1e6:.1f} M" if trained >= 1e5 else f"{trained / 1e3:.1f} thousand"
+    logger.info("%d layers, %s trained parameters", len(model.linears), amount)
     return TrainingState(
         model=model,
         optimiser=build_optimiser(config.optimiser, model),

@@ -5,7 +5,8 @@
     python -m training.train --config paper.yaml … --resume latest    go on after a crash, Ctrl-C or pre-emption
     torchrun --nproc-per-node 8 -m training.train --config paper.yaml …
 
-Everything of a run lies in `<run.folder>/<run.name>`: resolved.yaml, metrics.jsonl, tensorboard/, checkpoints/,
+It ends with 0 (with --check: nothing stands in the way), 1 when --check found something to correct, 2 on a mistake, 130
+when interrupted twice. Everything of a run lies in `<run.folder>/<run.name>`: resolved.yaml, metrics.jsonl, tensorboard/, checkpoints/,
 validation/, and at the end `<run.name>.safetensors` for ComfyUI.
 """
 
@@ -40,7 +41,7 @@ from .training_data import training_batches
 from .validation import Validator, averaged_weights
 
 logger = logging.getLogger(__name__)
-EXIT_INTERRUPTED = 130
+EXIT_TO_CORRECT, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,10 @@ def assemble(
     _require_one_step(state.step, processes)
     schedule = read_schedule(source.components)
     validator = Validator(data.validation, encoder, config.validation, schedule, config.run.seed)
-    monitor = Monitor(config, first_step=state.step, is_main=processes.is_main)
+    if processes.is_main:
+        _tell_start(config, state.step, resume=resume, is_resumed=saved is not None)
+    is_done = state.step >= config.run.steps  # no bar and no trackers for a run that has nothing left to do
+    monitor = Monitor(config, first_step=state.step, is_main=processes.is_main and not is_done)
     batches = training_batches(
         data, config, first_step=state.step, rank=processes.rank, world_size=processes.world_size
     )
@@ -155,10 +159,7 @@ def _find_saved(config: TrainConfig, resume: str | None) -> dict[str, Any] | Non
     if resume is not None and (config.basis.dtype == "bfloat16" or config.optimiser.name == "adamw8bit"):
         allow_packed_states()
     if resume == "latest":
-        saved = load_latest(folder)
-        if saved is None:
-            logger.warning("no checkpoint in %s yet: starting from the first step", folder)
-        return saved
+        return load_latest(folder)
     if resume is not None:
         return load_checkpoint(Path(resume))
     if list_checkpoints(folder):
@@ -168,6 +169,17 @@ def _find_saved(config: TrainConfig, resume: str | None) -> dict[str, Any] | Non
             remedy="Go on with --resume latest, or choose another run.name.",
         )
     return None
+
+
+def _tell_start(config: TrainConfig, step: int, *, resume: str | None, is_resumed: bool) -> None:
+    """Say where the run begins, in a line before the bar: there a misspelt run.name shows."""
+    steps = config.run.steps
+    if step >= steps:
+        logger.info("nothing to do: step %d of %d is done", step, steps)
+    elif is_resumed:
+        logger.info("resumed at step %d of %d", step, steps)
+    elif resume is not None:
+        logger.info("starting at step 0 of %d: no checkpoint in %s yet", steps, config.run_folder / "checkpoints")
 
 
 def _require_one_step(step: int, processes: Processes) -> None:
@@ -223,8 +235,13 @@ def _finish(config: TrainConfig, state: TrainingState, processes: Processes) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, help="YAML file, or the name of a shipped one such as paper.yaml")
+    text = (__doc__ or "").splitlines()
+    examples = "\n".join(line[2:] for line in text if line.startswith("    "))
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train", description="".join(text[:1]), epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--config", required=True, help="YAML file, or a shipped one such as paper.yaml")
     parser.add_argument("--resume", metavar="latest|FOLDER", help="go on from a checkpoint")
     parser.add_argument("--check", action="store_true", help="validate config, data, disk and memory; load no weights")
     parser.add_argument("overrides", nargs="*", metavar="section.name=value", help="values that replace the file's")
@@ -237,11 +254,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check:
             report = preflight_report(config)
             print(report.text())
-            return 0 if report.is_good else 1
+            return 0 if report.is_good else EXIT_TO_CORRECT
         train(config, resume=options.resume)
     except LoRWeBError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return EXIT_MISTAKE
     except KeyboardInterrupt:
         print("interrupted; --resume latest goes on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED

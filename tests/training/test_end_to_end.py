@@ -65,10 +65,21 @@ def test_from_pictures_to_a_drawn_answer(tiny_parts, tmp_path, base_with_tiny_au
     assert "error" not in capsys.readouterr().err
 
 
-def test_mistakes_end_with_one_message_and_exit_code_one(capsys):
-    assert train(["--config", "tiny.yaml", "basis.basis_sise=4", "data.index=/nowhere/pairs.jsonl"]) == 1
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit):
+        train(["--help"])
+    told = capsys.readouterr().out
+    assert (
+        "\nexamples:\n  python -m training.train --config paper.yaml data.index=mydata/pairs.jsonl run.name=mine\n"
+        in told
+    )
+    assert "--resume latest    go on" in told
+
+
+def test_mistakes_end_with_one_message_and_exit_code_two(capsys):
+    assert train(["--config", "tiny.yaml", "basis.basis_sise=4", "data.index=/nowhere/pairs.jsonl"]) == 2
     assert "did you mean basis_size" in capsys.readouterr().err
-    assert train(["--config", "tiny.yaml", "data.index=/nowhere/pairs.jsonl", "base.model=/nowhere"]) == 1
+    assert train(["--config", "tiny.yaml", "data.index=/nowhere/pairs.jsonl", "base.model=/nowhere"]) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: Expected")
     assert "Traceback" not in told

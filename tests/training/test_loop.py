@@ -250,7 +250,7 @@ def test_second_interrupt_ends_at_once_and_says_how_to_go_on(tiny_overrides, mon
 
 def test_existing_run_is_not_overwritten_unasked(tiny_config, tiny_overrides, capsys):
     train(tiny_config("run.steps=1"))
-    assert main(["--config", "tiny.yaml", *tiny_overrides("run.steps=1")]) == 1
+    assert main(["--config", "tiny.yaml", *tiny_overrides("run.steps=1")]) == 2
     assert "--resume latest" in capsys.readouterr().err
 
 

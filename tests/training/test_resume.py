@@ -71,6 +71,25 @@ def test_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tiny_config):
     assert list_checkpoints(config.run_folder / "checkpoints") == folders
 
 
+def test_start_is_told_in_one_line_before_the_bar(tiny_config, caplog, capsys):
+    caplog.set_level("INFO")
+
+    def told(*overrides, resume="latest"):
+        caplog.clear()
+        capsys.readouterr()
+        train(tiny_config("checkpoint.every=2", *overrides), resume=resume)
+        words = ("starting at", "resumed at", "nothing to do")
+        return [line for line in caplog.messages if line.startswith(words)], "step/s" in capsys.readouterr().err
+
+    (line,), has_bar = told("run.steps=2")
+    assert line.startswith("starting at step 0 of 2: no checkpoint in ")
+    assert line.endswith("runs/tiny/checkpoints yet")
+    assert has_bar
+    assert told("run.steps=4") == (["resumed at step 2 of 4"], True)
+    assert told("run.steps=3") == (["nothing to do: step 4 of 3 is done"], False)
+    assert told("run.steps=2", "run.name=other", resume=None) == ([], True)
+
+
 def test_finished_run_is_left_as_it_is(tiny_config):
     config = tiny_config("run.steps=2")
     train(config)
@@ -130,3 +149,11 @@ def test_bfloat16_basis_trains_and_resumes_by_torchao(tiny_config):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "done. For ComfyUI" in done.stderr
+
+
+def test_trained_parameters_of_a_small_basis_are_told_in_thousands(tiny_config, assembled, caplog):
+    caplog.set_level("INFO")
+    _, state = assembled(tiny_config("run.steps=1"))
+    trained = sum(tensor.numel() for tensor in state.model.trained_state().values())
+    assert f"20 layers, {trained / 1e3:.1f} thousand trained parameters" in caplog.messages
+    assert 1e3 < trained < 1e5
