@@ -5,9 +5,9 @@
     python -m training.train --config paper.yaml … --resume latest    go on after a crash, Ctrl-C or pre-emption
     torchrun --nproc-per-node 8 -m training.train --config paper.yaml …
 
-It ends with 0 (with --check: nothing stands in the way), 1 when --check found something to correct, 2 on a mistake, 130
-when interrupted twice. Everything of a run lies in `<run.folder>/<run.name>`: resolved.yaml, metrics.jsonl, tensorboard/, checkpoints/,
-validation/, and at the end `<run.name>.safetensors` for ComfyUI.
+Everything of a run lies in `<run.folder>/<run.name>`: resolved.yaml, metrics.jsonl, tensorboard/, checkpoints/,
+validation/, and at the end `<run.name>.safetensors` for ComfyUI. Exit codes: 0 fine, 1 `--check` found something to
+correct, 2 a mistake, 130 interrupted twice.
 """
 
 from __future__ import annotations
