@@ -1,7 +1,7 @@
 """One process or many: accelerate's process group under `torchrun`, and the few questions the loop asks of it.
 
     torchrun --nproc-per-node 8 -m training.train --config …                       one machine
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint host:29500 -m training.train --config …
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint host:29500 -m training.train --config …
 
 `accelerate launch --cpu` starts one process without saying so (accelerate 1.15): torchrun is the one launcher.
 """

@@ -5,6 +5,7 @@ import torch
 
 from training.captions import encode_captions
 from training.tiny_kontext import TRANSFORMER
+from training.train import train
 
 CAPTIONS = ("", "invert", "one prompt that is longer than all of its tokens")
 MAX_TOKENS = 16
@@ -47,3 +48,9 @@ def test_only_prompts_that_are_cut_are_told(tiny_parts, caplog):
     assert len(_encoded(tiny_parts)) == 3
     (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
     assert line == f"1 of 3 prompts are longer than max_tokens, 16, and are cut; first: {CAPTIONS[2]!r}"
+
+
+def test_tiny_config_cuts_none_of_the_tiny_prompts(tiny_parts, tiny_config, caplog):
+    options = ("text.caption_source=a", f"base.model={tiny_parts / 'model-with-text'}", "run.steps=1")
+    train(tiny_config(*options))
+    assert [message for message in caplog.messages if "are cut" in message] == []

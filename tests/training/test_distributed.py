@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from training.checkpoints import list_checkpoints
+from training.config_reading import read_config
 from training.train import train
 
 WORKER = Path(__file__).parent / "run_worker.py"
@@ -128,6 +130,38 @@ def test_signal_to_the_whole_group_saves_although_pictures_are_being_loaded(tiny
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output[-3000:]
     assert "SIGTERM: saving and stopping" in output
+    assert "go on with --resume latest" in output
+
+
+def test_lines_for_torchrun_in_the_readme_are_ones_that_it_understands():
+    from torch.distributed.run import get_args_parser
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [
+        line.partition("#")[0].split()[1:] for line in readme.splitlines() if line.strip().startswith("torchrun -")
+    ]
+    one_machine, two_machines = (get_args_parser().parse_args(line) for line in lines)
+    assert (one_machine.nnodes, one_machine.nproc_per_node) == ("1:1", "4")
+    assert two_machines.rdzv_backend == "c10d"  # the default one wants a rank of each machine
+    assert two_machines.nnodes == "2"
+    for line in (one_machine, two_machines):
+        read_config("paper.yaml", [word for word in line.training_script_args if "=" in word])
+
+
+@pytest.mark.slow
+def test_torchrun_hands_on_the_warning_of_a_scheduler_as_the_readme_says(tiny_config, tiny_overrides):
+    (words,) = re.findall(r"`(--signals-to-handle \S+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    checkpoints = tiny_config().run_folder / "checkpoints"
+    options = tiny_overrides("run.steps=100000", "checkpoint.every=1")
+    process = _start(
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words.split(),
+         "-m", "training.train", "--config", "tiny.yaml", *options]
+    )  # fmt: skip
+    while process.poll() is None and not _has_moved(checkpoints, None):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=120)
+    assert "SIGUSR1: saving and stopping" in output
     assert "go on with --resume latest" in output
 
 

@@ -145,8 +145,8 @@ def test_check_tells_what_the_prompts_cost_and_whether_anything_can_encode_them(
     assert len(lacking.mistakes) == 1
     options = ("text.caption_source=a", f"base.model={tiny_parts / 'model-with-text'}")
     in_memory = preflight_report(tiny_config(*options)).text()
-    assert "prompts: 5 different ones, 10.2 kB in ordinary memory of every process\n" in in_memory
-    assert f"10.2 kB on disk in {tmp_path}" in preflight_report(tiny_config(*options, f"data.cache={tmp_path}")).text()
+    assert "prompts: 5 different ones, 15.4 kB in ordinary memory of every process\n" in in_memory
+    assert f"15.4 kB on disk in {tmp_path}" in preflight_report(tiny_config(*options, f"data.cache={tmp_path}")).text()
 
 
 def test_check_of_a_base_to_be_downloaded_estimates_the_published_one(tiny_parts, tmp_path, monkeypatch):
