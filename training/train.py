@@ -3,7 +3,7 @@
     python -m training.train --config paper.yaml data.index=mydata/pairs.jsonl run.name=mine
     python -m training.train --config paper.yaml … --check            validate everything, load no weights
     python -m training.train --config paper.yaml … --resume latest    go on after a crash, Ctrl-C or pre-emption
-    torchrun --nproc-per-node 8 -m training.train --config paper.yaml …
+    torchrun --nproc-per-node 3 -m training.train --config paper.yaml …
 
 Everything of a run lies in `<run.folder>/<run.name>`: resolved.yaml, metrics.jsonl, tensorboard/, checkpoints/,
 validation/, and at the end `<run.name>.safetensors` for ComfyUI. Exit codes: 0 fine, 1 `--check` found something to
