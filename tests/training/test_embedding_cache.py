@@ -59,7 +59,7 @@ def test_text_encoders_are_loaded_once_for_any_number_of_prompts_and_not_for_kno
     source = find_source(config.base.model, None, None)
     prompts = [f"prompt {number}" for number in range(300)]
     look_up = cached_captions(config, source, prompts, torch.device("cpu"))
-    assert look_up("prompt 299")[0].shape == (16, 32)
+    assert look_up("prompt 299")[0].shape == (24, 32)
     assert len(loads) == 1
     cached_captions(config, source, prompts, torch.device("cpu"))
     assert len(loads) == 1

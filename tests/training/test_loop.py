@@ -47,7 +47,7 @@ def test_captions_are_encoded_and_used(tiny_config, tiny_parts, assembled):
     loop, state = assembled(config)
     batch = next(loop.batches)
     encoded = loop.encoder.encode(batch, slice(None))
-    assert encoded.conditioning.prompt_embeds.shape == (16, 16, 32)
+    assert encoded.conditioning.prompt_embeds.shape == (16, 24, 32)
     for first, second in zip(range(0, 15), range(1, 16), strict=True):
         is_same = torch.equal(encoded.conditioning.prompt_embeds[first], encoded.conditioning.prompt_embeds[second])
         assert is_same == (batch["caption"][first] == batch["caption"][second])

@@ -85,13 +85,13 @@ def sample_words(tiny_config, tiny_parts, tmp_path):
 
 
 def test_sampling_on_a_device_that_is_not_there_is_refused(sample_words, capsys):
-    assert sample([*sample_words, "--device", "gpu"]) == 1
+    assert sample([*sample_words, "--device", "gpu"]) == 2
     assert "Leave --device out" in capsys.readouterr().err
 
 
 def test_sampling_into_a_place_that_cannot_be_written_is_refused(sample_words, tmp_path, capsys):
     (tmp_path / "drawn").write_text("in the way")
-    assert sample(sample_words) == 1
+    assert sample(sample_words) == 2
     assert "choose another folder with --out" in capsys.readouterr().err
 
 
