@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from training.demo.__main__ import basis_config
 from training.demo.scenes import MODEL_FOLDER
 from training.evaluate import main
 from training.evaluation.ablation import variants
@@ -15,6 +16,11 @@ def test_every_variant_changes_something_of_its_own(tmp_path):
     contenders = [variant.contender for variant in variants(tmp_path)]
     assert len({contender.name for contender in contenders}) == len(contenders)
     assert len({contender.overrides for contender in contenders}) == len(contenders)
+
+
+def test_every_variant_is_a_valid_configuration(tmp_path):
+    for variant in variants(tmp_path):
+        assert basis_config(tmp_path, *variant.contender.overrides).basis.rank >= 4
 
 
 @needs_model

@@ -76,7 +76,7 @@ def variants(untrained_encoder: Path) -> tuple[Variant, ...]:
         basis("larger, 32 × rank 4", "larger", "basis.basis_size=32"),
         basis("gain 1 (as published)", "gain-1", "basis.coefficient_gain=1"),
         basis("tanh instead of softmax", "tanh", "basis.activation=tanh", "basis.coefficient_gain=1"),
-        basis("encoder sees the grid only", "grid-query", "basis.query_mode=aa'bb'"),
+        basis("encoder sees the grid only", "grid-query", "basis.query_mode=aa'bb'", "data.cache_embeddings=false"),
         basis("untrained encoder", "untrained-encoder", f"encoder.model={untrained_encoder}"),
         lora("one LoRA, equal rank 64", "one-lora", 64),
         lora("one LoRA, rank 128", "one-lora-larger", 128),
