@@ -3,9 +3,10 @@
     python -m training.demo.compare --out runs/demo --sweep-steps 300 --steps 1200 --seeds 3
 
 Needs what `python -m training.demo` leaves in --out. Every run is an ordinary `training.train` run in that folder;
-finished ones are reused, stopped ones resumed. Writes comparison.md: mean ± standard deviation over the seeds, and how
-many numbers each method trains, with and without its router. The test is looked at once, after the rates are fixed.
-`--only METHOD …` trains these methods and stops before the test: one process a core, then once more without it.
+finished ones are reused, stopped ones resumed. Writes comparison.md (mean ± standard deviation over the seeds, and how
+many numbers each method trains, with and without its router) and comparison.png (a | a′ | b | answers of seed 0 | b′).
+The test is looked at once, after the rates are fixed. `--only METHOD …` trains these methods and stops before the test:
+one process a core, then once more without it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from training.train import train
 
 from .__main__ import basis_config
 from .analogies import Score
-from .measure import Method, Split, base_method, basis_method, copy_b, mean_of_kinds, measure
+from .measure import Method, Split, base_method, basis_method, contact_sheet, copy_b, mean_of_kinds, measure
 from .scenes import TRAINING_PHOTOS, validation_edits
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def trained_seeds(
 
 
 def report(out: Path, encoder: ImageEncoder, swept: Mapping[str, tuple[str, list[Path]]], *, per_edit: int) -> str:
-    """Return the sweep and the test of all trained bases as Markdown."""
+    """Return the sweep and the test of all trained bases as Markdown, and write comparison.png beside it."""
     base = out / "base.safetensors"
     runs = {name: files for name, (_, files) in swept.items()}
     methods: dict[str, Method] = {
@@ -109,6 +110,7 @@ def report(out: Path, encoder: ImageEncoder, swept: Mapping[str, tuple[str, list
     for name, files in runs.items():
         methods |= {f"{name}#{seed}": basis_method(out, file, encoder) for seed, file in enumerate(files)}
     scores = measure(methods, per_edit=per_edit, seed=TEST_SEED)
+    contact_sheet({name: methods[f"{name}#0"] for name in runs}, seed=TEST_SEED + 1).save(out / "comparison.png")
     lines = ["## Rates (adapters/router), on validation analogies, seed 0", "", *(line for line, _ in swept.values())]
     lines += ["", "## Test, mean ± deviation over seeds: whole / changed region in dB, share right", ""]
     lines += _test_table(scores, ("copy b", "base alone", "base with code", *runs))
