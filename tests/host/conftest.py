@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,16 @@ def servers(tmp_path_factory):
                 running[host] = stack.enter_context(running_server(host, base, extra_packs=packs))
             return running[host]
 
+        get.running = running
         yield get
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_results(servers):
+    """Let servers forget what other files made them run: a node whose result is kept shows no text again."""
+    for server in servers.running.values():
+        server.post("/free", {"free_memory": True, "unload_models": True})
+    time.sleep(1 if servers.running else 0)
 
 
 @pytest.fixture
