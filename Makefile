@@ -40,7 +40,7 @@ venv: $(VENV)/.installed
 
 # A torch that already imports is kept, whatever its build: one of $(PYTHON)'s own is seen through the venv.
 $(VENV)/torch.txt:
-	@echo "Installing into $(VENV): minutes, and 1.5 GB or more. TORCH_SPEC and TORCH_PIP_ARGS choose the torch build."
+	@echo "Installing into $(VENV): minutes, and 1.3 GB or more. TORCH_SPEC and TORCH_PIP_ARGS choose the torch build."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(shell $(PYTHON) -c "import torch" 2>/dev/null && echo --system-site-packages) $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) $(TORCH_PIP_ARGS) "$(TORCH_SPEC)"
 	$(BIN)/python -W ignore -c "import torch; print('torch==' + torch.__version__)" > $@.new && mv $@.new $@

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..lorweb_core.grid import FITS, Layout, build_grid, undo_grid
+from ..lorweb_core.grid import FITS, MEGAPIXELS_RANGE, Layout, build_grid, undo_grid
 from .sockets import LAYOUT
 
 
@@ -41,8 +41,8 @@ class BuildGrid:
                     "FLOAT",
                     {
                         "default": 1.0,
-                        "min": 0.01,
-                        "max": 4.0,
+                        "min": MEGAPIXELS_RANGE[0],
+                        "max": MEGAPIXELS_RANGE[1],
                         "step": 0.05,
                         "tooltip": "Size of the whole grid; the answer is a quarter of it. 1.0 is what Kontext knows "
                         "best; more is slower and sharper.",

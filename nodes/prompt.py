@@ -14,9 +14,9 @@ class EmptyPrompt:
 
     DESCRIPTION = (
         "Makes a prompt of one zero token without loading CLIP-L or T5. Bases trained without text encoders "
-        "(text.caption_source: none, on a single-file base) saw just that, and so did the demo model. It is not the "
-        "empty instruction of FLUX.1-Kontext, which is T5's embedding of an empty text: with the published basis load "
-        "the text encoders. How much quality zeros would cost there has not been measured."
+        "(text.caption_source: none, and none in base.components) saw just that, and so did the demo model. It is not "
+        "the empty instruction of FLUX.1-Kontext, which is T5's embedding of an empty text: with the published basis "
+        "load the text encoders. How much quality zeros would cost there has not been measured."
     )
     CATEGORY = "LoRWeB"
     FUNCTION = "make"

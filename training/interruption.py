@@ -1,7 +1,7 @@
 """Ctrl-C, SIGTERM and SIGUSR1 (a scheduler's warning) ask for a save and a clean end after the step at hand.
 
 A second Ctrl-C ends at once. Handlers are put back on leaving. torchrun hands on SIGINT and SIGTERM, and SIGUSR1 only
-with `--signals-to-handle SIGTERM,SIGINT,SIGUSR1` (torch 2.9 or newer; it overwrites the environment variable of that
+with `--signals-to-handle SIGTERM,SIGINT,SIGUSR1` (seen with torch 2.13; it overwrites the environment variable of that
 purpose); without, SIGUSR1 ends torchrun alone. It ends what has not ended after 30 s.
 """
 
