@@ -53,10 +53,23 @@ def main() -> None:
 
 def measure(machine, dtype, rounds):  # noqa: ANN001, ANN201 - types of the host's process
     """Return the ratios of all variants to the bare model, and of ours to the host's bypass loader."""
+    variants, inputs = build_variants(dtype), step_inputs(dtype)
+    seconds = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, model in variants.items():
+            seconds[name] += time_loaded(machine, model, inputs)
+    ratios = machine.median_ratios(seconds, "bare")
+    result = {"rounds": rounds, "ratio_to_bare": ratios, "bare_seconds": round(sorted(seconds["bare"])[rounds // 2], 4)}
+    if "host's bypass loader" in variants:
+        pair = {name: seconds[name] for name in ("host's bypass loader", "forward, bypass's modules")}
+        result["ratio_to_bypass_loader"] = machine.median_ratios(pair, "host's bypass loader")
+    return result
+
+
+def build_variants(dtype):  # noqa: ANN001, ANN201
+    """Return name → the host's model: bare, with each of our modes, and with its own bypass loader where it has one."""
     import comfy.sd
-    import torch
     from comfyui_lorweb.lorweb_core.basis import Basis
-    from comfyui_lorweb.lorweb_core.mixing import mix_layer
     from comfyui_lorweb.nodes.apply import ApplyMixedLoRA
     from comfyui_lorweb.nodes.sockets import LoadedBasis
     from seeded_basis import make_coefficients, make_loaded_basis
@@ -64,8 +77,7 @@ def measure(machine, dtype, rounds):  # noqa: ANN001, ANN201 - types of the host
 
     config = TINY | {"hidden_size": 3072, "num_heads": 24, "context_in_dim": 4096}
     bare = build_flux(config, dtype=dtype)
-    weights = seeded_state_dict(bare.model.diffusion_model, 0)
-    second = build_flux(config, weights, dtype=dtype)
+    second = build_flux(config, seeded_state_dict(bare.model.diffusion_model, 0), dtype=dtype)
     loaded = make_loaded_basis(bare, basis_size=32, rank=4)
     coefficients = make_coefficients(loaded)
 
@@ -82,14 +94,29 @@ def measure(machine, dtype, rounds):  # noqa: ANN001, ANN201 - types of the host
         "forward, bypass's modules": patched(bare, part, "forward"),
     }
     if hasattr(comfy.sd, "load_bypass_lora_for_models"):
-        lora = {}
-        for name, layer in covered.items():
-            mixed = mix_layer(layer, coefficients["layers"][name][0])
-            lora[f"transformer.{name}.lora_A.weight"] = mixed.down.contiguous().to(dtype)
-            lora[f"transformer.{name}.lora_B.weight"] = mixed.up.contiguous().to(dtype)
+        lora = plain_lora(covered, coefficients, dtype)
         variants["host's bypass loader"] = comfy.sd.load_bypass_lora_for_models(bare, None, lora, 1.0, 0.0)[0]
+    return variants
+
+
+def plain_lora(layers, coefficients, dtype):  # noqa: ANN001, ANN201
+    """Return the mixed LoRA of these layers as the tensors of an ordinary LoRA file."""
+    from comfyui_lorweb.lorweb_core.mixing import mix_layer
+
+    lora = {}
+    for name, layer in layers.items():
+        mixed = mix_layer(layer, coefficients["layers"][name][0])
+        lora[f"transformer.{name}.lora_A.weight"] = mixed.down.contiguous().to(dtype)
+        lora[f"transformer.{name}.lora_B.weight"] = mixed.up.contiguous().to(dtype)
+    return lora
+
+
+def step_inputs(dtype):  # noqa: ANN001, ANN201
+    """Return what the model's forward_orig takes: 1024 picture tokens and 256 text tokens."""
+    import torch
+
     generator = torch.Generator().manual_seed(0)
-    inputs = [
+    return [
         torch.randn(1, 1024, 64, generator=generator).to(dtype),
         torch.zeros(1, 1024, 3),
         torch.randn(1, 256, 4096, generator=generator).to(dtype),
@@ -98,16 +125,6 @@ def measure(machine, dtype, rounds):  # noqa: ANN001, ANN201 - types of the host
         torch.randn(1, 768, generator=generator).to(dtype),
         torch.full((1,), 2.5).to(dtype),
     ]
-    seconds = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, model in variants.items():
-            seconds[name] += time_loaded(machine, model, inputs)
-    ratios = machine.median_ratios(seconds, "bare")
-    result = {"rounds": rounds, "ratio_to_bare": ratios, "bare_seconds": round(sorted(seconds["bare"])[rounds // 2], 4)}
-    if "host's bypass loader" in variants:
-        pair = {name: seconds[name] for name in ("host's bypass loader", "forward, bypass's modules")}
-        result["ratio_to_bypass_loader"] = machine.median_ratios(pair, "host's bypass loader")
-    return result
 
 
 def time_loaded(machine, model, inputs):  # noqa: ANN001, ANN201

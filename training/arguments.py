@@ -1,4 +1,4 @@
-"""Words that several command lines take: whole numbers and devices."""
+"""Words that several command lines take: counts and devices; `lorweb_core.command_line.arguments` has more."""
 
 from __future__ import annotations
 
@@ -11,16 +11,9 @@ from lorweb_core.errors import SettingsError
 
 def count(text: str) -> int:
     """Return a whole number of at least 1; for argparse's `type`."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return number
-
-
-def natural(text: str) -> int:
-    """Return a whole number of at least 0; for argparse's `type`."""
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1; got {text}")
+    return int(text)
 
 
 def open_device(name: str) -> torch.device:

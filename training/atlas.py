@@ -21,11 +21,12 @@ import torch
 from lorweb_core.basis import Basis
 from lorweb_core.checkpoint import load_basis
 from lorweb_core.coefficients import Coefficients, encode_coefficients
+from lorweb_core.command_line.arguments import whole_number
 from lorweb_core.encoder import ImageEncoder, load_image_encoder
 from lorweb_core.errors import LoRWeBError, OutputError, SettingsError
 from lorweb_core.files import write_text_atomically
 
-from .arguments import count, natural, open_device
+from .arguments import count, open_device
 from .atlas_report.adapter_use import measure_use
 from .atlas_report.analogies import choose_analogies, embed_analogies, embed_pictures, open_embeddings
 from .atlas_report.analogy_space import MAPS, measure_space, nearest_tasks, require_scikit_learn, same_task_share
@@ -74,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="kept embeddings (OUT/cache)")
     parser.add_argument("--split", choices=(*SPLITS, "all"), default="all", help="of the index (all)")
     parser.add_argument("--tasks", nargs="*", default=[], metavar="TASK", help="only these; all without")
-    parser.add_argument("--per-task", type=natural, default=24, metavar="N", help="at most N of a task; 0 for all (24)")
+    parser.add_argument("--per-task", type=whole_number, default=24, metavar="N", help="at most so many; 0: all (24)")
     parser.add_argument("--map", choices=MAPS, default="pca", help="how the map is drawn (pca)")
     parser.add_argument("--device", default="cpu", help="of the encoder, cpu or cuda (cpu)")
     new = parser.add_argument_group("a new pair, to find the known analogies next to it")

@@ -18,10 +18,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from lorweb_core.command_line.arguments import whole_number
 from lorweb_core.errors import LoRWeBError
 from lorweb_core.settings import CLIP_ENCODER_ID, KONTEXT_ID
 
-from .arguments import count, natural, open_device
+from .arguments import count, open_device
 from .data.drawing import CAPTION_SOURCES
 from .demo.scenes import MODEL_FOLDER
 from .evaluation import commands
@@ -82,12 +83,12 @@ def _add_generate(subparsers: Subparsers) -> None:
     choice.add_argument("--b-per-pair", type=count, default=2, metavar="N", help="b for every pair a, a′ (2)")
     choice.add_argument(
         "--pairs-per-b",
-        type=natural,
+        type=whole_number,
         default=0,
         metavar="K",
         help="for sensitivity: K pairs for every b, one prompt (off)",
     )
-    choice.add_argument("--per-task", type=natural, default=0, metavar="N", help="at most N of a task; 0 for all (0)")
+    choice.add_argument("--per-task", type=whole_number, default=0, metavar="N", help="at most so many; 0: all (0)")
     choice.add_argument("--caption", choices=CAPTION_SOURCES, default="a", help="whose instruction is the prompt (a)")
     choice.add_argument("--max-side", type=count, default=1024, metavar="PX", help="longest side of a picture (1024)")
     choice.add_argument("--seed", type=int, default=0, help="of the choice (0)")
@@ -129,7 +130,7 @@ def _add_judge(subparsers: Subparsers) -> None:
     group.add_argument("--workers", type=count, default=4, help="questions under way at once (4)")
     group.add_argument("--timeout-seconds", type=float, default=300.0, help="for one reply (300)")
     group.add_argument(
-        "--tries-again", type=natural, default=5, metavar="N", help="after rate limits and lost connections (5)"
+        "--tries-again", type=whole_number, default=5, metavar="N", help="after rate limits and lost connections (5)"
     )
     group.add_argument("--retry-invalid", action="store_true", help="ask unreadable answers again")
 
@@ -141,7 +142,7 @@ def _add_aggregate(subparsers: Subparsers) -> None:
     parser.add_argument("--judge", metavar="MODEL", help="whose answers, when several were asked")
     parser.add_argument("--resamples", type=count, default=2000, help="of the bootstrap over tasks (2000)")
     parser.add_argument("--no-plot", action="store_true", help="leave out the plot (needs matplotlib)")
-    parser.add_argument("--sheets", type=natural, default=4, help="how many picture sheets (4)")
+    parser.add_argument("--sheets", type=whole_number, default=4, help="how many picture sheets (4)")
     parser.add_argument("--sheet-rows", type=count, default=8, help="samples on one sheet (8)")
 
 

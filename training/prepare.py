@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from lorweb_core.command_line.arguments import whole_number
 from lorweb_core.errors import LoRWeBError
 
 from . import prepare_commands as commands
-from .arguments import count, natural
+from .arguments import count
 from .data.pictures import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _add_split(subparsers: Subparsers) -> None:
     parser.add_argument("index", type=Path, help="pair index; changed in place unless --out is given")
     parser.add_argument("--out", type=Path, metavar="INDEX", help="write here instead")
     parser.add_argument("--hold-out-tasks", nargs="*", default=["0"], metavar="TASK", help="names, or how many (0)")
-    parser.add_argument("--hold-out-pairs", type=natural, default=0, metavar="N", help="of every other task (0)")
+    parser.add_argument("--hold-out-pairs", type=whole_number, default=0, metavar="N", help="of every other task (0)")
     parser.add_argument("--split", choices=("val", "test"), default="val", help="where they go (val)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice (0)")
 

@@ -14,6 +14,7 @@ from comfyui_lorweb.nodes import host
 from comfyui_lorweb.nodes.analogies import EncodeAnalogies
 from comfyui_lorweb.nodes.loaders import LoadBasis, LoadImageEncoder
 from comfyui_lorweb.nodes.preview import PreviewCoefficients
+from refusals import expect
 from seeded_basis import make_coefficients, make_loaded_basis
 from tiny_flux import TINY, build_flux
 
@@ -34,16 +35,6 @@ def write_basis(folder):
     name = f"{folder.name}.safetensors"
     save_basis(folder / name, {"transformer_blocks.0.attn.to_q": LAYER}, RouterSettings())
     return name
-
-
-def expect(error, words, function, *arguments):
-    try:
-        function(*arguments)
-    except error as raised:
-        missing = [word for word in words if word not in str(raised)]
-        assert not missing, (missing, str(raised))
-        return
-    raise AssertionError(f"{error.__name__} expected")
 
 
 def check_a_basis_is_read_again_when_its_sidecar_comes_or_changes():

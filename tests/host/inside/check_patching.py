@@ -11,6 +11,7 @@ from comfyui_lorweb.lorweb_core.mixing import mix_layer
 from comfyui_lorweb.lorweb_core.settings import RouterSettings
 from comfyui_lorweb.nodes.apply import ApplyMixedLoRA
 from comfyui_lorweb.nodes.sockets import LoadedBasis
+from refusals import expect
 from seeded_basis import make_coefficients, make_loaded_basis
 from tiny_flux import TINY, build_flux, sample_once
 
@@ -22,16 +23,6 @@ def apply(model, loaded, coefficients, strength=1.0, mode="auto"):
 def assert_same(first, second, tolerance=3e-6):
     """Compare relative to the size of the latents, as float32 sums in another order differ."""
     assert (first - second).abs().max() <= tolerance * first.abs().max(), (first - second).abs().max()
-
-
-def expect(error, words, function, *arguments):
-    try:
-        function(*arguments)
-    except error as raised:
-        missing = [word for word in words if word not in str(raised)]
-        assert not missing, (missing, str(raised))
-        return
-    raise AssertionError(f"{error.__name__} expected")
 
 
 def check_both_modes_agree_and_change_the_picture():

@@ -35,7 +35,7 @@ def main():
     import nodes  # noqa: F401 - the host's own module, so that nobody takes ours for it
 
     load_by_path("comfyui_lorweb", Path(pack_root) / "__init__.py", submodule_search_locations=[pack_root])
-    for helper in ("tiny_flux", "seeded_basis"):
+    for helper in ("tiny_flux", "seeded_basis", "refusals"):
         load_by_path(helper, Path(__file__).parent / f"{helper}.py")
     checks = load_by_path("checks", check_file)
     results = {}
