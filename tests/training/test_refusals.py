@@ -98,4 +98,4 @@ def test_sampling_into_a_place_that_cannot_be_written_is_refused(sample_words, t
 def test_sampling_takes_at_least_one_step(sample_words, capsys):
     with pytest.raises(SystemExit):
         sample([*sample_words, "--steps", "0"])
-    assert "not a whole number of at least 1" in capsys.readouterr().err
+    assert "expected a whole number of at least 1; got 0" in capsys.readouterr().err
