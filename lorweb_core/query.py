@@ -9,6 +9,7 @@ tests/golden/query.json.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -121,6 +122,25 @@ def embed_analogy(
         return join_embeddings(settings.query_mode, [encode(batch) for batch in batches])
     embeddings = encode(torch.cat(batches))
     return join_embeddings(settings.query_mode, embeddings.split([len(batch) for batch in batches]))
+
+
+def embed_once(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return `encode` with a memory: of pictures that come again, such as b with every pair, the embedding is kept.
+
+    Args:
+        encode: pictures [n, H, W, 3], float 0–1 → image embeddings [n, P].
+    Returns: the same function; it holds P numbers for each different picture, for as long as it lives.
+    """
+    known: dict[tuple[torch.Size, bytes], Tensor] = {}
+
+    def encode_new(images: Tensor) -> Tensor:
+        keys = [(image.shape, hashlib.blake2b(image.cpu().contiguous().numpy().data).digest()) for image in images]
+        new = {key: position for position, key in enumerate(keys) if key not in known}
+        if new:
+            known.update(zip(new, encode(images[list(new.values())]), strict=True))
+        return torch.stack([known[key] for key in keys])
+
+    return encode_new
 
 
 def _require_mode(query_mode: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..lorweb_core.averaging import AVERAGES, average_analogies
 from ..lorweb_core.errors import ShapeError
 from ..lorweb_core.pair_folder import PicturePair, find_pairs, read_picture
-from ..lorweb_core.query import embed_analogy
+from ..lorweb_core.query import embed_analogy, embed_once
 from . import host
 from .loaders import fingerprint_file
 from .sockets import BASIS, COEFFICIENTS, LoadedBasis
@@ -104,13 +104,10 @@ class EncodeAnalogies:
                 got="neither connected pictures nor a folder",
                 remedy="Connect images_a and images_a_prime, or name a folder below ComfyUI's input folder.",
             )
-        progress = host.Progress(len(pairs))
-        queries = []
-        for _, read in pairs:
-            queries.append(_embed_pair(basis[0], clip_vision[0], *read(), image_b))
-            progress.step()
+        loaded = basis[0]
+        queries = _embed_pairs(loaded, clip_vision[0], pairs, image_b)
         names = [name for name, _ in pairs]
-        coefficients, spread = average_analogies(basis[0].basis, queries, names=names, average=average[0])
+        coefficients, spread = average_analogies(loaded.basis, queries, names=names, average=average[0])
         report = spread.describe()
         return {"ui": {"text": [report]}, "result": (coefficients, report)}
 
@@ -138,17 +135,14 @@ def _read_pair(pair: PicturePair) -> tuple[Tensor, Tensor]:
     return read_picture(pair.before), read_picture(pair.after)
 
 
-def _embed_pair(loaded: LoadedBasis, clip_vision: Any, before: Tensor, after: Tensor, image_b: list[Tensor]) -> Tensor:  # noqa: ANN401
-    """Return the query embedding [B, Q] of one pair with all pictures b."""
-    embedded = [
-        embed_analogy(
-            loaded.basis.settings,
-            lambda images: embed_images(clip_vision, images, loaded.basis),
-            before,
-            after,
-            batch,
-            preprocessing=preprocessing_of(clip_vision),
-        )
-        for batch in image_b
-    ]
-    return torch.cat(embedded)
+def _embed_pairs(loaded: LoadedBasis, clip_vision: Any, pairs: list[Pair], image_b: list[Tensor]) -> list[Tensor]:  # noqa: ANN401
+    """Return each pair's query embedding [B, Q] with all pictures b, which are embedded with the first pair only."""
+    progress, fit = host.Progress(len(pairs)), preprocessing_of(clip_vision)
+    embed = embed_once(lambda images: embed_images(clip_vision, images, loaded.basis))
+    queries = []
+    for _, read in pairs:
+        pair = read()
+        with_each = [embed_analogy(loaded.basis.settings, embed, *pair, batch, preprocessing=fit) for batch in image_b]
+        queries.append(torch.cat(with_each))
+        progress.step()
+    return queries

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from lorweb_core.encoder import load_image_encoder
 from lorweb_core.errors import ImageError, SettingsError, ShapeError
-from lorweb_core.query import embed_analogy, join_embeddings, pictures_to_embed
+from lorweb_core.query import embed_analogy, embed_once, join_embeddings, pictures_to_embed
 from lorweb_core.settings import QUERY_MODES, RouterSettings
 from tests.pictures import GOLDEN, golden_picture, noise, write_tiny_clip
 
@@ -167,6 +167,23 @@ def test_a_pair_given_once_is_encoded_once_and_all_pictures_in_one_batch(encoder
     assert (fitted - apart).abs().max() < 5e-6
     embed_analogy(RouterSettings(), encode, noise(40, 50), noise(40, 50), noise(40, 50))
     assert batches[4:] == [(3, 40, 50, 3)]
+
+
+@pytest.mark.parametrize("mode", QUERY_MODES)
+def test_b_of_many_pairs_is_encoded_once_and_every_query_stays_the_same(encoder, mode):
+    chosen, b, sizes = RouterSettings(query_mode=mode), noise(60, 44, batch=2), []
+    encode = embed_once(lambda images: sizes.append(len(images)) or encoder.embed(images))
+    for seed in (1, 2, 1):
+        pair = noise(40, 50, seed=seed), noise(30, 50, seed=seed + 10)
+        query = embed_analogy(chosen, encode, *pair, b, preprocessing=encoder.preprocessing)
+        assert (query - embed_analogy(chosen, encoder.embed, *pair, b)).abs().max() < 5e-6
+    if mode in SEPARATE_MODES:
+        assert sizes == ([2, 2] if mode == "ca'-ca" else [4, 2])
+
+
+def test_a_picture_of_another_shape_with_the_same_bytes_is_another_picture():
+    encode = embed_once(lambda images: torch.full((len(images), 1), float(images.shape[1])))
+    assert [float(encode(torch.zeros(1, *shape, 3))) for shape in ((2, 8), (8, 2), (4, 4))] == [2.0, 8.0, 4.0]
 
 
 def test_fitted_and_full_size_pictures_give_one_query(encoder):
