@@ -8,9 +8,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from .trainable import TrainableKontext
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+Item = TypeVar("Item")
 
 
 class Processes:
@@ -38,9 +40,11 @@ class Processes:
     """
 
     def __init__(self, device: str = "auto", *, strategy: str = "ddp") -> None:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
-        self._accelerator: Accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+        # Without the view every process would hold the gradients twice: 3.3 GB more for the published basis.
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        self._accelerator: Accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
         self.rank: int = self._accelerator.process_index
         self.world_size: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
@@ -94,6 +98,10 @@ class Processes:
         return (
             nullcontext() if is_last or self.world_size == 1 or self.is_sharded else self._accelerator.no_sync(module)
         )
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return this process's part of some work that all of them have before them."""
+        return items[self.rank :: self.world_size]
 
     def mean(self, value: float) -> float:
         """Return the mean over all processes."""

@@ -1,16 +1,16 @@
 """Embeddings and latents that are computed once and kept on disk, each under everything that it depends on.
 
-With `data.cache` unset, prompts live in memory (1 MB each at 128 tokens, 4 MB at 512) and nothing else is kept.
+With `data.cache` unset, prompts live in memory (1 MB each at 128 tokens, 4 MB at 512) and nothing else is kept. With it
+the processes of a run share the work: each makes its part, and then what it still misses, as on another machine's disk.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -24,6 +24,7 @@ from .data.cache import TensorCache, text_key
 from .data.encoder_pictures import EncoderPictures
 from .data.index import PairRecord
 from .data.quadruplets import collate_quadruplets
+from .distributed import Item, Processes
 from .kontext import DTYPES
 from .model_source import ModelSource, read_transformer_config
 
@@ -32,11 +33,11 @@ _PICTURES_AT_A_TIME = 32
 
 
 def cached_captions(
-    config: TrainConfig, source: ModelSource, prompts: Sequence[str], device: torch.device
+    config: TrainConfig, source: ModelSource, prompts: Sequence[str], processes: Processes
 ) -> Callable[[str], tuple[Tensor, Tensor]]:
     """Return prompt → (prompt_embeds, pooled), made now for all prompts; kept on disk when `data.cache` is set."""
     options: dict[str, Any] = {
-        "max_tokens": config.text.max_tokens, "dtype": DTYPES[config.base.dtype], "device": device,
+        "max_tokens": config.text.max_tokens, "dtype": DTYPES[config.base.dtype], "device": processes.device,
     }  # fmt: skip
     transformer_config = read_transformer_config(source)
     if config.data.cache is None or not has_text_encoders(source.components):
@@ -48,17 +49,22 @@ def cached_captions(
         "dtype": config.base.dtype,
     }
     cache = TensorCache(config.data.cache, fingerprint)
-    missing = [prompt for prompt in prompts if cache.missing([text_key(prompt), f"{text_key(prompt)}.pooled"])]
-    if missing:
+
+    def make(wanted: Sequence[str]) -> None:
+        missing = [prompt for prompt in wanted if cache.missing([text_key(prompt), f"{text_key(prompt)}.pooled"])]
+        if not missing:
+            return
         for prompt, pair in encode_captions(missing, source.components, transformer_config, **options):
             cache.put(text_key(prompt), pair[0])
             cache.put(f"{text_key(prompt)}.pooled", pair[1])
         cache.flush()
+
+    _make_together(make, prompts, cache, processes)
     return lambda prompt: (_held(cache, text_key(prompt)), _held(cache, f"{text_key(prompt)}.pooled"))
 
 
 def cached_embeddings(
-    config: TrainConfig, encoder: ImageEncoder, records: Sequence[PairRecord]
+    config: TrainConfig, encoder: ImageEncoder, records: Sequence[PairRecord], processes: Processes
 ) -> Callable[[str], Tensor]:
     """Return picture key → [P] for every picture of these pairs, made now where missing."""
     folder = config.data.cache or Path("cache")
@@ -71,7 +77,33 @@ def cached_embeddings(
         "preprocessing": vars(encoder.preprocessing),
     }
     cache = TensorCache(folder, fingerprint)
-    pictures = EncoderPictures(records, encoder.preprocessing, known=cache.keys(), on_bad_data=config.data.on_bad_data)
+
+    def make(wanted: Sequence[PairRecord]) -> None:
+        for key, embedding in _embed_pictures(config, encoder, wanted, known=cache.keys()):
+            cache.put(key, embedding)
+        cache.flush()
+
+    _make_together(make, records, cache, processes)
+    return lambda key: _held(cache, key)
+
+
+def _make_together(
+    make: Callable[[Sequence[Item]], None], items: Sequence[Item], cache: TensorCache, processes: Processes
+) -> None:
+    """Have each process make its share of what is missing, then whatever no other has left where it can be seen."""
+    make(processes.share(items))
+    if processes.world_size == 1:
+        return
+    processes.wait()
+    cache.refresh()
+    make(items)
+
+
+def _embed_pictures(
+    config: TrainConfig, encoder: ImageEncoder, records: Sequence[PairRecord], known: Collection[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Give picture key and embedding [P] of every picture of these pairs that is not known."""
+    pictures = EncoderPictures(records, encoder.preprocessing, known=known, on_bad_data=config.data.on_bad_data)
     loader: DataLoader[Any] = DataLoader(
         pictures, batch_size=_PICTURES_AT_A_TIME, collate_fn=collate_quadruplets, num_workers=config.data.workers
     )
@@ -79,11 +111,7 @@ def cached_embeddings(
         if not batch:
             continue
         embeddings = encoder.embed(batch["images"].flatten(0, 1).float() / 255)
-        keys = [key for pair in batch["keys"] for key in pair]
-        for key, embedding in zip(keys, embeddings, strict=True):
-            cache.put(key, embedding)
-    cache.flush()
-    return lambda key: _held(cache, key)
+        yield from zip([key for pair in batch["keys"] for key in pair], embeddings, strict=True)
 
 
 def latent_cache(config: TrainConfig, source: ModelSource) -> TensorCache:

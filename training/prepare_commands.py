@@ -17,7 +17,7 @@ from .data.importers.building import Found, build_pairs, build_triplets
 from .data.index import PairIndex, PairRecord, TripletIndex, open_index
 from .data.problems import DataError, Problem, as_json, as_text, errors_among, stop_if_wanted
 from .data.splits import held_out_tasks, hold_out
-from .data.validation import check_pairs, check_triplets, without_errors
+from .data.validation import check_pairs, check_triplets, usable_pairs, without_errors
 
 EXIT_FINE, EXIT_PROBLEMS = 0, 1
 
@@ -96,12 +96,20 @@ def check(options: argparse.Namespace) -> int:
 
 
 def split(options: argparse.Namespace) -> int:
-    """Pair index → the same with tasks and pairs held out."""
+    """Pair index → the same with tasks and pairs held out; what headers show to be unusable stays where it is."""
     index, names = PairIndex.read_index(options.index), options.hold_out_tasks
     tasks = int(names[0]) if len(names) == 1 and names[0].isdigit() else names
-    records = hold_out(
-        index.records, tasks=tasks, pairs_per_task=options.hold_out_pairs, split=options.split, seed=options.seed
-    )
+    usable, problems = usable_pairs(index.records)
+    divided = {
+        record.id: record
+        for record in hold_out(
+            usable, tasks=tasks, pairs_per_task=options.hold_out_pairs, split=options.split, seed=options.seed
+        )
+    }
+    records = [divided.get(record.id, record) for record in index.records]
+    if len(divided) < len(records):
+        print(f"not held out: {len(records) - len(divided)} pair(s) that cannot be used", file=sys.stderr)
+        print(as_text(errors_among(problems)), file=sys.stderr)
     PairIndex(records).write_index(options.out or options.index)
     counts = sorted(Counter(record.split for record in records).items())
     print(", ".join(f"{count} {name} pair(s)" for name, count in counts))

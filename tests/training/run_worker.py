@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from training import captions
 from training.config_reading import read_config
 from training.distributed import Processes
 from training.interruption import listen_for_signals
@@ -22,6 +23,9 @@ from training.train import assemble
 folder, *overrides = sys.argv[1:]
 config = read_config("tiny.yaml", [override.replace("{rank}", os.environ["RANK"]) for override in overrides])
 processes = Processes("cpu", strategy=config.run.strategy)
+encoded = []
+encode = captions._encode
+captions._encode = lambda caption, *arguments: encoded.append(caption) or encode(caption, *arguments)
 with listen_for_signals() as stop:
     loop, state = assemble(config, processes, stop, resume=os.environ.get("RESUME"))
     limit = int(os.environ.get("OUT_OF_MEMORY_ABOVE", 0))
@@ -46,6 +50,7 @@ facts = {
     "step": state.step,
     "micro_batch_size": state.micro_batch_size,
     "losses": loop.losses,
+    "encoded": encoded,
     "sharded_share": sum(p.to_local().numel() for p in state.model.parameters() if hasattr(p, "to_local"))
     / sum(p.numel() for p in state.model.parameters() if not p.requires_grad),
     "weights": digest.hexdigest(),

@@ -83,6 +83,20 @@ def test_out_of_memory_in_one_process_halves_the_micro_batch_of_all(tiny_config,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("disk", ["shared", "disk-{rank}"])
+def test_processes_share_the_work_of_filling_caches(tiny_config, tiny_overrides, tiny_parts, tmp_path, disk):
+    """On one disk every prompt is encoded once; on disks of their own each process makes what it still lacks."""
+    options = ("run.steps=2", "text.caption_source=a", f"base.model={tiny_parts / 'model-with-text'}")
+    single = train(tiny_config(*options, "run.name=one"))
+    cache = ("data.cache_embeddings=true", f"data.cache={tmp_path / disk}", "run.name=two")
+    ranks = _torchrun(tmp_path / "ranks", tiny_overrides(*options, *cache))
+    assert ranks[0]["losses"] == pytest.approx(single.losses, abs=1e-5)
+    first, second = (set(facts["encoded"]) for facts in ranks)
+    assert all(len(facts["encoded"]) == len(set(facts["encoded"])) > 0 for facts in ranks)
+    assert not first & second if disk == "shared" else first == second
+
+
+@pytest.mark.slow
 def test_machines_with_checkpoints_of_their_own_do_not_drift_apart(tiny_config, tiny_overrides, tmp_path):
     train(tiny_config("run.steps=1", f"run.folder={tmp_path / 'disk-0'}"))
     overrides = tiny_overrides("run.steps=3", f"run.folder={tmp_path / 'disk-{rank}'}")

@@ -8,6 +8,7 @@ import torch
 from training import captions
 from training.data.cache import TensorCache
 from training.data.index import PairIndex
+from training.distributed import Processes
 from training.embedding_cache import cached_captions
 from training.kontext import Codec
 from training.latents import GridLatents, tile_cells
@@ -58,10 +59,10 @@ def test_text_encoders_are_loaded_once_for_any_number_of_prompts_and_not_for_kno
     config = tiny_config(f"base.model={tiny_parts / 'model-with-text'}", f"data.cache={tmp_path / 'cache'}")
     source = find_source(config.base.model, None, None)
     prompts = [f"prompt {number}" for number in range(300)]
-    look_up = cached_captions(config, source, prompts, torch.device("cpu"))
+    look_up = cached_captions(config, source, prompts, Processes("cpu"))
     assert look_up("prompt 299")[0].shape == (24, 32)
     assert len(loads) == 1
-    cached_captions(config, source, prompts, torch.device("cpu"))
+    cached_captions(config, source, prompts, Processes("cpu"))
     assert len(loads) == 1
 
 

@@ -55,6 +55,23 @@ def test_named_tasks_are_held_out_to_another_file(pictures: Path, capsys: pytest
     assert "Did you mean 'ink'?" in capsys.readouterr().err
 
 
+def test_broken_pairs_are_not_the_ones_held_out(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = pictures / "pairs.jsonl"
+    prepare("folders", pictures, "--out", index)
+    prepare("split", index, "--hold-out-pairs", "1", "--out", pictures / "whole.jsonl")
+    first = [r for r in PairIndex.read_index(pictures / "whole.jsonl").records if r.split == "val"]
+    for record in first:
+        record.after.write_bytes(b"no picture any more")
+    capsys.readouterr()
+    assert prepare("split", index, "--hold-out-pairs", "1") == 0
+    assert "not held out: 3 pair(s) that cannot be used" in capsys.readouterr().err
+    second = PairIndex.read_index(index).records
+    assert len(second) == 12
+    held = [r for r in second if r.split == "val"]
+    assert sorted(r.task for r in held) == ["ink", "night", "snow"]
+    assert not {r.id for r in held} & {r.id for r in first}
+
+
 def test_the_check_lists_and_writes_the_good_rest(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index, good = pictures / "pairs.jsonl", pictures / "good.jsonl"
     prepare("folders", pictures, "--out", index)
