@@ -5,9 +5,10 @@ import shutil
 import pytest
 
 from training.demo.__main__ import basis_config
-from training.demo.scenes import MODEL_FOLDER
+from training.demo.scenes import MODEL_FOLDER, validation_edits
 from training.evaluate import main
-from training.evaluation.ablation import variants
+from training.evaluation.ablation import prepare_demo, variants, write_test_pictures
+from training.evaluation.errors import EvaluationError
 
 needs_model = pytest.mark.skipif(not (MODEL_FOLDER / "basis.safetensors").is_file(), reason="no demo model")
 
@@ -38,6 +39,19 @@ def test_trained_variants_are_measured_on_held_out_parameters(tmp_path, capsys):
     assert drawn > copied + 6
     assert "read large differences only" in table
     assert (tmp_path / "evaluation" / "results" / "sheet-01.png").is_file()
+
+
+def test_no_edit_of_the_test_is_one_on_which_rates_were_chosen(tmp_path):
+    tested = {analogy.sample.split("--")[0] for analogy in write_test_pictures(tmp_path, per_edit=1)}
+    assert len(tested) == 18
+    assert not tested & {edit.name for edit in validation_edits()}
+
+
+@needs_model
+def test_a_folder_made_with_other_pairs_is_not_taken_for_these(tmp_path):
+    prepare_demo(tmp_path, pairs_per_edit=1)
+    with pytest.raises(EvaluationError, match="Choose another --out folder"):
+        prepare_demo(tmp_path, pairs_per_edit=2)
 
 
 @needs_model

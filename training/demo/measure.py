@@ -67,13 +67,17 @@ class Split:
 
 def evaluation_splits() -> tuple[Split, ...]:
     """Return the three test sets; edits without parameters have nothing to hold out and count as seen."""
-    held_out = edits_of(kinds=TRAINED_KINDS, is_held_out=True)
-    chosen_on = validation_edits()
     return (
         Split("seen parameters", edits_of(kinds=TRAINED_KINDS, is_held_out=False)),
-        Split("held-out parameters", tuple(edit for edit in held_out if edit not in chosen_on)),
+        Split("held-out parameters", held_out_parameters()),
         Split("held-out edits", edits_of(kinds=HELD_OUT_KINDS)),
     )
+
+
+def held_out_parameters() -> tuple[Edit, ...]:
+    """Return the edits of trained kinds whose hue or amount is kept for testing; no rate was chosen on them."""
+    chosen_on = validation_edits()
+    return tuple(edit for edit in edits_of(kinds=TRAINED_KINDS, is_held_out=True) if edit not in chosen_on)
 
 
 def copy_b(analogies: Sequence[Analogy]) -> Tensor:

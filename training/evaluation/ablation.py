@@ -1,14 +1,15 @@
 """The paper's ablations on the demo's tiny Kontext: one command trains every variant and measures all on one set.
 
 Variants change one thing of the demo's `basis.yaml`; each is an ordinary `training.train` run, finished ones are reused
-and stopped ones resumed. The test set is the demo's held-out parameters, new scenes and photographs; a task is a kind
-of edit. Rates are the best of `training.demo.compare`'s sweep for the variant's family (gain N, gain 1, one LoRA), not
-swept per variant; seeds are one: read large differences only. `training.demo.compare` is the fair comparison of LoRWeB
-with one LoRA.
+and stopped ones resumed. The test set is the demo's held-out parameters without those on which rates were chosen, and
+the edits without parameters, on new scenes and photographs; a task is a kind of edit. Rates are the best of
+`training.demo.compare`'s sweep for the variant's family (gain N, gain 1, one LoRA), not swept per variant; seeds are
+one: read large differences only. `training.demo.compare` is the fair comparison of LoRWeB with one LoRA.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lorweb_core.encoder import ImageEncoder, load_image_encoder
+from lorweb_core.files import write_text_atomically
 
 from ..data.pictures import load_picture
 from ..demo.analogies import draw_analogies
@@ -27,7 +29,9 @@ from ..demo.compare import Contender, trained_basis
 from ..demo.dataset import INDEX_NAME, write_dataset
 from ..demo.demo_model import load_demo, to_art
 from ..demo.diffusers_folder import write_diffusers_folder
-from ..demo.scenes import MODEL_FOLDER, TEST_PHOTOS, TRAINED_KINDS, edits_of, to_image
+from ..demo.measure import held_out_parameters
+from ..demo.scenes import MODEL_FOLDER, PLAIN_KINDS, TEST_PHOTOS, edits_of, to_image
+from .errors import EvaluationError
 from .folder import EvaluationFolder, file_hash, save_picture
 from .generation import DrawnMethod
 from .samples import Analogy, PicturePart, Sample
@@ -90,11 +94,13 @@ def prepare_demo(out: Path, *, pairs_per_edit: int, model: Path = MODEL_FOLDER) 
         out: gets `kontext/`, `encoder/`, `untrained-encoder/` and `pairs/`; what is there is kept.
         pairs_per_edit: training pictures of every edit.
         model: the demo's model folder.
+    Raises: EvaluationError: when `out` was made from something else, since its runs would be reused.
     """
+    _require_same_origin(out, {"pairs_per_edit": pairs_per_edit, "base": file_hash(model / "base.safetensors")})
     if not (out / "kontext" / "model_index.json").is_file():
         write_diffusers_folder(model / "base.safetensors", out / "kontext")
-    if not (out / "encoder").is_dir():
-        shutil.copytree(model / "encoder", out / "encoder")
+    if not (out / "encoder" / "model.safetensors").is_file():
+        shutil.copytree(model / "encoder", out / "encoder", dirs_exist_ok=True)
     if not (out / "pairs" / INDEX_NAME).is_file():
         write_dataset(out / "pairs", pairs_per_edit=pairs_per_edit, seed=_PAIRS_SEED)
     return _write_untrained_encoder(out)
@@ -116,7 +122,7 @@ def train_variants(out: Path, chosen: Sequence[Variant], *, steps: int, seed: in
 
 def write_test_pictures(folder: Path, *, per_edit: int) -> list[Analogy]:
     """Write the test analogies' pictures, and return them as a set for `write_samples`."""
-    edits = [edit for edit in edits_of(kinds=TRAINED_KINDS) if edit.is_held_out or edit.kind in ("grey", "invert")]
+    edits = (*held_out_parameters(), *edits_of(kinds=PLAIN_KINDS))
     found = []
     for number, drawn in enumerate(draw_analogies(edits, per_edit=per_edit, seed=_TEST_SEED, photos=TEST_PHOTOS)):
         sample = f"{drawn.edit.name}--{number:04d}"
@@ -154,6 +160,19 @@ def demo_method(title: str, basis_file: Path, folder: EvaluationFolder, out: Pat
 def _encoder_of(basis_file: Path, out: Path) -> ImageEncoder:
     is_untrained = basis_file.name.startswith("untrained-encoder")
     return load_image_encoder(out / ("untrained-encoder" if is_untrained else "encoder"))
+
+
+def _require_same_origin(out: Path, origin: dict[str, object]) -> None:
+    file = out / "ablation-origin.json"
+    if not file.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(file, json.dumps(origin) + "\n")
+    elif (found := json.loads(file.read_text(encoding="utf-8"))) != origin:
+        raise EvaluationError(
+            expected=f"an --out folder made with {origin}",
+            got=f"{found} in {out}",
+            remedy="Choose another --out folder; its finished runs would be taken for those of these data.",
+        )
 
 
 def _write_untrained_encoder(out: Path) -> Path:
