@@ -58,9 +58,9 @@ def test_everything_shipped_is_below_twelve_megabytes():
 
 
 def test_the_base_edits_by_code_and_copies_without(analogies):
-    coded = score(base_method(BASE, has_code=True)(analogies), analogies)
+    coded = score(base_method(BASE, told="edit")(analogies), analogies)
     assert fmean(item.whole_db for item in coded) > 30
-    untold = base_method(BASE, has_code=False)(analogies)
+    untold = base_method(BASE, told="nothing")(analogies)
     assert psnr(untold, copy_b(analogies)) > 45
 
 
@@ -112,6 +112,34 @@ def test_pictures_of_ones_own_are_answered_and_broken_ones_are_named(tmp_path):
     paths[1].write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"a_prime\.png"):
         show_own(model, *paths)
+
+
+def test_own_pictures_are_read_upright_and_transparent_ones_on_white(tmp_path):
+    half = Image.new("RGB", (96, 96), "red")
+    half.paste("blue", (0, 0, 96, 48))
+    upright, turned, clear = (tmp_path / name for name in ("upright.png", "turned.jpg", "clear.png"))
+    half.save(upright)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise to be upright
+    half.rotate(90).save(turned, exif=exif, quality=95)
+    Image.new("RGBA", (96, 96), (0, 0, 0, 0)).save(clear)
+    picture, _ = show_own(load_demo(), upright, turned, clear)
+    columns = [np.asarray(picture.crop((x, 0, x + 96, 96)), np.float32) for x in (0, 102, 204)]
+    assert np.abs(columns[0] - columns[1]).max() < 30
+    assert columns[2].min() == 255
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "out").write_text("in the way")
+    monkeypatch.setattr("sys.argv", ["show", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "Choose another folder with --out" in capsys.readouterr().err
+
+
+def test_told_the_kind_alone_the_base_takes_the_parameter_from_a_prime(analogies):
+    scores = score(base_method(BASE, told="kind")(analogies), analogies)
+    assert fmean(item.whole_db for item in scores) > 30
 
 
 @pytest.mark.parametrize("words", [["--a", "x.png"], ["--a", "", "--a-prime", "", "--b", "x.png"]])

@@ -3,10 +3,10 @@
     python -m training.demo.compare --out runs/demo --sweep-steps 300 --steps 1200 --seeds 3
 
 Needs what `python -m training.demo` leaves in --out. Every run is an ordinary `training.train` run in that folder;
-finished ones are reused, stopped ones resumed. Writes comparison.md (mean ± standard deviation over the seeds, and how
-many numbers each method trains, with and without its router) and comparison.png (a | a′ | b | answers of seed 0 | b′).
-The test is looked at once, after the rates are fixed. `--only METHOD …` trains these methods and stops before the test:
-one process a core, then once more without it.
+finished ones are reused, stopped ones resumed. Writes comparison.md (mean ± standard deviation of the seeds
+themselves, and how many numbers each method trains, with and without its router) and comparison.png (a | a′ | b |
+answers of seed 0 | b′). The test is looked at once, after the rates are fixed. `--only METHOD …` trains these methods
+and stops before the test: one process a core, then once more without it.
 """
 
 from __future__ import annotations
@@ -104,16 +104,21 @@ def report(out: Path, encoder: ImageEncoder, swept: Mapping[str, tuple[str, list
     runs = {name: files for name, (_, files) in swept.items()}
     methods: dict[str, Method] = {
         "copy b": copy_b,
-        "base alone": base_method(base, has_code=False),
-        "base with code": base_method(base, has_code=True),
+        "base alone": base_method(base, told="nothing"),
+        "base told the kind": base_method(base, told="kind"),
+        "base with code": base_method(base, told="edit"),
     }
     for name, files in runs.items():
         methods |= {f"{name}#{seed}": basis_method(out, file, encoder) for seed, file in enumerate(files)}
     scores = measure(methods, per_edit=per_edit, seed=TEST_SEED)
     contact_sheet({name: methods[f"{name}#0"] for name in runs}, seed=TEST_SEED + 1).save(out / "comparison.png")
     lines = ["## Rates (adapters/router), on validation analogies, seed 0", "", *(line for line, _ in swept.values())]
-    lines += ["", "## Test, mean ± deviation over seeds: whole / changed region in dB, share right", ""]
-    lines += _test_table(scores, ("copy b", "base alone", "base with code", *runs))
+    lines += [
+        "",
+        "## Test, mean ± deviation of the seeds themselves: whole / changed region in dB, share right",
+        "",
+    ]
+    lines += _test_table(scores, ("copy b", "base alone", "base told the kind", "base with code", *runs))
     lines += ["", "## Numbers trained", "", *(_capacity(name, files[0]) for name, files in runs.items())]
     return "\n".join(lines) + "\n"
 

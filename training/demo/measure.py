@@ -3,7 +3,8 @@
     python -m training.demo.measure --basis LoRWeB=basis.safetensors --basis "one LoRA"=lora.safetensors --out FOLDER
 
 Test analogies use new scenes and photographs that no training step saw. Sets: seen parameters, held-out parameters
-(hue of its kind, or amount), held-out edits (whole kinds). Numbers are means over analogies, kinds weighing alike.
+(hue of its kind, or amount), held-out edits (whole kinds): held out from encoder and basis, not from the base. Numbers
+are means over analogies, kinds weighing alike.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 import numpy as np
 import torch
@@ -85,13 +87,17 @@ def copy_b(analogies: Sequence[Analogy]) -> Tensor:
     return torch.from_numpy(np.stack([analogy.pictures[2] for analogy in analogies]))
 
 
-def base_method(base: Path, *, has_code: bool) -> Method:
-    """Return the base alone: with the edit given as its code (the ceiling), or told nothing."""
+def base_method(base: Path, *, told: Literal["nothing", "kind", "edit"]) -> Method:
+    """Return the base alone: told nothing, the kind alone (hue and amount come from a′), or the edit (the ceiling).
+
+    What it does told the kind alone is what a basis can reach by choosing kinds; it trained on every hue and amount.
+    """
     model = load_base(base)
 
     def run(analogies: Sequence[Analogy]) -> Tensor:
         prompt, pooled = null_prompt(len(analogies))
-        code = torch.stack([edit_code(analogy.edit) for analogy in analogies]) if has_code else pooled
+        codes = [edit_code(analogy.edit, has_parameter=told == "edit") for analogy in analogies]
+        code = pooled if told == "nothing" else torch.stack(codes)
         conditioning = Conditioning(context_latents(analogies), prompt, code, None, GUIDANCE)
         return _answer(lambda noisy, sigmas: predict_velocity(model, noisy, sigmas, conditioning), conditioning)
 
@@ -194,8 +200,9 @@ def main() -> None:
     bases = dict(item.split("=", 1) for item in arguments.basis)
     methods: dict[str, Method] = {
         "copy b": copy_b,
-        "base alone": base_method(base, has_code=False),
-        "base with code": base_method(base, has_code=True),
+        "base alone": base_method(base, told="nothing"),
+        "base told the kind": base_method(base, told="kind"),
+        "base with code": base_method(base, told="edit"),
         **{name: basis_method(arguments.model, Path(file), encoder) for name, file in bases.items()},
     }
     scores = measure(methods, per_edit=arguments.per_edit, seed=arguments.seed)

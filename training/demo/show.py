@@ -1,7 +1,8 @@
 """See the demo work: python -m training.demo.show [--out FOLDER] [--a A --a-prime A_PRIME --b B]
 
-Without pictures: one analogy of every kind of edit with held-out colours, on scenes and photographs that no training
-saw; demo.png shows a | a′ | b | b̂′ | b′. With pictures: theirs, as 12 × 12 art pixels, own.png: a | a′ | b | b̂′.
+Without pictures: one analogy of every kind of edit, on scenes and photographs that no training saw, with colours that
+encoder and basis never saw with that kind (the base did); demo.png shows a | a′ | b | b̂′ | b′. With pictures: theirs,
+as 12 × 12 art pixels, own.png: a | a′ | b | b̂′.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import torch
 from PIL import Image
 
 from lorweb_core.coefficient_summary import describe
-from lorweb_core.errors import ImageError
+from lorweb_core.errors import ImageError, OutputError
 
+from ..data.pictures import PictureError, load_picture
 from ..quiet import silence_libraries
 from .analogies import Analogy, draw_analogies, score
 from .demo_model import DemoModel, load_demo, to_art
@@ -87,13 +89,24 @@ def _line(analogy: Analogy, whole_db: float, is_right: bool) -> str:
 
 def _open(path: Path) -> Pixels:
     try:
-        with Image.open(path) as picture:
-            return to_art(picture)
-    except OSError as error:
+        return to_art(load_picture(path))
+    except PictureError as error:
         raise ImageError(
             expected=f"a picture at {path}",
-            got=str(error),
+            got=f"{error.kind}: {error.reason}",
             remedy="Give a PNG, JPEG or WebP file that opens elsewhere.",
+        ) from error
+
+
+def _save(picture: Image.Image, file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(file)
+    except OSError as error:
+        raise OutputError(
+            expected=f"to be able to write {file}",
+            got=error.strerror or str(error),
+            remedy="Choose another folder with --out.",
         ) from error
 
 
@@ -110,13 +123,12 @@ def main() -> None:
     if len(own) not in (0, 3):
         parser.error("expected all three of A, A_PRIME and B, or none; got one or two of them. Name the missing ones.")
     silence_libraries()
+    file = arguments.out / ("own.png" if own else "demo.png")
     try:
         picture, lines = show_own(load_demo(), *own) if own else show_bundled(load_demo())
-    except ImageError as error:
+        _save(picture, file)
+    except (ImageError, OutputError) as error:
         parser.exit(2, f"error: {error}\n")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file = arguments.out / ("own.png" if own else "demo.png")
-    picture.save(file)
     columns = f"a | a′ | b | answer{'' if own else ' | truth'}"
     lines += [_OWN_PICTURES, ""] if own else []
     print("\n".join([*lines, f"{columns}: {file}", NEXT_STEP]))
