@@ -122,7 +122,7 @@ def save_basis(
         on_progress: called after each tensor with (tensors done, tensors in all); may raise to stop.
     Raises:
         CheckpointError, SettingsError: when there is no layer, or layers and settings contradict each other.
-        OutputError: when the file cannot be written, or numbers leave the dtype's range.
+        OutputError: when the file cannot be written. RangeError: when numbers leave the dtype's range.
     """
     path = Path(path)
     tensors = {tensor_name(name, suffix): tensor for name in layers for suffix, tensor in _file_tensors(layers[name])}

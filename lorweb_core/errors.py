@@ -45,3 +45,7 @@ class ModelError(LoRWeBError):
 
 class OutputError(LoRWeBError):
     """A result cannot be written where it was asked for."""
+
+
+class RangeError(OutputError):
+    """Numbers do not fit into the dtype that a file was asked to have."""

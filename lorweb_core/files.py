@@ -21,7 +21,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from .errors import OutputError
+from .errors import OutputError, RangeError
 
 #: Names of number types in the header; source: the safetensors format's specification.
 DTYPE_NAMES = {
@@ -75,7 +75,7 @@ def write_safetensors_atomically(
         metadata: header strings.
         dtype: cast every tensor to it; None keeps each as it is.
         on_progress: called after each tensor with (tensors done, tensors in all); may raise to stop.
-    Raises: OutputError: when the file cannot be written, or numbers leave the dtype's range.
+    Raises: OutputError: when the file cannot be written. RangeError: when numbers leave the dtype's range.
     """
     # Wide numbers first keep every tensor aligned to its own size.
     ordered = sorted(tensors, key=lambda name: -(dtype or tensors[name].dtype).itemsize)
@@ -156,7 +156,7 @@ def _contiguous_bytes(tensor: Tensor, dtype: torch.dtype | None, name: str) -> m
     """Return the tensor's bytes in file order; a view when it already is contiguous in the right dtype."""
     cast = tensor.detach().to("cpu", dtype or tensor.dtype)
     if cast.dtype != tensor.dtype and not bool(torch.isfinite(cast).all()):
-        raise OutputError(
+        raise RangeError(
             expected=f"numbers of {name} within the range of {cast.dtype}",
             got=f"a largest magnitude of {float(tensor.abs().max()):.3g}",
             remedy="Write the file as bf16 or fp32.",

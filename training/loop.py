@@ -19,6 +19,7 @@ from lorweb_core.errors import LoRWeBError, ModelError
 
 from .batches import BatchEncoder
 from .config import TrainConfig
+from .data.problems import DataError
 from .distributed import Processes
 from .flow import draw_sigma, sample_generator
 from .interruption import StopRequest
@@ -29,6 +30,10 @@ from .trainable import TrainableKontext
 logger = logging.getLogger(__name__)
 #: How cuBLAS, the CUDA driver (bitsandbytes) and the CPU say it.
 _OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "DefaultCPUAllocator: can't allocate")
+#: The second one has the optimiser's moments beside it.
+_STEPS_TO_BE_SURE = 2
+#: How torch says that a loading process is gone; the system has killed it as a rule.
+_LOADER_GONE = ("DataLoader worker", "Pin memory thread")
 
 
 class DivergenceError(LoRWeBError):
@@ -46,7 +51,7 @@ class TrainingState:
         step: updates done (skipped ones included).
         bad_steps: steps skipped because of non-finite numbers.
         micro_batch_size: samples per forward pass; halved when memory runs out.
-        has_fitted: whether a whole step of this micro-batch was done; not saved.
+        fitted_steps: updates done with this micro-batch since memory was last used in another way; not saved.
     """
 
     model: TrainableKontext
@@ -55,7 +60,12 @@ class TrainingState:
     micro_batch_size: int
     step: int = 0
     bad_steps: int = 0
-    has_fitted: bool = False
+    fitted_steps: int = 0
+
+    @property
+    def has_fitted(self) -> bool:
+        """Whether a step is known to fit; the first one does not show it, as the optimiser's moments come after it."""
+        return self.fitted_steps >= _STEPS_TO_BE_SURE
 
 
 class SaveCallback(Protocol):
@@ -110,16 +120,34 @@ class Loop:
         """
         config = self.config
         while state.step < config.run.steps and not self._is_stopping():
-            batch = next(self.batches)
+            batch = self._next_batch(state)
             loss, norm = self._accumulate(state, batch)
             rate = self._update(state, norm)
             state.step += 1
+            state.fitted_steps += 1
             self._report(state, loss, norm, rate)
+            if state.step % config.checkpoint.every == 0 or state.step == config.run.steps:
+                self.callbacks.save(state, is_last=state.step == config.run.steps)
             if config.validation.every and state.step % config.validation.every == 0:
                 self.callbacks.validate(state)
-            if state.step % config.checkpoint.every == 0 and state.step < config.run.steps:
-                self.callbacks.save(state)
+                state.fitted_steps = 0
         self.callbacks.save(state, is_last=True)
+
+    def _next_batch(self, state: TrainingState) -> dict[str, Any]:
+        """Return this process's share of the step's batch; without loading processes the state is saved first."""
+        try:
+            return next(self.batches)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and not any(text in str(error) for text in _LOADER_GONE):
+                raise
+            if self.processes.world_size == 1:
+                self.callbacks.save(state, is_last=True)
+            raise DataError(
+                expected="the processes that load pictures to live as long as the run",
+                got=f"one that was ended from outside ({type(error).__name__}: {str(error)[:150]})",
+                remedy="It lacked memory as a rule: in a container give more shared memory (docker run --shm-size 8g), "
+                "or lower data.workers (0 loads in the main process); then --resume latest.",
+            ) from error
 
     def _is_stopping(self) -> bool:
         is_stopping = self.processes.any(self.stop.reason is not None)
@@ -131,7 +159,6 @@ class Loop:
         """Add up the gradients of a whole batch; returns (mean loss, gradient norm), halving what does not fit."""
         while (loss := self._forward_backward_if_it_fits(state, batch)) is None:
             self._halve_micro_batch(state)
-        state.has_fitted = True
         limit = self.config.optimiser.max_gradient_norm
         norm = nn.utils.clip_grad_norm_(state.model.trained_parameters(), math.inf if limit is None else limit)
         return self.processes.mean(loss), float(norm)
@@ -140,7 +167,7 @@ class Loop:
         """Return the mean loss of this process's share, gradients being those of all; None: halve and try again.
 
         Data-parallel gradients are exchanged while the backward pass runs, which a process without memory would leave
-        waiting. So until a step has fitted they are exchanged after it, when all processes know that all are done.
+        waiting. So until steps are known to fit they are exchanged after it, when all processes know that all are done.
         """
         overlaps = self.processes.world_size > 1 and not self.processes.is_sharded and state.has_fitted
         problem = None
@@ -198,6 +225,7 @@ class Loop:
         """Halve the micro-batch; the gradients of this step are computed anew with the same noise."""
         state.optimiser.zero_grad(set_to_none=True)
         state.micro_batch_size = (state.micro_batch_size + 1) // 2
+        state.fitted_steps = 0
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         logger.warning(

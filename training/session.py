@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lorweb_core.basis import Basis
 from lorweb_core.checkpoint import load_basis, save_basis
 from lorweb_core.encoder import load_image_encoder
-from lorweb_core.errors import CheckpointError, OutputError
+from lorweb_core.errors import CheckpointError, OutputError, RangeError, SettingsError
+from lorweb_core.settings import RouterSettings
 
 from .batches import GRID_MODES, BatchEncoder
 from .captions import CaptionTable
-from .checkpoints import random_states, restore_random_states, save_checkpoint
+from .checkpoints import random_states, save_checkpoint
 from .config import TrainConfig
 from .distributed import Processes
 from .embedding_cache import cached_captions, cached_embeddings, latent_cache
@@ -29,6 +32,8 @@ from .trainable import BasisShape, TrainableKontext
 from .training_data import TrainingData, open_training_data
 
 logger = logging.getLogger(__name__)
+#: Of a basis that training starts from: with another value its numbers mean something else.
+_SETTINGS_TO_KEEP = ("activation", "heads", "reduction", "query_mode")
 
 
 def build_encoders(
@@ -77,7 +82,7 @@ def build_state(config: TrainConfig, source: ModelSource, query_dim: int, proces
         dtype=DTYPES[config.basis.dtype], seed=config.run.seed, device=processes.device,
     )  # fmt: skip
     if config.basis.start_from is not None:
-        model.load_basis(load_basis(config.basis.start_from))
+        model.load_basis(load_start(config.basis.start_from, config.router_settings()))
     if config.base.compile:
         transformer.compile_repeated_blocks()
     decay = config.optimiser.ema_decay
@@ -90,6 +95,28 @@ def build_state(config: TrainConfig, source: ModelSource, query_dim: int, proces
         average=None if decay is None else MovingAverage(model.trained_state(), decay),
         micro_batch_size=min(config.run.micro_batch_size, config.run.batch_size // processes.world_size),
     )
+
+
+def load_start(path: Path, wanted: RouterSettings) -> Basis:
+    """Return the basis of `basis.start_from`.
+
+    Raises: SettingsError: when it was trained to be used in another way than the run would use it.
+    """
+    basis = load_basis(path)
+    pairs = {name: (getattr(basis.settings, name), getattr(wanted, name)) for name in _SETTINGS_TO_KEEP}
+    different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if different:
+        told = ", ".join(f"basis.{name} {theirs}" for name, (theirs, _) in different.items())
+        own = ", ".join(str(ours) for _, ours in different.values())
+        raise SettingsError(
+            expected=f"{told}, as {basis.name} was trained with",
+            got=own,
+            remedy="Set them to the same, or begin without basis.start_from.",
+        )
+    if basis.settings.encoder_id != wanted.encoder_id:
+        encoders = (basis.settings.encoder_id, wanted.encoder_id)
+        logger.warning("%s learned from %s; this run goes on with %s", basis.name, *encoders)
+    return basis
 
 
 def pack_state(state: TrainingState, config: TrainConfig) -> dict[str, Any]:
@@ -109,6 +136,8 @@ def pack_state(state: TrainingState, config: TrainConfig) -> dict[str, Any]:
 def restore_state(state: TrainingState, saved: dict[str, Any], config: TrainConfig) -> None:
     """Go on from a checkpoint's state; differing settings are named in the log.
 
+    torch's own random states are left to `restore_random_states`: building the rest of a run still draws from them.
+
     Raises: ShapeError: when the basis has other sizes. CheckpointError: when the optimiser is of another kind.
     """
     _check_optimiser(state, saved)
@@ -122,7 +151,6 @@ def restore_state(state: TrainingState, saved: dict[str, Any], config: TrainConf
     state.step, state.bad_steps = saved["step"], saved["bad_steps"]
     if saved["config"]["run"]["micro_batch_size"] == config.run.micro_batch_size:  # what was halved stays halved
         state.micro_batch_size = min(state.micro_batch_size, saved["micro_batch_size"])
-    restore_random_states(saved["random"])
 
 
 def class_name(value: object) -> str:
@@ -154,15 +182,23 @@ def differing_settings(before: dict[str, Any], now: dict[str, Any]) -> dict[str,
 
 
 def write_basis_file(path: Path, state: TrainingState, config: TrainConfig) -> None:
-    """Write the basis that the nodes load: the moving average's weights when there is one, the gain folded in."""
+    """Write the basis that the nodes load: the moving average's weights when there is one, the gain folded in.
+
+    Numbers beyond float16 are no reason to lose a checkpoint: the file is then bfloat16, and the log says so.
+    """
     tensors = None if state.average is None else state.average.tensors
-    save_basis(
-        path,
-        state.model.layers(tensors),
-        config.router_settings(),
-        dtype=DTYPES[config.checkpoint.dtype],
-        training={"step": state.step, "name": config.run.name, "resolution_px": config.data.resolution_px},
-    )
+    facts = {
+        "step": state.step,
+        "name": config.run.name,
+        "resolution_px": config.data.resolution_px,
+        "max_tokens": config.text.max_tokens,
+    }
+    write = partial(save_basis, path, state.model.layers(tensors), config.router_settings(), training=facts)
+    try:
+        write(dtype=DTYPES[config.checkpoint.dtype])
+    except RangeError as error:
+        logger.warning("%s is bfloat16, not %s: got %s", path.name, config.checkpoint.dtype, error.got)
+        write(dtype=DTYPES["bfloat16"])
 
 
 @dataclass

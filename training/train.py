@@ -24,7 +24,7 @@ import torch
 
 from lorweb_core.errors import CheckpointError, LoRWeBError, ModelError, OutputError, SettingsError
 
-from .checkpoints import list_checkpoints, load_checkpoint, load_latest
+from .checkpoints import list_checkpoints, load_checkpoint, load_latest, restore_random_states
 from .config import TrainConfig
 from .config_reading import read_config, write_config
 from .distributed import Processes
@@ -38,7 +38,7 @@ from .quiet import silence_libraries
 from .sampling import read_schedule
 from .session import CheckpointSaver, build_encoders, build_state, restore_state, write_basis_file
 from .training_data import training_batches
-from .validation import Validator, averaged_weights
+from .validation import ValidationResult, ValidationStoppedError, Validator, averaged_weights
 
 logger = logging.getLogger(__name__)
 EXIT_TO_CORRECT, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
@@ -127,7 +127,10 @@ def assemble(
         restore_state(state, saved, config)
     _require_one_step(state.step, processes)
     schedule = read_schedule(source.components)
-    validator = Validator(data.validation, encoder, config.validation, schedule, config.run.seed)
+    validator = Validator(
+        data.validation, encoder, config.validation, schedule, config.run.seed,
+        pause=lambda: _leave_validation(stop, processes),
+    )  # fmt: skip
     if processes.is_main:
         _tell_start(config, state.step, resume=resume, is_resumed=saved is not None)
     is_done = state.step >= config.run.steps  # no bar and no trackers for a run that has nothing left to do
@@ -135,6 +138,8 @@ def assemble(
     batches = training_batches(
         data, config, first_step=state.step, rank=processes.rank, world_size=processes.world_size
     )
+    if saved is not None:  # last: whatever is built draws from them
+        restore_random_states(saved["random"])
     is_saved = saved is not None and resume == "latest"
     callbacks = Callbacks(
         save=CheckpointSaver(config, processes, saved_step=state.step if is_saved else None),
@@ -206,18 +211,45 @@ def _make_folder(folder: Path) -> None:
 def _validate(
     validator: Validator, state: TrainingState, config: TrainConfig, monitor: Monitor, processes: Processes
 ) -> None:
-    folder = config.run_folder / "validation" / f"step-{state.step:09d}"
+    """Look at the run; what goes wrong with a look costs the look, not the run."""
     with averaged_weights(state):
-        values = validator.compute(state.model)
-    if processes.is_main:
-        try:
-            values.write(folder)
-        except (OSError, OutputError) as error:  # a full disk costs pictures, not the run
-            logger.error("the validation of step %d is not written: %s", state.step, error)
-        monitor.log(state.step, values.numbers)
-        for path in sorted(folder.glob("*.png")):
-            monitor.picture(state.step, f"validation/{path.stem}", path)
+        values = _values_if_it_fits(validator, state, processes)
+    if processes.is_main and values is not None:
+        _write_validation(values, state.step, config, monitor)
     processes.wait()
+
+
+def _values_if_it_fits(validator: Validator, state: TrainingState, processes: Processes) -> ValidationResult | None:
+    try:
+        return validator.compute(state.model)
+    except ValidationStoppedError:
+        logger.warning("the validation of step %d is left off", state.step)
+    except RuntimeError as error:
+        if processes.world_size > 1 or not is_out_of_memory(error):
+            raise
+        logger.error(
+            "no validation at step %d: out of memory (%s); set fewer validation.pictures or a smaller "
+            "run.micro_batch_size", state.step, str(error)[:150],
+        )  # fmt: skip
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _leave_validation(stop: StopRequest, processes: Processes) -> None:
+    if processes.any(stop.reason is not None):
+        raise ValidationStoppedError
+
+
+def _write_validation(values: ValidationResult, step: int, config: TrainConfig, monitor: Monitor) -> None:
+    folder = config.run_folder / "validation" / f"step-{step:09d}"
+    try:
+        values.write(folder)
+    except (OSError, OutputError) as error:  # a full disk costs pictures, not the run
+        logger.error("the validation of step %d is not written: %s", step, error)
+    monitor.log(step, values.numbers)
+    for path in sorted(folder.glob("*.png")):
+        monitor.picture(step, f"validation/{path.stem}", path)
 
 
 def _finish(config: TrainConfig, state: TrainingState, processes: Processes) -> Path | None:

@@ -7,7 +7,7 @@ held-out pairs of seen tasks, and held-out tasks. Every process computes the sam
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,6 +81,10 @@ def averaged_weights(state: TrainingState) -> Iterator[None]:
         state.model.load_trained_state(trained)
 
 
+class ValidationStoppedError(Exception):
+    """Somebody asked the run to stop in the middle of a validation; what is done so far is let go of."""
+
+
 @dataclass
 class Validator:
     """Fixed analogies and how they are looked at.
@@ -91,6 +95,8 @@ class Validator:
         config: sigmas, numbers of pictures and steps.
         schedule: sigmas for pictures.
         seed: of the noise.
+        pause: called before every forward pass, minutes lie between the first and the last; it may raise
+            ValidationStoppedError.
     """
 
     sets: dict[str, FixedSet]
@@ -98,6 +104,7 @@ class Validator:
     config: ValidationConfig
     schedule: SigmaSchedule
     seed: int
+    pause: Callable[[], None] = lambda: None
     _last_coefficients: Tensor | None = None
 
     def losses(self, model: TrainableKontext) -> dict[str, float]:
@@ -133,7 +140,10 @@ class Validator:
         return rows
 
     def compute(self, model: TrainableKontext) -> ValidationResult:
-        """Return losses, pictures and router health; the same on every process."""
+        """Return losses, pictures and router health; the same on every process.
+
+        Raises: ValidationStoppedError: when `pause` does.
+        """
         rows = {name: self.pictures(model, name) for name in self.sets if self.config.pictures}
         losses = self.losses(model)
         return ValidationResult(losses, {name: row for name, row in rows.items() if row}, self.health(model),
@@ -149,9 +159,10 @@ class Validator:
         encoded = self.encoder.encode(batch, slice(None))
         noise = self._noise(encoded.latents, places)
         ones = torch.ones(len(noise), device=noise.device)
-        per_sigma = [
-            model(encoded.latents, noise, ones * sigma, ones, encoded.conditioning) for sigma in self.config.sigmas
-        ]
+        per_sigma = []
+        for sigma in self.config.sigmas:
+            self.pause()
+            per_sigma.append(model(encoded.latents, noise, ones * sigma, ones, encoded.conditioning))
         return torch.cat(per_sigma).cpu()
 
     def _draw(self, model: TrainableKontext, batch: dict[str, Any], places: Sequence[int]) -> list[list[Tensor]]:
@@ -160,11 +171,12 @@ class Validator:
             **{**vars(encoded.conditioning), "guidance": self.config.picture_guidance},
         )
         sigmas = self.schedule.sigmas(self.config.picture_steps, target_tokens(encoded.latents))
-        latents = sample_latents(
-            lambda x, sigma: model.predict(x, sigma, picture_conditioning),
-            self._noise(encoded.latents, places),
-            sigmas,
-        )
+
+        def predict(x: Tensor, sigma: Tensor) -> Tensor:
+            self.pause()
+            return model.predict(x, sigma, picture_conditioning)
+
+        latents = sample_latents(predict, self._noise(encoded.latents, places), sigmas)
         answers = quadrants(self.encoder.grids.codec.decode(latents))[3]
         targets = batch["target"][: len(places)].permute(0, 2, 3, 1).float() / 255
         a, a_prime, b, b_prime = quadrants(targets)
