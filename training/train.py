@@ -28,7 +28,7 @@ from .checkpoints import list_checkpoints, load_checkpoint, load_latest, restore
 from .config import TrainConfig
 from .config_reading import read_config, write_config
 from .distributed import Processes
-from .interruption import StopRequest, listen_for_signals
+from .interruption import StopRequest, leave_lost_children_to_the_loader, listen_for_signals
 from .loop import Callbacks, Loop, TrainingState, is_out_of_memory
 from .model_source import find_source
 from .monitor import Monitor
@@ -138,6 +138,7 @@ def assemble(
     batches = training_batches(
         data, config, first_step=state.step, rank=processes.rank, world_size=processes.world_size
     )
+    leave_lost_children_to_the_loader()
     if saved is not None:  # last: whatever is built draws from them
         restore_random_states(saved["random"])
     is_saved = saved is not None and resume == "latest"
