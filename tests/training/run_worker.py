@@ -3,7 +3,8 @@
 torchrun --nproc-per-node 2 run_worker.py RESULT_FOLDER override…
 
 `{rank}` in an override becomes the number of the process. With OUT_OF_MEMORY_ABOVE=n the second process runs out of
-memory whenever it computes more than n samples at once, from step OUT_OF_MEMORY_FROM on; RESUME is what `--resume` takes.
+memory whenever it computes more than n samples at once, from step OUT_OF_MEMORY_FROM on; RESUME is what
+`--resume` takes.
 """
 
 import hashlib

@@ -78,7 +78,8 @@ def test_out_of_memory_in_one_process_halves_the_micro_batch_of_all(tiny_config,
     one = tiny_config(*OPTIONS, "run.name=one")
     single = train(one)
     options = (*OPTIONS, "run.name=two")  # four samples a process, of which two fit at once in the second one
-    ranks = _torchrun(tmp_path / "ranks", tiny_overrides(*options), OUT_OF_MEMORY_ABOVE="2", OUT_OF_MEMORY_FROM=str(first))
+    faults = {"OUT_OF_MEMORY_ABOVE": "2", "OUT_OF_MEMORY_FROM": str(first)}
+    ranks = _torchrun(tmp_path / "ranks", tiny_overrides(*options), **faults)
     assert [facts["micro_batch_size"] for facts in ranks] == [2, 2]
     assert ranks[0]["wrapper"] == "DistributedDataParallel"
     assert ranks[0]["weights"] == ranks[1]["weights"]

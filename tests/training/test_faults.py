@@ -1,4 +1,4 @@
-"""What goes wrong around a run and must not cost it: validation without memory, killed loaders, numbers beyond float16."""
+"""What goes wrong around a run and must not cost it: lack of memory, killed loaders, numbers beyond float16."""
 
 import logging
 import multiprocessing

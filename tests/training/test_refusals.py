@@ -8,6 +8,7 @@ import torch
 from lorweb_core.errors import LoRWeBError
 from training.arguments import open_device
 from training.sample import main as sample
+from training.train import main as train_main
 from training.train import train
 
 
@@ -99,3 +100,11 @@ def test_sampling_takes_at_least_one_step(sample_words, capsys):
     with pytest.raises(SystemExit):
         sample([*sample_words, "--steps", "0"])
     assert "expected a whole number of at least 1; got 0" in capsys.readouterr().err
+
+
+def test_several_tasks_of_srun_without_torchrun_are_refused(tiny_overrides, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert train_main(["--config", "tiny.yaml", *tiny_overrides("run.steps=1")]) == 2
+    assert "4 tasks of srun" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert train_main(["--config", "tiny.yaml", *tiny_overrides("run.steps=1")]) == 0
