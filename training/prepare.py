@@ -106,8 +106,8 @@ layout: control/x.jpg (strip a|a'|b), target/x.jpg (b'), target/x.txt (caption) 
 def _add_hf(subparsers: Subparsers) -> None:
     example = """hf owner/edits --pictures data/pictures --out data/pairs.jsonl --caption-column instruction
 
-sources: a .parquet file, a folder of them, an imagefolder (before_file_name, after_file_name), a saved data set,
-a hub id. Needs `pip install datasets`."""
+sources: a .parquet file, a folder of them, an imagefolder (before_file_name, after_file_name; also as a .zip), a
+saved data set, a hub id. Needs `pip install datasets`."""
     parser = _add(subparsers, "hf", commands.import_hf, "Hugging Face datasets: parquet, imagefolder, hub id", example)
     _add_import_arguments(parser, "file, folder or hub id", source_type=str)
     parser.add_argument("--pictures", type=Path, required=True, help="folder to write the tables' pictures into")
