@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -198,3 +199,23 @@ def test_it_runs_as_a_module(pictures: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("12 pair(s)")
+
+
+def test_a_terminal_without_some_characters_gets_others_and_nothing_fails(pictures: Path) -> None:
+    (pictures / "ink").rename(pictures / "雪 é")
+    (pictures / "雪 é" / "0001_before.png").write_bytes(b"no picture")
+    index = pictures / "pairs.jsonl"
+    imported = in_code_page("folders", str(pictures), "--out", str(index))
+    assert imported.returncode == 0
+    assert imported.stdout == f"11 pair(s) in 3 task(s) ? {index}\n"
+    assert "0001_before.png: unreadable" in imported.stderr
+    prepare("split", index, "--hold-out-tasks", "雪 é")
+    checked = in_code_page("check", str(index), "--json")
+    assert json.loads(checked.stdout)["held-out tasks"] == ["雪 é"]
+
+
+def in_code_page(*words: str) -> subprocess.CompletedProcess[str]:
+    """`training.prepare` in a process of its own, as under Windows or with its output redirected there."""
+    command = [sys.executable, "-m", "training.prepare", *words]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    return subprocess.run(command, env=environment, capture_output=True, encoding="cp1252", check=False)
