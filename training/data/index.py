@@ -196,7 +196,7 @@ def _hash_file_facts(paths: Iterable[Path]) -> str:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             expected=f"a readable pair index (JSONL, UTF-8) at {path}",

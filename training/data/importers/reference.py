@@ -14,7 +14,7 @@ from typing import Any
 from ..index import TripletRecord
 from ..problems import Problem
 from ..reference import tidy_caption
-from .building import picture_files, read_caption, require_folder
+from .building import folder_name, picture_files, read_caption, require_folder
 
 METADATA_NAME = "analogy_metadata.json"
 
@@ -34,8 +34,8 @@ def find_triplets(root: Path) -> tuple[list[TripletRecord], list[Problem]]:
     records = []
     for stem in sorted(controls.keys() & targets.keys()):
         entry = metadata.get(stem, {})
-        caption = str(entry.get("edit_prompt") or "") or read_caption(targets[stem].with_suffix(".txt"))
-        task = str(entry.get("category") or root.name)
+        caption = str(entry.get("edit_prompt") or "") or read_caption(targets[stem].with_suffix(".txt"), problems)
+        task = str(entry.get("category") or folder_name(root))
         records.append(TripletRecord(stem, task, controls[stem], targets[stem], 0, 0, tidy_caption(caption)))
     return records, problems
 
