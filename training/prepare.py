@@ -146,10 +146,13 @@ def _add_split(subparsers: Subparsers) -> None:
     example = """split mydata/pairs.jsonl --hold-out-tasks 2 --hold-out-pairs 1
   python -m training.prepare split mydata/pairs.jsonl --hold-out-tasks watercolour 'night to day'"""
     parser = _add(subparsers, "split", commands.split, "hold out tasks and pairs for validation", example)
-    parser.add_argument("index", type=Path, help="pair index; changed in place unless --out is given")
+    parser.add_argument("index", type=Path, help="pair or triplet index; changed in place unless --out is given")
     parser.add_argument("--out", type=Path, metavar="INDEX", help="write here instead")
     parser.add_argument("--hold-out-tasks", nargs="*", default=["0"], metavar="TASK", help="names, or how many (0)")
-    parser.add_argument("--hold-out-pairs", type=whole_number, default=0, metavar="N", help="of every other task (0)")
+    parser.add_argument(
+        "--hold-out-pairs", type=whole_number, default=0, metavar="N",
+        help="of every other task; of a triplet index at least so many triplets (0)",
+    )  # fmt: skip
     parser.add_argument("--split", choices=("val", "test"), default="val", help="where they go (val)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice (0)")
 
