@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_folders(subparsers: Subparsers) -> None:
     example = """folders mydata --out mydata/pairs.jsonl
 
-layouts (mydata itself may also be the one transformation):
+layouts (pairs in mydata itself are a transformation too, and folders may lie deeper):
   mydata/watercolour/0001_before.png  0001_after.png  [0001.txt]
   mydata/watercolour/before/0001.png  after/0001.png  [caption/0001.txt]
   mydata/watercolour/task.toml   optional: caption, reverse_caption, split, weight, bidirectional"""

@@ -318,9 +318,25 @@ def test_relation252k_in_other_shapes_is_read_and_the_rest_listed(tmp_path: Path
     (tmp_path / "4-D" / "labels.json").write_text("[1, 2", encoding="utf-8")
     found = relation252k.find_pairs(tmp_path)
     assert [(c.id, c.caption) for c in found.candidates] == [("1-A/x", "a"), ("2-B/Other/z", "d")]
-    assert [problem.kind for problem in found.problems] == ["missing", "missing", "missing", "few-pairs", "unreadable"]
+    assert [problem.kind for problem in found.problems] == ["missing", "missing", "missing", "unreadable", "few-pairs"]
     everything = relation252k.find_pairs(tmp_path, group=None)
     assert "1-A/Group2/y" in [candidate.id for candidate in everything.candidates]
+
+
+@pytest.mark.parametrize("above", ["Relation252K/train", "Relation252K", ""])
+def test_relation252k_has_its_tasks_however_deep_it_was_unpacked(tmp_path: Path, above: str) -> None:
+    for task in ("1-A", "2-B"):
+        for group in ("Group1", "Group2"):
+            write_strip(tmp_path / above / task / group / "0.png", ord(task[-1]))
+            write_labels(tmp_path / above / task / group, [label("0.png", f"{task} {group}")])
+    (tmp_path / "__MACOSX" / "1-A" / "Group1").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "1-A" / "Group1" / "labels.json").write_bytes(b"Mac OS X")
+    (tmp_path / above / "3-C").mkdir()
+    found = relation252k.find_pairs(tmp_path)
+    assert [(c.task, c.caption) for c in found.candidates] == [("1-A", "1-A Group1"), ("2-B", "2-B Group1")]
+    assert kinds(found) == {("3-C", "few-pairs")}
+    (one,) = relation252k.find_pairs(tmp_path / above / "1-A").candidates
+    assert (one.task, one.caption) == ("1-A", "1-A Group1")
 
 
 def encoded(seed: int, *, kind: str = "JPEG") -> bytes:
@@ -356,6 +372,21 @@ def test_webdataset_shards_are_unpacked_unchanged(tmp_path: Path) -> None:
     assert third.id == "train-001/x"
     assert first.before.read_bytes() == members["a/0001.before.jpg"]
     assert first.after.suffix == ".png"
+
+
+def test_webdataset_texts_beside_pictures_are_no_pictures(tmp_path: Path) -> None:
+    members = {
+        "._1.before.jpg": b"Mac OS X",
+        "1.before.JPEG": encoded(1), "1.before.txt": b"a house", "1.After.webp": encoded(2, kind="WEBP"),
+        "1.after.json": b"{}", "1.txt": b"\xef\xbb\xbfdraw it\r\n", "1.json": b"\xef\xbb\xbf{}",
+    }  # fmt: skip
+    (tmp_path / "ink").mkdir()
+    write_shard(tmp_path / "ink" / "a.TAR", members)
+    (tmp_path / "ink" / "._a.tar").write_bytes(b"Mac OS X")
+    found = webdataset.find_pairs([tmp_path / "ink"], tmp_path / "pictures")
+    assert not found.problems
+    (record,) = records_of(found)
+    assert (record.caption, record.task, record.before.read_bytes()) == ("draw it", "ink", encoded(1))
 
 
 def test_webdataset_members_cannot_leave_the_folder(tmp_path: Path) -> None:
