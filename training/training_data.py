@@ -132,7 +132,7 @@ def validation_outlook(
     reasons = _why_none_of_triplets(config) if triplets else _why_none_of_pairs(config, pairs)
     counts = {name: len(chosen) for name, chosen in sets.items()}
     told = {
-        name: f"{kind} tasks: " + (f"{counts[name]} analogies" if counts[name] else f"none, since {reasons[name]}")
+        name: f"{kind} tasks: " + (f"{counts[name]} item(s)" if counts[name] else f"none, since {reasons[name]}")
         for name, kind in _KINDS.items()
     }
     asked_for = {"seen": config.data.hold_out_pairs, "held_out": config.data.hold_out_tasks} if pairs else {}

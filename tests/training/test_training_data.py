@@ -85,7 +85,7 @@ def test_the_number_of_validation_analogies_is_told(tiny_config, caplog):
     data = open_training_data(config, None)
     assert {name: len(fixed.dataset) for name, fixed in data.validation.items()} == {"seen": 3, "held_out": 1}
     assert validation_lines(caplog) == [
-        ("INFO", "validation on seen tasks: 3 analogies; held-out tasks: 1 analogies"),
+        ("INFO", "validation on seen tasks: 3 item(s); held-out tasks: 1 item(s)"),
     ]
     assert validation_outlook(config, data.records).counts == {"seen": 3, "held_out": 1}
 
