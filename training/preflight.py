@@ -40,6 +40,7 @@ from .quantise import INSTALL, PACKAGES
 from .session import load_start
 from .single_file import check_header
 from .training_data import divided_pairs
+from .validation_outlook import ValidationOutlook, validation_outlook
 
 _CLIP_EMBEDDING_DIM = 768
 _MUCH_MEMORY_BYTES = 8e9
@@ -80,6 +81,7 @@ def _check_data(config: TrainConfig, report: PreflightReport) -> None:
     if not isinstance(index, PairIndex):
         report.lines.append(f"data: {len(index.records)} triplets")
         has_captions = config.text.caption_source != "none"
+        _tell_validation(validation_outlook(config, index.records), report)
         report.prompts = {""} | {record.caption for record in index.records if has_captions}
         return
     usable, problems = divided_pairs(config, index)
@@ -90,7 +92,14 @@ def _check_data(config: TrainConfig, report: PreflightReport) -> None:
         f"{len(tasks)} tasks of which {len(unseen)} held out, {len(problems)} remarks "
         "(`training.prepare check` lists them, decodes every file and may find more)"
     )
+    _tell_validation(validation_outlook(config, usable), report)
     report.prompts = set(all_captions(usable, config.text.caption_source))
+
+
+def _tell_validation(outlook: ValidationOutlook, report: PreflightReport) -> None:
+    report.lines.append(outlook.line)
+    if outlook.warning:
+        report.lines.append(f"remark: {outlook.warning}")
 
 
 def _check_base(config: TrainConfig, report: PreflightReport) -> None:

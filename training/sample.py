@@ -40,6 +40,7 @@ from .model_source import find_source, read_transformer_config
 from .previews import contact_sheet, quadrants, to_picture
 from .quiet import silence_libraries
 from .sampling import read_schedule
+from .terminal import let_terminal_replace
 
 logger = logging.getLogger(__name__)
 _PARTS = ("a", "a_prime", "b")
@@ -182,6 +183,7 @@ def draw_triplet(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    let_terminal_replace()
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     silence_libraries()

@@ -37,6 +37,7 @@ from .preflight import preflight_report
 from .quiet import silence_libraries
 from .sampling import read_schedule
 from .session import CheckpointSaver, build_encoders, build_state, restore_state, write_basis_file
+from .terminal import let_terminal_replace
 from .training_data import training_batches
 from .validation import Validator, leave_if
 from .validation_callback import ValidationCallback
@@ -227,6 +228,7 @@ def _finish(config: TrainConfig, state: TrainingState, processes: Processes) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    let_terminal_replace()
     text = (__doc__ or "").splitlines()
     examples = "\n".join(line[2:] for line in text if line.startswith("    "))
     parser = argparse.ArgumentParser(

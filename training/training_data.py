@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -20,20 +20,18 @@ from lorweb_core.errors import SettingsError
 from lorweb_core.preprocessing import Preprocessing
 
 from .config import DataConfig, TrainConfig
-from .data.buckets import cell_buckets
-from .data.drawing import DrawSettings, Quadruplet
-from .data.index import PairIndex, PairRecord, TripletIndex, TripletRecord, open_index
+from .data.drawing import DrawSettings
+from .data.index import PairIndex, PairRecord, TripletIndex, open_index
 from .data.problems import Problem, errors_among
 from .data.quadruplets import BucketBatchSampler, FixedQuadrupletDataset, QuadrupletDataset, collate_quadruplets
 from .data.reference import ReferenceDataset
-from .data.splits import TaskKind, batches_by_bucket, fixed_quadruplets, held_out_tasks, hold_out
-from .data.triplet_splits import validation_triplets
+from .data.splits import batches_by_bucket, hold_out
 from .data.validation import usable_pairs
 from .interruption import STOP_SIGNALS
+from .validation_outlook import tell_outlook, validation_outlook, validation_quadruplets, validation_triplets
 
 logger = logging.getLogger(__name__)
 _PAIR_SETTINGS = ("task_exponent", "pairing", "hold_out_tasks", "hold_out_pairs")
-_KINDS: dict[str, TaskKind] = {"seen": "seen", "held_out": "held-out"}
 
 
 @dataclass(frozen=True)
@@ -64,21 +62,6 @@ class TrainingData:
     validation: dict[str, FixedSet]
     records: tuple[PairRecord, ...]
     prompts: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ValidationOutlook:
-    """What a run will be validated on.
-
-    Attributes:
-        counts: `seen` and `held_out` → number of analogies; empty when validation is off.
-        line: the same in words.
-        warning: which set is missing though it is asked for (or both are), why, and what to do; "" when none is.
-    """
-
-    counts: dict[str, int]
-    line: str
-    warning: str = ""
 
 
 def open_training_data(config: TrainConfig, preprocessing: Preprocessing | None) -> TrainingData:
@@ -113,32 +96,6 @@ def divided_pairs(config: TrainConfig, index: PairIndex) -> tuple[list[PairRecor
     usable, problems = usable_pairs(index.records, on_bad_data=data.on_bad_data, resolution_px=data.resolution_px)
     records = hold_out(usable, tasks=data.hold_out_tasks, pairs_per_task=data.hold_out_pairs, seed=config.run.seed)
     return records, problems
-
-
-def validation_outlook(
-    config: TrainConfig, records: Sequence[PairRecord] | Sequence[TripletRecord]
-) -> ValidationOutlook:
-    """Return what a run will be validated on, without reading pictures; also for the check before a run.
-
-    Args:
-        config: of the run.
-        records: of `divided_pairs`, or all of a triplet index.
-    """
-    if not config.validation.every:
-        return ValidationOutlook({}, "validation: off (validation.every is 0)")
-    triplets = [record for record in records if isinstance(record, TripletRecord)]
-    pairs = [record for record in records if isinstance(record, PairRecord)]
-    sets = _validation_triplets(config, triplets) if triplets else _validation_quadruplets(config, pairs)
-    reasons = _why_none_of_triplets(config) if triplets else _why_none_of_pairs(config, pairs)
-    counts = {name: len(chosen) for name, chosen in sets.items()}
-    told = {
-        name: f"{kind} tasks: " + (f"{counts[name]} item(s)" if counts[name] else f"none, since {reasons[name]}")
-        for name, kind in _KINDS.items()
-    }
-    asked_for = {"seen": config.data.hold_out_pairs, "held_out": config.data.hold_out_tasks} if pairs else {}
-    is_lacking = not any(counts.values()) or any(wanted and not counts[name] for name, wanted in asked_for.items())
-    missing = ". ".join(f"validation on {told[name]}" for name in counts if not counts[name])
-    return ValidationOutlook(counts, f"validation on {'; '.join(told.values())}", missing if is_lacking else "")
 
 
 def training_batches(
@@ -201,13 +158,13 @@ def _from_pairs(
     }  # fmt: skip
     training = QuadrupletDataset([record for record in usable if record.split == "train"], settings, **options)
     validation = {}
-    for name, chosen in _validation_quadruplets(config, usable).items():
+    for name, chosen in validation_quadruplets(config, usable).items():
         if chosen and config.validation.every:
             dataset = FixedQuadrupletDataset(usable, chosen, **options)
             validation[name] = FixedSet(
                 dataset, batches_by_bucket([q.bucket for q in chosen], config.run.micro_batch_size)
             )
-    _tell_validation(validation_outlook(config, usable))
+    tell_outlook(validation_outlook(config, usable))
     prompts = {*training.captions(), *(q.caption for fixed in validation.values() for q in fixed.dataset.quadruplets)}
     return TrainingData(training, validation, tuple(usable), tuple(sorted(prompts)))
 
@@ -228,74 +185,14 @@ def _from_triplets(
     }  # fmt: skip
     training = ReferenceDataset([r for r in index.records if r.split == "train"], settings, **options)
     validation = {}
-    for name, chosen in _validation_triplets(config, index.records).items():
+    for name, chosen in validation_triplets(config, index.records).items():
         if chosen and config.validation.every:
             dataset = ReferenceDataset(chosen, settings, **options)
             validation[name] = FixedSet(dataset, batches_by_bucket(dataset.bucket_of, config.run.micro_batch_size))
-    _tell_validation(validation_outlook(config, index.records))
+    tell_outlook(validation_outlook(config, index.records))
     fixed = chain.from_iterable(fixed.dataset.records for fixed in validation.values())
     prompts = {*training.captions(), *(record.caption for record in fixed if settings.caption_source != "none")}
     return TrainingData(training, validation, (), tuple(sorted(prompts)))
-
-
-def _validation_quadruplets(config: TrainConfig, records: Sequence[PairRecord]) -> dict[str, tuple[Quadruplet, ...]]:
-    """`seen` and `held_out` → the analogies of a run's pairs."""
-    return {
-        name: fixed_quadruplets(
-            records, cell_buckets(config.data.resolution_px), kind=kind, per_task=config.validation.per_task,
-            max_items=config.validation.max_items, caption_source=config.text.caption_source, seed=config.run.seed,
-        )
-        for name, kind in _KINDS.items()
-    }  # fmt: skip
-
-
-def _validation_triplets(config: TrainConfig, records: Sequence[TripletRecord]) -> dict[str, list[TripletRecord]]:
-    """`seen` and `held_out` → the analogies of an index of triplets."""
-    limit = config.validation.max_items
-    return {
-        name: validation_triplets(records, is_held_out_task=kind == "held-out", max_items=limit)
-        for name, kind in _KINDS.items()
-    }
-
-
-def _why_none_of_triplets(config: TrainConfig) -> dict[str, str]:
-    """Set → why triplets have no analogies for it and what to do."""
-    command = f"hold some out with `python -m training.prepare split {config.data.index}"
-    lacking = "the index has no val triplet of a task that is"
-    return {
-        "seen": f"{lacking} trained on; {command} --hold-out-pairs 1`",
-        "held_out": f"{lacking} not; {command} --hold-out-tasks 1`",
-    }
-
-
-def _why_none_of_pairs(config: TrainConfig, records: Sequence[PairRecord]) -> dict[str, str]:
-    """Set → why pairs have no analogies for it, if there are none, and what to do."""
-    data, unseen = config.data, held_out_tasks(records)
-    kept = {name: {r.task for r in records if r.split == "val" and (r.task in unseen) == (name == "held_out")}
-            for name in _KINDS}  # fmt: skip
-    no_partner = "no val pair has another pair of similar shape in its task; add pairs of the same shape"
-    reasons = {name: no_partner for name, tasks in kept.items() if tasks}
-    if not kept["seen"]:
-        counts = Counter(record.task for record in records if record.task not in unseen)
-        reasons["seen"] = (
-            f"each of {len(counts)} task(s) needs two pairs to train on and has none to spare (at most "
-            f"{max(counts.values(), default=0)}); add a third pair to a task, or set data.hold_out_tasks"
-            if data.hold_out_pairs
-            else "data.hold_out_pairs is 0; set it to 1 or more, or hold some out with `training.prepare split`"
-        )
-    if not kept["held_out"]:
-        reasons["held_out"] = (
-            "the tasks held out have no val pair; give them pairs of the split val"
-            if data.hold_out_tasks
-            else "data.hold_out_tasks is 0; set it to 1 or more, or hold some out with `training.prepare split`"
-        )
-    return reasons
-
-
-def _tell_validation(outlook: ValidationOutlook) -> None:
-    logger.info("%s", outlook.line)
-    if outlook.warning:
-        logger.warning("%s", outlook.warning)
 
 
 def _tell_idle_settings(config: TrainConfig) -> None:

@@ -1,6 +1,10 @@
 """Damaged models, wrong places and wrong words end with one message that says what to do, never with a traceback."""
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,8 @@ from training.arguments import open_device
 from training.sample import main as sample
 from training.train import main as train_main
 from training.train import train
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -108,3 +114,12 @@ def test_several_tasks_of_srun_without_torchrun_are_refused(tiny_overrides, monk
     assert "4 tasks of srun" in capsys.readouterr().err
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     assert train_main(["--config", "tiny.yaml", *tiny_overrides("run.steps=1")]) == 0
+
+
+@pytest.mark.parametrize("module", ["training.sample", "training.train", "training.atlas", "training.demo.show"])
+def test_help_is_shown_on_a_terminal_that_lacks_characters(module):
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    command = [sys.executable, "-m", module, "--help"]
+    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120, check=False)
+    assert shown.returncode == 0, shown.stderr.decode()[-2000:]
+    assert b"usage:" in shown.stdout

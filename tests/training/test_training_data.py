@@ -11,7 +11,8 @@ from training.data.index import PairIndex
 from training.preflight import preflight_report
 from training.prepare import main as prepare
 from training.train import train
-from training.training_data import divided_pairs, open_training_data, validation_outlook
+from training.training_data import divided_pairs, open_training_data
+from training.validation_outlook import validation_outlook
 
 
 @pytest.mark.parametrize(("limit", "tasks"), [(3, 3), (5, 4), (99, 4)])
