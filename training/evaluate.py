@@ -178,6 +178,7 @@ def _add(
 def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="the evaluation's folder")
     parser.add_argument("--methods", nargs="*", default=[], metavar="NAME", help="only these; all without")
+    parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="leave these out")
 
 
 def _add_reference(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,17 @@ from .aggregation import evaluate
 from .endpoint import EndpointJudge
 from .errors import EvaluationError
 from .folder import EvaluationFolder
-from .generation import BASELINES, Baseline, DrawnMethod, Method, common_samples, generate, methods_of, missing_pictures
+from .generation import (
+    BASELINES,
+    Baseline,
+    DrawnMethod,
+    Method,
+    common_samples,
+    generate,
+    known_methods,
+    methods_of,
+    missing_pictures,
+)
 from .judge import Asking, Judge, open_answers
 from .local_judge import LocalJudge
 from .measuring import Meter, load_meter, measure_all
@@ -46,7 +56,7 @@ def run_generate(options: argparse.Namespace) -> None:
     baselines = [] if options.no_baselines else [Baseline(name, folder) for name in BASELINES]
     drawn = _generators(options, folder, samples)
     methods: list[Method] = [*baselines, *(parse_method(text) for text in options.method), *drawn]
-    require_distinct([method.name for method in methods])
+    require_distinct([method.name for method in methods], known_methods(folder))
     for method in methods:
         generate(folder, method, samples)
     print(f"{len(samples)} samples in {len({sample.task for sample in samples})} task(s) in {folder.root}")
@@ -57,7 +67,7 @@ def run_judge(options: argparse.Namespace) -> None:
     """Stage 2: numbers, and ratings and comparisons if there is a judge."""
     folder = EvaluationFolder(options.folder)
     samples = read_samples(folder)
-    methods = methods_of(folder, options.methods)
+    methods = _methods(options, folder)
     reference = _reference(methods, options.reference)
     rating, comparison = (read_prompt(kind, options.paper_prompts) for kind in ("rating", "comparison"))
     judge = _judge(options)  # first: a wrong address should not cost the time of measuring
@@ -79,7 +89,7 @@ def run_aggregate(options: argparse.Namespace) -> None:
     """Stage 3: tables, plot and picture sheets."""
     folder = EvaluationFolder(options.folder)
     samples = read_samples(folder)
-    methods = methods_of(folder, options.methods)
+    methods = _methods(options, folder)
     evaluation = evaluate(
         folder, methods, samples, reference=_reference(methods, options.reference), judge=options.judge,
         resamples=options.resamples,
@@ -99,7 +109,7 @@ def run_sensitivity(options: argparse.Namespace) -> None:
     """Pair sensitivity of every method."""
     folder = EvaluationFolder(options.folder)
     samples = read_samples(folder)
-    methods = methods_of(folder, options.methods)
+    methods = _methods(options, folder)
     spreads = sensitivity.measure_spreads(folder, _meter(options), methods, samples)
     table = sensitivity.as_markdown(spreads, sensitivity.pairs_per_b(samples))
     folder.results.mkdir(parents=True, exist_ok=True)
@@ -182,6 +192,13 @@ def _judge(options: argparse.Namespace) -> Judge | None:
     return EndpointJudge(
         options.endpoint, options.model, timeout_seconds=options.timeout_seconds, tries_again=options.tries_again
     )
+
+
+def _methods(options: argparse.Namespace, folder: EvaluationFolder) -> list[str]:
+    """The methods of the command line; two of one folder are refused in evaluations made before that was checked."""
+    methods = methods_of(folder, options.methods, without=options.without)
+    require_distinct(methods)
+    return methods
 
 
 def _reference(methods: list[str], wanted: str | None) -> str:

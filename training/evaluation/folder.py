@@ -66,12 +66,17 @@ class EvaluationFolder:
 
     def picture(self, method: str, sample: str) -> Path:
         """A method's b̂′."""
-        return self.root / "pictures" / safe_name(method) / f"{sample}.png"
+        return self.root / "pictures" / method_folder(method) / f"{sample}.png"
 
     @property
     def results(self) -> Path:
         """Folder of tables, plot and sheets."""
         return self.root / "results"
+
+
+def method_folder(method: str) -> str:
+    """Return the name of a method's folder; different methods may have the same (see `methods.require_distinct`)."""
+    return safe_name(method)
 
 
 def save_picture(picture: Image.Image, path: Path) -> str:

@@ -99,20 +99,30 @@ def generate(folder: EvaluationFolder, method: Method, samples: Sequence[Sample]
     _report(folder, method, samples)
 
 
-def methods_of(folder: EvaluationFolder, wanted: Sequence[str] = ()) -> list[str]:
-    """Return the names of the methods that have pictures, in the order they came; or the wanted ones.
+def known_methods(folder: EvaluationFolder) -> list[str]:
+    """Return the names of the methods that were brought in, in the order they came."""
+    return list(dict.fromkeys(record["method"] for record in folder.generated))
 
-    Raises: EvaluationError: when there are none, or a wanted one is not among them.
+
+def methods_of(folder: EvaluationFolder, wanted: Sequence[str] = (), *, without: Sequence[str] = ()) -> list[str]:
+    """Return the names of the methods that were brought in, in the order they came.
+
+    Args:
+        folder: the evaluation.
+        wanted: only these; () for all.
+        without: not these.
+    Raises: EvaluationError: when none is left, or a named one is not among them.
     """
-    names = list(dict.fromkeys(record["method"] for record in folder.generated))
-    unknown = [name for name in wanted if name not in names]
-    if unknown or not names:
+    names = known_methods(folder)
+    unknown = [name for name in (*wanted, *without) if name not in names]
+    chosen = [name for name in names if (not wanted or name in wanted) and name not in without]
+    if unknown or not chosen:
         raise EvaluationError(
             expected=f"methods of the evaluation in {folder.root}" + (f": {', '.join(names)}" if names else ""),
             got=", ".join(unknown) or "none at all",
             remedy="Correct the name, or add the method with `python -m training.evaluate generate`.",
         )
-    return [name for name in names if not wanted or name in wanted]
+    return chosen
 
 
 def missing_pictures(
