@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from tests.training.evaluation_sets import add_method, write_evaluation
-from training.evaluation import tables
-from training.evaluation.aggregation import INVALID, NOT_ASKED, NOT_MEASURED, STALE, evaluate, summarise
+from training.evaluation import notes, tables
+from training.evaluation.aggregation import INVALID, NOT_ASKED, REFUSED, STALE, evaluate
 from training.evaluation.errors import EvaluationError
 from training.evaluation.generation import picture_hash
+from training.evaluation.measuring import NOT_MEASURED
 from training.evaluation.pairwise import couple_key
 from training.evaluation.pareto import draw_pareto
 from training.evaluation.sheets import write_sheets
+from training.evaluation.summaries import summarise
 
 
 def test_tasks_weigh_alike_whatever_their_size():
@@ -49,12 +51,15 @@ def evaluation(tmp_path):
     return folder, samples, ["copy-b", "mine", "theirs"]
 
 
-def file_rating(folder, method, sample, rating, *, model="gemma", source="own words", stale=False):
+def file_rating(
+    folder, method, sample, rating, *, model="gemma", source="own words", stale=False, words=None, refused=None
+):
     folder.ratings.append(
         {
-            "model": model, "prompt_sha256": f"hash of {source}", "prompt_source": source, "method": method,
-            "sample": sample.id, "task": sample.task, "answer_key": "k", "rating": rating,
+            "model": model, "prompt_sha256": words or f"hash of {source}", "prompt_source": source, "method": method,
+            "sample": sample.id, "task": sample.task, "answer_key": "k", "rating": rating, "refused": refused,
             "picture_sha256": "old" if stale else picture_hash(folder, method, sample.id),
+            "inputs_sha256": sample.inputs,
         }
     )  # fmt: skip
 
@@ -65,6 +70,7 @@ def file_comparison(folder, sample, shown, better, *, order="drawn"):
             "model": "gemma", "prompt_sha256": "hash", "prompt_source": "own words", "methods": couple_key(*shown),
             "sample": sample.id, "task": sample.task, "order": order, "shown": list(shown), "answer_key": "k",
             "better": better, "pictures_sha256": [picture_hash(folder, name, sample.id) for name in shown],
+            "inputs_sha256": sample.inputs,
         }
     )  # fmt: skip
 
@@ -91,7 +97,7 @@ def test_the_reference_wins_in_percent_and_disagreements_count_half(evaluation):
         file_comparison(folder, sample, ("mine", "theirs"), better)
     file_comparison(folder, samples[0], ("theirs", "mine"), 1, order="reversed")
     result = evaluate(folder, methods, samples, reference="mine")
-    wins = result.wins["theirs"]
+    wins = result.wins["mine"]["theirs"]
     by_task = {}
     for sample, value in zip(samples[:3], (50, 100, 0), strict=True):
         by_task.setdefault(sample.task, []).append(value)
@@ -119,7 +125,7 @@ def test_own_words_are_never_set_beside_the_papers_numbers(evaluation):
     for sample in samples:
         file_rating(folder, "mine", sample, {"accuracy": 5, "consistency": 5})
     table = tables.as_markdown(evaluate(folder, methods, samples, reference="mine"))
-    assert tables.OWN_WORDS_NOTE in table
+    assert notes.OWN_WORDS_NOTE in table
     assert "RelationAdapter" not in table
     for sample in samples:
         file_rating(folder, "mine", sample, {"accuracy": 5, "consistency": 5}, model="other", source="paper")
@@ -127,7 +133,7 @@ def test_own_words_are_never_set_beside_the_papers_numbers(evaluation):
         evaluate(folder, methods, samples, reference="mine")
     table = tables.as_markdown(evaluate(folder, methods, samples, reference="mine", judge="other"))
     assert "| RelationAdapter | 7.01 | 5.93 | 0.43 | 0.22 |" in table
-    assert tables.PAPER_WORDS_NOTE in table
+    assert notes.PAPER_WORDS_NOTE in table
 
 
 def test_columns_stand_in_the_papers_order(evaluation):

@@ -64,15 +64,15 @@ def test_generate_judge_aggregate_fill_the_papers_table(started, tiny_parts, wei
     assert {path.name for path in (out / "results").iterdir()} >= {"pareto.png", "sheet-01.png"}
 
 
-def test_without_weights_or_judge_the_numbers_are_null_with_their_reasons(started, tmp_path, capsys):
+def test_without_weights_or_judge_the_numbers_are_null_with_their_reasons(started, capsys):
     _, out = started
-    assert main(["judge", str(out), "--clip-encoder", str(tmp_path / "nowhere")]) == 0
+    assert main(["judge", str(out), "--clip-encoder", "none"]) == 0
     assert main(["aggregate", str(out), "--no-plot"]) == 0
     table = capsys.readouterr().out
     row = next(line for line in table.splitlines() if line.startswith("| theirs"))
     assert row.split("|")[2:6] == [" null "] * 4
     assert "lpips left out, LPIPS has no weights: give --lpips-backbone: copy-b 4, copy-a-prime 4, theirs 4." in table
-    assert "clip_direction left out, CLIP direction: Expected the folder of an image encoder" in table
+    assert "clip_direction left out, CLIP direction is switched off: copy-b 4, copy-a-prime 4, theirs 4." in table
     assert "No judge was asked" in table
 
 

@@ -13,7 +13,8 @@ from training.data.index import TripletIndex
 from training.evaluation.errors import EvaluationError
 from training.evaluation.folder import EvaluationFolder
 from training.evaluation.samples import PicturePart, read_samples, write_samples
-from training.evaluation.sets import SetOptions, read_set
+from training.evaluation.set_choice import SetOptions
+from training.evaluation.sets import read_set
 
 ALL = SetOptions(split="all")
 
@@ -24,15 +25,15 @@ def pixels(picture):
 
 def test_every_pair_of_an_index_gets_its_b_and_the_true_answer(tmp_path):
     index = write_index(tmp_path, tasks=("dark", "light"), pairs=3)
-    analogies = read_set(str(index), ALL)
+    analogies = read_set(str(index), ALL).analogies
     assert len(analogies) == 2 * 3 * 2
     for analogy in analogies:
         assert analogy.pair != analogy.b
         assert analogy.pair.split("/")[0] == analogy.b.split("/")[0] == analogy.task
         assert analogy.prompt == f"make it {analogy.task}, please {int(analogy.pair[-4:])}"
         assert analogy.image_b_prime.path.name == f"{analogy.b[-4:]}_after.png"
-    assert read_set(str(index), ALL) == analogies
-    assert {a.sample for a in read_set(str(index), SetOptions("all", per_task=1))} <= {a.sample for a in analogies}
+    assert read_set(str(index), ALL).analogies == analogies
+    assert {a.sample for a in read_set(str(index), SetOptions("all", per_task=1)).analogies} <= {a.sample for a in analogies}
 
 
 def test_pairs_of_other_shape_never_meet(tmp_path):
@@ -40,12 +41,12 @@ def test_pairs_of_other_shape_never_meet(tmp_path):
     paint(7, size=(40, 90)).save(tmp_path / "dark" / "0009_before.png")
     paint(8, size=(40, 90)).save(tmp_path / "dark" / "0009_after.png")
     write_index(tmp_path, tasks=("dark",), pairs=2)
-    assert {analogy.b for analogy in read_set(str(index), ALL)} == {"dark/0000", "dark/0001"}
+    assert {analogy.b for analogy in read_set(str(index), ALL).analogies} == {"dark/0000", "dark/0001"}
 
 
 def test_a_set_for_sensitivity_has_one_b_and_prompt_under_several_pairs(tmp_path):
     index = write_index(tmp_path, tasks=("dark",), pairs=4)
-    analogies = read_set(str(index), SetOptions("all", pairs_per_b=3, per_task=2))
+    analogies = read_set(str(index), SetOptions("all", pairs_per_b=3, per_task=2)).analogies
     assert len(analogies) == 2 * 3
     for b in {analogy.b for analogy in analogies}:
         of_b = [analogy for analogy in analogies if analogy.b == b]
@@ -56,9 +57,9 @@ def test_a_set_for_sensitivity_has_one_b_and_prompt_under_several_pairs(tmp_path
 def test_unknown_tasks_and_empty_splits_are_told(tmp_path):
     index = write_index(tmp_path, tasks=("dark",))
     with pytest.raises(EvaluationError, match="Did you mean 'dark'"):
-        read_set(str(index), SetOptions("all", tasks=("darc",)))
+        read_set(str(index), SetOptions("all", tasks=("darc",))).analogies
     with pytest.raises(EvaluationError, match=r"none in split 'test'.*prepare split"):
-        read_set(str(index), SetOptions())
+        read_set(str(index), SetOptions()).analogies
 
 
 def test_relation252k_strips_are_cut_in_halves(tmp_path):
@@ -73,7 +74,7 @@ def test_relation252k_strips_are_cut_in_halves(tmp_path):
         labels.append({"img_name": f"{number}.png", "edit_instruction": "turn it into a drawing"})
     (group / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
 
-    analogies = read_set(f"relation252k:{tmp_path}", SetOptions())
+    analogies = read_set(f"relation252k:{tmp_path}", SetOptions()).analogies
     assert [a.task for a in analogies] == ["115-Colored Pencil Filter"] * 2
     first = next(a for a in analogies if a.pair.endswith("0"))
     assert pixels(first.image_a.read()) == pixels(paint(0, size=(32, 30)))
@@ -93,7 +94,7 @@ def test_ready_made_triplets_are_cut_in_thirds(tmp_path):
     records, _ = build_triplets(find_triplets(tmp_path)[0])
     TripletIndex(records).write_index(tmp_path / "triplets.jsonl")
 
-    (analogy,) = read_set(str(tmp_path / "triplets.jsonl"), ALL)
+    (analogy,) = read_set(str(tmp_path / "triplets.jsonl"), ALL).analogies
     parts = (analogy.image_a, analogy.image_a_prime, analogy.image_b)
     assert [pixels(part.read()) for part in parts] == [pixels(paint(seed, size=(30, 30))) for seed in range(3)]
     assert pixels(analogy.image_b_prime.read()) == pixels(paint(9, size=(30, 30)))
@@ -115,7 +116,7 @@ def evalset(tmp_path):
 
 
 def test_the_papers_set_pairs_an_edit_with_two_pictures_of_its_category(evalset, tmp_path):
-    analogies = read_set(f"evalset:{evalset}", SetOptions())
+    analogies = read_set(f"evalset:{evalset}", SetOptions()).analogies
     assert {a.b for a in analogies} == {"dog", "owl"}
     assert {(a.task, a.prompt) for a in analogies} == {("db_not_in_trainset/Make it snow", "Make it snow")}
     assert all(a.image_b_prime is None for a in analogies)
@@ -132,7 +133,7 @@ def test_the_papers_set_pairs_an_edit_with_two_pictures_of_its_category(evalset,
 def test_an_evaluation_folder_holds_one_set_and_is_filled_once(tmp_path):
     index = write_index(tmp_path / "data", tasks=("dark",))
     folder = EvaluationFolder(tmp_path / "evaluation")
-    analogies = read_set(str(index), ALL)
+    analogies = read_set(str(index), ALL).analogies
     write_samples(folder, analogies[:2], max_side_px=64)
     first = (folder.inputs(analogies[0].sample) / "b.png").stat().st_mtime_ns
     folder = EvaluationFolder(folder.root)
@@ -151,7 +152,7 @@ def test_broken_pictures_are_left_out_by_name(tmp_path, caplog):
     index = write_index(tmp_path / "data", tasks=("dark",))
     (tmp_path / "data" / "dark" / "0001_after.png").write_bytes(b"no picture")
     folder = EvaluationFolder(tmp_path / "evaluation")
-    write_samples(folder, read_set(str(index), SetOptions("all", b_per_pair=1)), max_side_px=64)
+    write_samples(folder, read_set(str(index), SetOptions("all", b_per_pair=1)).analogies, max_side_px=64)
     assert all("0001" not in (sample.pair, sample.b) for sample in read_samples(folder))
     assert "unusable pictures" in caplog.text
     assert "0001_after.png" in caplog.text
