@@ -58,10 +58,10 @@ def choose_judge(
     """
     records = {"rating": list(folder.ratings), "comparison": list(folder.comparisons)}
     chosen = _choose_model(records, model)
-    if chosen is None:
-        return None
     wordings = [w for kind, found in records.items() for w in _wordings(kind, found, chosen)]
     allowed = wordings if wording is None else _named(wordings, wording)
+    if chosen is None:
+        return None
     prompts = {}
     for kind in records:
         of_kind = [w for w in allowed if w.kind == kind]
@@ -91,7 +91,7 @@ def _choose_model(records: Mapping[str, Sequence[Record]], wanted: str | None) -
     return wanted or models[0]
 
 
-def _wordings(kind: str, records: Sequence[Record], model: str) -> list[_Wording]:
+def _wordings(kind: str, records: Sequence[Record], model: str | None) -> list[_Wording]:
     """The wordings of one judge and kind, each with what it was asked and when last."""
     names = ("method", "sample") if kind == "rating" else ("methods", "sample")
     by_hash: dict[str, list[tuple[int, Record]]] = {}
