@@ -15,7 +15,7 @@ from training.demo.diffusers_folder import write_diffusers_folder
 from training.demo.scenes import IMAGE_PX, MODEL_FOLDER, TEST_PHOTOS, edits_of, to_image
 from training.evaluate import main
 
-KINDS = ("frame", "stripes", "tint", "corner")
+KINDS = ("frame", "tint")
 
 
 @pytest.fixture

@@ -101,12 +101,7 @@ def evaluate(
     references = (reference,) if isinstance(reference, str) else tuple(reference)
     common = common_samples(folder, methods, samples)
     couples = list(dict.fromkeys((r, m) for r in references for m in methods if m != r))
-    ids = [sample.id for sample in common]
-    needed: dict[str, set[tuple[str, ...]]] = {
-        "rating": {(method, sample) for method in methods for sample in ids},
-        "comparison": {(couple_key(*couple), sample) for couple in couples for sample in ids},
-    }
-    choice = choose_judge(folder, judge, wording, needed=needed)
+    choice = choose_judge(folder, judge, wording, needed=_questions(methods, couples, common))
     values = {method: _numbers(folder, method, common) | _ratings(folder, choice, method, common) for method in methods}
     own, shared = _summaries(values, common, resamples)
     compared = _comparisons(folder, choice, couples, common)
@@ -128,6 +123,16 @@ def evaluate(
 
 
 Values = dict[str, SampleValues]
+
+
+def _questions(
+    methods: Sequence[str], couples: Sequence[tuple[str, str]], samples: Sequence[Sample]
+) -> dict[str, set[tuple[str, ...]]]:
+    """Kind → everything that a judge has to be asked for a whole table."""
+    return {
+        "rating": {(method, sample.id) for method in methods for sample in samples},
+        "comparison": {(couple_key(*couple), sample.id) for couple in couples for sample in samples},
+    }
 
 
 def _numbers(folder: EvaluationFolder, method: str, samples: Sequence[Sample]) -> Values:
