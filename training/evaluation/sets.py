@@ -59,18 +59,20 @@ def read_set(spec: str, options: SetOptions) -> AnalogySet:
 def _relation252k(root: Path, options: SetOptions) -> AnalogySet:
     found, losses = find_pairs(root), Losses()
     records, unusable = build_pairs(found.candidates)
-    damaged_tasks = []
+    tasks = [candidate.task for candidate in found.candidates]
     for problem in (*found.problems, *unusable):
-        name = Path(problem.file).relative_to(root)
-        task = name.parts[0]
-        if not options.tasks or task in options.tasks:
-            damaged_tasks.append(task)
-            losses.add("entries or tasks without usable pictures", f"{name.as_posix()}: {problem.reason}")
-    return _from_pairs(records, options, losses, damaged_tasks=damaged_tasks)
+        path = Path(problem.file)
+        place = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+        if problem.kind == "few-pairs":
+            tasks.append(path.name)  # a folder without any labels
+        if not options.tasks or set(place.parts) & set(options.tasks):
+            losses.add("entries or tasks without usable pictures", f"{place.as_posix()}: {problem.reason}")
+    wanted = [task for task in tasks if not options.tasks or task in options.tasks]
+    return _from_pairs(records, options, losses, more_tasks=wanted)
 
 
 def _from_pairs(
-    records: Sequence[PairRecord], options: SetOptions, losses: Losses, *, damaged_tasks: Sequence[str] = ()
+    records: Sequence[PairRecord], options: SetOptions, losses: Losses, *, more_tasks: Sequence[str] = ()
 ) -> AnalogySet:
     chosen = [record for record in records if options.split in ("all", record.split)]
     chosen = of_tasks(chosen, options.tasks)
@@ -79,7 +81,7 @@ def _from_pairs(
     for positions in positions_by_task(chosen).values():
         pairs = _shuffled([chosen[int(i)] for i in positions], options.seed)
         analogies += [_analogy_of_pairs(a, b, prompt) for a, b, prompt in make(pairs, options, losses)]
-    return AnalogySet(analogies, losses.told([*(record.task for record in chosen), *damaged_tasks], analogies))
+    return AnalogySet(analogies, losses.told([*(record.task for record in chosen), *more_tasks], analogies))
 
 
 def _couples_by_pair(
