@@ -28,6 +28,7 @@ from .demo.scenes import MODEL_FOLDER
 from .evaluation import commands
 from .evaluation.methods import LAYOUTS
 from .quiet import silence_libraries
+from .terminal import let_terminal_replace
 
 if TYPE_CHECKING:
     Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -37,6 +38,7 @@ EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 2 for a user's mistake or a judge that fails, 130 interrupted."""
+    let_terminal_replace()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     options = build_parser().parse_args(arguments)
     silence_libraries()
@@ -109,7 +111,7 @@ def _add_generator_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--fit", default="pad", choices=("pad", "crop", "stretch"), help="a and a′ in b's shape (pad)")
     group.add_argument("--strength", type=finite_number, default=1.0, help="factor on the edit (1.0)")
     group.add_argument("--noise-seed", type=int, default=0, help="of the noise (0)")
-    group.add_argument("--max-tokens", type=count, default=512, help="T5 tokens per prompt (512)")
+    group.add_argument("--max-tokens", type=count, help="T5 tokens per prompt (as in training, else 512)")
     group.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the base (bfloat16)")
     group.add_argument("--quantize", default="none", choices=("none", "int8", "nf4"), help="of the base (none)")
     _add_device(group)

@@ -30,14 +30,14 @@ class GeneratorSettings:
         base: the base model.
         drawing: steps, guidance, size, strength and seed.
         encoder: folder or id of the image encoder; None takes the one named in the basis.
-        max_tokens: T5 tokens per prompt.
+        max_tokens: T5 tokens per prompt; None: as many as the basis was trained with.
         device: where the base runs.
     """
 
     base: BaseModelConfig
     drawing: DrawOptions
     encoder: str | None = None
-    max_tokens: int = 512
+    max_tokens: int | None = None
     device: str = "cpu"
 
 
