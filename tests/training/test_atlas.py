@@ -205,6 +205,22 @@ def test_distances_are_the_root_mean_square_over_layers():
     assert nearest_tasks(space, tasks)["x"][0] == "y"
 
 
+def test_distances_of_many_near_analogies_are_those_of_float64():
+    tasks = [f"task {number:02}" for number in range(40)]
+    coefficients = _route(["x"] * len(tasks), spread=1e-3)
+    space = measure_space(coefficients, coefficients, method="pca")
+    layers = [mix.double() for mix in coefficients["layers"].values()]
+    features = torch.cat(layers, dim=1) / np.sqrt(len(layers))
+    expected = (features[:, None] - features[None]).square().sum(-1).sqrt()
+    torch.testing.assert_close(space.new_distances.double(), expected, rtol=1e-4, atol=0)
+    expected.fill_diagonal_(float("inf"))
+    torch.testing.assert_close(space.distances.double(), expected, rtol=1e-4, atol=0)
+    for task, (nearest, distance) in nearest_tasks(space, tasks).items():
+        row = expected[tasks.index(task)]
+        assert distance == pytest.approx(float(row.min()), rel=1e-4)
+        assert float(row[tasks.index(nearest)]) == pytest.approx(float(row.min()), rel=1e-4)
+
+
 @pytest.mark.parametrize("method", ["pca", "tsne"])
 def test_analogies_that_are_all_alike_are_drawn_at_one_place(method):
     coefficients = _route(["x"] * 4, spread=0.0)
