@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .coefficients import Coefficients, require_whole_coefficients, with_layers
+from .coefficients import Coefficients, is_all_finite, require_whole_coefficients, with_layers
 from .errors import SettingsError, ShapeError
 from .layer_names import LayerName, parse_layer_name
 from .layer_stacks import LayerStack, stack_layers, unstack_layers
@@ -204,10 +204,9 @@ def _require_shaping(temperature: float, top_k: int, activation: str) -> None:
 
 def _require_finite(adjusted: LayerStack, before: LayerStack, strengths: Mapping[str, float]) -> None:
     """Raise when finite numbers have become infinite, with the strengths that were given."""
-    is_finite = torch.isfinite(adjusted.values).flatten(1).all(1)
-    if bool(is_finite.all()):
+    if is_all_finite(adjusted.values):
         return
-    layer = int(is_finite.logical_not().nonzero()[0])
+    layer = next(index for index, values in enumerate(adjusted.values) if not is_all_finite(values))
     given = ", ".join(f"{part} {strength:g}" for part, strength in strengths.items() if strength != 1.0)
     raise SettingsError(
         expected=f"part strengths that keep coefficients within float32, up to {torch.finfo(torch.float32).max:.2g}",

@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .coefficients import Coefficients, count_mixes, name_of_basis, require_whole_coefficients, with_layers
+from .coefficients import (
+    Coefficients,
+    count_mixes,
+    is_all_finite,
+    name_of_basis,
+    require_whole_coefficients,
+    with_layers,
+)
 from .errors import CheckpointError, SettingsError, ShapeError
 from .layer_stacks import LayerStack, stack_layers, unstack_layers
 
@@ -163,7 +170,7 @@ def _stack_alike(wholes: Sequence[Coefficients]) -> list[tuple[tuple[str, ...], 
 
 def _require_finite(stacks: Sequence[LayerStack], wholes: Sequence[Coefficients], what: str, given: str) -> None:
     """Raise when a blend of finite numbers is none: the weights, or the numbers, are too large for float32."""
-    if all(bool(torch.isfinite(stack.values).all()) for stack in stacks):
+    if all(is_all_finite(stack.values) for stack in stacks):
         return
     largest = max(float(mix.abs().max()) for whole in wholes for mix in whole["layers"].values())
     raise SettingsError(

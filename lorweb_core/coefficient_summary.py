@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blending import blend_coefficients, require_one_origin
+from .blending import require_one_origin
 from .coefficients import Coefficients, count_mixes, name_of_basis, require_layout, take_mix
+from .errors import ShapeError
 from .layer_names import sort_layer_names
 
 _NAMED_ADAPTERS = 5
@@ -80,15 +81,19 @@ def tabulate(coefficients: Mapping[str, Any], *, mix: int = 0) -> CoefficientTab
 
     Raises: CheckpointError, ShapeError: for damaged coefficients, or a mix that does not exist.
     """
-    layers = take_mix(coefficients, mix)["layers"]
+    return _as_table(take_mix(coefficients, mix)["layers"])
+
+
+def _as_table(layers: Mapping[str, Tensor]) -> CoefficientTable:
+    """Return layers [1, N] as a table."""
     names = sort_layer_names(layers)
-    rows = [layers[name][0] for name in names]
-    width = max(len(row) for row in rows)
-    if all(len(row) == width for row in rows):
-        return CoefficientTable(tuple(names), torch.stack(rows))
+    rows = [layers[name] for name in names]
+    width = max(row.shape[1] for row in rows)
+    if all(row.shape[1] == width for row in rows):
+        return CoefficientTable(tuple(names), torch.cat(rows))
     values = torch.full((len(rows), width), float("nan"))
     for index, row in enumerate(rows):
-        values[index, : len(row)] = row
+        values[index, : row.shape[1]] = row[0]
     return CoefficientTable(tuple(names), values)
 
 
@@ -120,9 +125,19 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, mix: int = 0
     counts = [require_layout(side) for side in (first, second)]
     batch = require_one_origin((first, second))
     # Only the one mix is looked at, so that a batch takes no longer.
-    alone = [take_mix(side, mix if count == batch else 0) for side, count in zip((first, second), counts, strict=True)]
-    table = tabulate(blend_coefficients(alone, [1.0, -1.0], method="sum"))
-    sides = [tabulate(side).values.nan_to_num(0.0).double() for side in alone]  # squares of float32 fit float64
+    first_table, second_table = (
+        _as_table(take_mix(side, mix if count == batch else 0)["layers"])
+        for side, count in zip((first, second), counts, strict=True)
+    )
+    table = CoefficientTable(first_table.layer_names, first_table.values - second_table.values)
+    if bool(table.values.isinf().any()):
+        raise ShapeError(
+            expected=f"analogies whose difference stays within float32, up to {torch.finfo(torch.float32).max:.2g}",
+            got=f"numbers of up to {float(first_table.values.nan_to_num(0.0).abs().max()):.2g} in the first",
+            remedy="Compare analogies with smaller numbers; those of a softmax are at most 1.",
+        )
+    # In float64, which holds the squares of all float32 numbers.
+    sides = [side.values.nan_to_num(0.0).double() for side in (first_table, second_table)]
     cosine = torch.nn.functional.cosine_similarity(sides[0], sides[1], dim=1, eps=1e-300).float()
     are_off = (sides[0] == 0).all(1) & (sides[1] == 0).all(1)
     distance = 0.5 * table.values.nan_to_num(0.0).abs().sum(1).mean()

@@ -9,6 +9,7 @@ They belong to the basis whose id they carry: another basis' adapters mean somet
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, TypedDict
@@ -134,6 +135,11 @@ def require_layout(coefficients: Mapping[str, Any]) -> int:
     return batch[0]
 
 
+def is_all_finite(values: Tensor) -> bool:
+    """Return whether there is neither NaN nor infinity among numbers; makes no second tensor of their size."""
+    return all(math.isfinite(limit) for limit in torch.aminmax(values))  # NaN is both limits
+
+
 def with_layers(coefficients: Mapping[str, Any], layers: dict[str, Tensor]) -> Coefficients:
     """Return other numbers for the same basis."""
     return Coefficients(
@@ -191,8 +197,8 @@ def _as_typed(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _require_finite(layers: dict[str, Tensor]) -> dict[str, Tensor]:
-    if not bool(torch.isfinite(torch.cat(list(layers.values()), dim=1)).all()):
-        damaged = [name for name, mix in layers.items() if not bool(torch.isfinite(mix).all())]
+    if not is_all_finite(torch.cat(list(layers.values()), dim=1)):
+        damaged = [name for name, mix in layers.items() if not is_all_finite(mix)]
         raise _not_finite(damaged[0])
     return layers
 

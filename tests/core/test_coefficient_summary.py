@@ -148,6 +148,8 @@ def test_mixes_that_do_not_exist_and_other_bases_are_refused():
             compare(*sides, mix=2)
     with pytest.raises(ShapeError, match="2, 3 mixes"):
         compare(analogy(), analogy(1, 3))
+    with pytest.raises(ShapeError, match="difference stays within float32"):
+        compare(every_layer([3e38] * 4), every_layer([-3e38] * 4))
     with pytest.raises(CheckpointError, match="another of synthetic"):
         compare(analogy(), {**analogy(), "basis_id": "x"})
 
