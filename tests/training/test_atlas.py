@@ -17,6 +17,7 @@ from PIL import Image
 
 from lorweb_core.checkpoint import load_basis
 from lorweb_core.coefficients import encode_coefficients
+from tests.host.browser import chromium_path, open_browser
 from training.atlas import main
 from training.atlas_report.adapter_use import measure_use
 from training.atlas_report.analogies import choose_analogies
@@ -300,3 +301,30 @@ def test_names_are_escaped_and_dead_adapters_named_in_the_page(index):
     assert f"<td>{name}</td><td>3</td>" in page
     assert "<b>" not in page
     assert "&lt;b&gt;grey &amp; co" in page
+
+
+def test_a_long_task_name_takes_no_room_from_the_pictures(index, tmp_path):
+    pytest.importorskip("playwright", reason="no playwright: pip install playwright")
+    executable = chromium_path()
+    if executable is None:
+        pytest.skip("no Chromium: set CHROMIUM_PATH")
+    long_name = "turn_the_photo_into_a_pencil_drawing_with_soft_shading_on_rough_paper_" * 2
+    records = [
+        replace(record, task=long_name if record.task == "grey" else record.task)
+        for record in PairIndex.read_index(index).records
+    ]
+    analogies = choose_analogies(records)
+    tasks = [analogy.pair.task for analogy in analogies]
+    coefficients = _route(tasks, spread=0.5)
+    use, space = measure_use(coefficients, tasks), measure_space(coefficients, None, method="pca")
+    path = tmp_path / "atlas.html"
+    path.write_text(build_page(Atlas(load_basis(BASIS), analogies, use, space, "pca")), encoding="utf-8")
+    with open_browser(executable) as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(path.as_uri())
+        strips = page.locator("table td img")
+        sizes = [strips.nth(place).bounding_box() for place in range(strips.count())]
+        page.screenshot(path=str(tmp_path / "atlas.png"), full_page=True)
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+    assert len(sizes) == 3
+    assert {(round(size["width"]), round(size["height"])) for size in sizes} == {(220, 72)}
