@@ -1,4 +1,4 @@
-"""Preview Coefficients in the host's frontend: many mixes, differences, light palette, narrow nodes, keys, languages."""
+"""Preview Coefficients in the host's frontend: many mixes, differences, light palette, narrow nodes, languages."""
 
 import base64
 import contextlib
@@ -221,6 +221,7 @@ def test_line_and_pager_are_dark_on_light_nodes(server, chromium, pictures, requ
         ("ja", "ワークフローを実行すると係数が表示されます。", "20 層 × 3 アダプター"),
         ("ko", "워크플로를 실행하면 계수가 표시됩니다.", "레이어 20개 × 어댑터 3개"),
     ],
+    ids=["zh", "ja", "ko"],
 )
 def test_the_map_speaks_the_users_language(server, chromium, language, hint, size):  # noqa: F811
     server.post("/api/settings/Comfy.Locale", language)
