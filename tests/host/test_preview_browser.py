@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import copy
+import math
 import struct
 
 import pytest
@@ -188,6 +189,19 @@ def test_arrow_keys_reach_every_layer_where_rows_are_lower_than_a_pixel(frontend
     assert (
         frontend.page.evaluate("() => (window.app.rootGraph || window.app.graph).nodes.map(n => [...n.pos])") == places
     )
+    assert frontend.errors == []
+
+
+def test_a_layer_that_is_off_in_both_has_no_cosine(frontend):
+    numbers = {"values": encode([0.0] * 8), "strip": encode([math.nan] * 4)}
+    frontend.page.evaluate(SHOW_FULL_SIZE)
+    frontend.page.evaluate(SHOW_ROWS, {"id": "7", "rows": 4, **numbers})
+    frontend.page.wait_for_timeout(1000)
+    box = frontend.page.locator(".lorweb-heat-map canvas").first.bounding_box()
+    frontend.page.mouse.move(box["x"] + 80, box["y"] + 40)
+    frontend.page.wait_for_timeout(300)
+    line = frontend.page.evaluate(READ_TEXTS, "7")["line"]
+    assert line.endswith("off in both"), line
     assert frontend.errors == []
 
 

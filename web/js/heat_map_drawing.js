@@ -79,7 +79,8 @@ export function describeCell(mix, { layer, adapter }, say) {
     return say('use', { adapter, value: `${(100 * use).toFixed(1)} %` })
   }
   const name = mix.layers[layer]
-  const strip = `${say(mix.stripName)} ${mix.strip[layer].toFixed(3)}`
+  const isOff = Number.isNaN(mix.strip[layer])
+  const strip = isOff ? say('off') : `${say(mix.stripName)} ${mix.strip[layer].toFixed(3)}`
   if (adapter === null) return `${name} · ${strip}`
   const row = mix.values.subarray(layer * mix.basisSize, (layer + 1) * mix.basisSize)
   const value = row[adapter]

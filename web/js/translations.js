@@ -13,7 +13,8 @@ const ENGLISH = {
   cell: '{layer} · adapter {adapter}: {value} (no. {rank}) · {strip}',
   missing: '{layer} · has no adapter {adapter}',
   entropy: 'entropy',
-  cosine: 'cosine'
+  cosine: 'cosine',
+  off: 'off in both'
 }
 const TABLES = {
   zh: {
@@ -27,7 +28,8 @@ const TABLES = {
     cell: '{layer} · 适配器 {adapter}：{value}（第 {rank}）· {strip}',
     missing: '{layer} · 没有适配器 {adapter}',
     entropy: '熵',
-    cosine: '余弦'
+    cosine: '余弦',
+    off: '两者均关闭'
   },
   ja: {
     hint: 'ワークフローを実行すると係数が表示されます。',
@@ -40,7 +42,8 @@ const TABLES = {
     cell: '{layer} · アダプター {adapter}：{value}（{rank} 位）· {strip}',
     missing: '{layer} · アダプター {adapter} はありません',
     entropy: 'エントロピー',
-    cosine: 'コサイン'
+    cosine: 'コサイン',
+    off: 'どちらもオフ'
   },
   ko: {
     hint: '워크플로를 실행하면 계수가 표시됩니다.',
@@ -53,7 +56,8 @@ const TABLES = {
     cell: '{layer} · 어댑터 {adapter}: {value} ({rank}위) · {strip}',
     missing: '{layer} · 어댑터 {adapter} 없음',
     entropy: '엔트로피',
-    cosine: '코사인'
+    cosine: '코사인',
+    off: '둘 다 꺼짐'
   }
 }
 
