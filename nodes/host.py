@@ -7,7 +7,7 @@ differ from ours, so every import stands inside a function. Works from v0.3.43 o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,6 +21,8 @@ from ..lorweb_core.errors import ImageError, OutputError
 BASIS_FOLDER = "lorweb"
 #: Below `models` for files from others, and below the output folder, where Save Coefficients writes.
 COEFFICIENTS_FOLDER = "lorweb_coefficients"
+#: Under which the host keeps our wrappers of its functions.
+_WRAPPERS_KEY = "lorweb"
 #: diffusers parameter name → weight key, or (weight key, (dimension, start, length)) for a part of a fused weight.
 WeightTargets = Mapping[str, Any]
 
@@ -186,6 +188,17 @@ def make_model_patcher(module: torch.nn.Module, *, load_device: torch.device, of
 
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     return patcher(module, load_device=load_device, offload_device=offload_device)
+
+
+def watch_latent_batches(model: Any, check: Callable[[int], None]) -> None:  # noqa: ANN401
+    """Call `check` with the size of the latent batch before each step, whatever conditionings the host then joins."""
+    import comfy.patcher_extension
+
+    def call_after_check(executor: Any, inner_model: Any, conds: Any, latents: torch.Tensor, *rest: Any) -> Any:  # noqa: ANN401
+        check(latents.shape[0])
+        return executor(inner_model, conds, latents, *rest)
+
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, _WRAPPERS_KEY, call_after_check)
 
 
 def text_encoder_devices() -> tuple[torch.device, torch.device]:

@@ -98,6 +98,27 @@ def check_per_sample_mixes_survive_classifier_free_guidance():
     assert_same(together[0], sample_once(apply(model, loaded, one, mode="forward"), batch=2, cfg=3.0)[0], 1e-5)
 
 
+def check_mixes_are_shared_out_over_latents_and_not_over_conditionings():
+    model = build_flux(TINY)
+    loaded = make_loaded_basis(model)
+    for mixes, batch in ((2, 1), (4, 2), (6, 3)):
+        patched = apply(model, loaded, make_coefficients(loaded, mixes=mixes))
+        words = [f"multiple of the {mixes} mixes", f"batch of {batch}", f"latent batch {mixes}"]
+        expect(ShapeError, words, lambda patched=patched, batch=batch: sample_once(patched, batch=batch, cfg=3.0))
+    both = make_coefficients(loaded, mixes=2)
+    together = sample_once(apply(model, loaded, both), batch=4, cfg=3.0)
+    for index in range(4):
+        one = {**both, "layers": {name: mix[index % 2][None] for name, mix in both["layers"].items()}}
+        alone = sample_once(apply(model, loaded, one, mode="forward"), batch=4, cfg=3.0)
+        assert_same(together[index], alone[index], 1e-5)
+    stacked = apply(
+        apply(model, loaded, make_coefficients(loaded, mixes=2)), loaded, make_coefficients(loaded, mixes=3)
+    )
+    expect(ShapeError, ["multiple of the 3 mixes"], lambda: sample_once(stacked, batch=2, cfg=3.0))
+    assert sample_once(stacked, batch=6, cfg=3.0).isfinite().all()
+    assert sample_once(model, batch=1, cfg=3.0).isfinite().all(), "the incoming model checks nothing"
+
+
 def check_stacking_adds_up_in_any_order_and_mode():
     model = build_flux(TINY)
     first, second = make_loaded_basis(model, seed=0), make_loaded_basis(model, seed=5)
