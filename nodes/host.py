@@ -215,11 +215,37 @@ def load_patchers(patchers: list[Any]) -> None:
     comfy.model_management.load_models_gpu(patchers)
 
 
-def free_ram_bytes() -> int:
-    """Return how many bytes of main memory the host believes to be free."""
+def free_bytes(device: torch.device) -> int:
+    """Return how many bytes of a device's memory the host believes to be free; of the RAM for a CPU."""
     import comfy.model_management
 
-    return int(comfy.model_management.get_free_memory(torch.device("cpu")))
+    return int(comfy.model_management.get_free_memory(device))
+
+
+def streams_weights(model: Any) -> bool:  # noqa: ANN401
+    """Return whether a MODEL's weights are patched while they are streamed in (dynamic VRAM), none being kept."""
+    is_dynamic = getattr(model, "is_dynamic", None)  # unknown to older hosts, which cannot do it
+    return is_dynamic is not None and bool(is_dynamic())
+
+
+def room_for_weights(model: Any) -> int | None:  # noqa: ANN401
+    """Return how many bytes of weights a MODEL's load device can hold at once, everything else unloaded.
+
+    None where the host loads a model whole whatever its size, or does not say.
+    """
+    import comfy.model_management as management
+
+    try:
+        state, device = management.vram_state.name, model.load_device
+        if device.type == "cpu" or state not in ("NO_VRAM", "LOW_VRAM", "NORMAL_VRAM"):
+            return None
+        if state == "NO_VRAM":
+            return 0
+        loaded = [other for other in management.loaded_models() if other is not None and other.load_device == device]
+        unloadable = sum(other.loaded_size() for other in loaded)
+        return int(free_bytes(device) + unloadable - management.minimum_inference_memory())
+    except AttributeError:  # a host whose memory management has other names
+        return None
 
 
 def compute_dtype(model: Any) -> torch.dtype:  # noqa: ANN401
