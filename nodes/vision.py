@@ -53,7 +53,7 @@ class TransformersClipVision:
     def embed(self, images: Tensor) -> Tensor:
         """Return image embeddings [B, P] float32 on the CPU for pictures [B, H, W, C], float 0–1."""
         self.load()
-        return self.encoder.embed(images, on_progress=host.Progress(len(images)).show)
+        return self.encoder.embed(images, on_progress=lambda *_: host.raise_if_interrupted())
 
     def encode_image(self, image: Tensor, crop: bool | str = True) -> Any:  # noqa: ANN401 - the host's output class
         """Return the host's CLIP_VISION_OUTPUT for pictures [B, H, W, C]; crop False or "none" squeezes them."""
