@@ -7,6 +7,7 @@ differ from ours, so every import stands inside a function. Works from v0.3.43 o
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,10 +138,18 @@ def find_encoder_folders() -> dict[str, Path]:
 def next_output_path(filename_prefix: str) -> tuple[Path, str, int]:
     """Return (folder, file name stem, counter) for a new file below the host's output folder.
 
-    Raises: OutputError: when the prefix leads out of that folder, or its folder cannot be made.
+    Raises: OutputError: when the prefix has no name, leads out of that folder, or its folder cannot be made.
     """
     import folder_paths
 
+    name = re.split(r"[\\/]", filename_prefix)[-1].strip()
+    if not name or name.startswith(".") or "\0" in filename_prefix:
+        # The host would count such files wrongly and write over the first one each time.
+        raise OutputError(
+            expected="a filename_prefix that ends in a file name",
+            got=repr(filename_prefix),
+            remedy="Name folder and file, such as loras/lorweb; the name may not begin with a dot.",
+        )
     output = Path(folder_paths.get_output_directory()).resolve()
     target = (output / filename_prefix).resolve()
     if not target.is_relative_to(output):
