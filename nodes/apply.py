@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ..lorweb_core.coefficients import Coefficients, count_mixes, require_coefficients_of
+from ..lorweb_core.settings import RouterSettings
 from .forward_mode import patch_forward
 from .mode_choice import choose_mode, describe_quantised, describe_shortage, find_originals, gigabytes
 from .sockets import BASIS, COEFFICIENTS, LoadedBasis
@@ -12,6 +13,8 @@ from .targets import Model, Target, find_targets
 from .weights_mode import patch_weights
 
 MODES = ("auto", "weights", "forward")
+#: Settings that decide which coefficients an analogy gets.
+_ROUTER_FIELDS = ("activation", "heads", "reduction", "query_mode")
 
 
 class ApplyMixedLoRA:
@@ -85,10 +88,27 @@ class ApplyMixedLoRA:
             f"Basis: {basis.basis.name}, id {basis.basis.basis_id}",
             f"Layers: {len(basis.basis.layers)} matched on {len(targets)} weights, none missing",
             f"Mixes: {count_mixes(mixes)}, strength {strength:g}",
+            *_describe_other_router(basis.basis.settings, mixes),
             *memory,
             *basis.basis.report,
         ]
         return patched, "\n".join(lines)
+
+
+def _describe_other_router(settings: RouterSettings, coefficients: Coefficients) -> list[str]:
+    """Return a line when the coefficients come from other router settings than the basis has by now.
+
+    The basis' id does not change with its sidecar, so such coefficients fit in shape and mean another mix.
+    """
+    made_with = coefficients["settings"]
+    others = [
+        f"{name} {made_with[name]} (the basis has {getattr(settings, name)})"
+        for name in _ROUTER_FIELDS
+        if name in made_with and made_with[name] != getattr(settings, name)
+    ]
+    if not others:
+        return []
+    return [f"Coefficients made with other settings: {', '.join(others)}. Encode the analogy again to use the basis'."]
 
 
 def _describe_memory(mode: str, model: Model, targets: list[Target], extra_bytes: int) -> list[str]:

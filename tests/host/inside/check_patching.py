@@ -1,5 +1,7 @@
 """Laws of Apply inside the host's own model, sampler and memory management."""
 
+from dataclasses import replace
+
 import comfy.lora
 import comfy.lora_convert
 import comfy.model_management
@@ -230,6 +232,19 @@ def check_a_batch_that_is_no_multiple_of_the_mixes_is_refused():
         ShapeError, ["multiple of the 2 mixes", "batch of 3", "latent batch 2"], lambda: sample_once(patched, batch=3)
     )
     assert sample_once(model).isfinite().all()
+
+
+def check_coefficients_of_other_router_settings_are_reported():
+    model = build_flux(TINY)
+    loaded = make_loaded_basis(model)
+    coefficients = make_coefficients(loaded)
+    assert "other settings" not in ApplyMixedLoRA().apply(model, loaded, coefficients, 1.0, "auto")[1]
+    changed = LoadedBasis(replace(loaded.basis, settings=RouterSettings(activation="tanh", heads=2)))
+    for mode in ("weights", "forward"):
+        report = ApplyMixedLoRA().apply(model, changed, coefficients, 1.0, mode)[1]
+        assert "activation softmax (the basis has tanh), heads 1 (the basis has 2). Encode" in report, report
+    bare = {**coefficients, "settings": {}}
+    assert "other settings" not in ApplyMixedLoRA().apply(model, changed, bare, 1.0, "auto")[1]
 
 
 def check_weights_with_several_mixes_is_refused():
