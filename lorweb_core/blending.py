@@ -15,11 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .coefficients import Coefficients, count_mixes, name_of_basis, require_whole_coefficients, with_layers
+from .coefficients import (
+    Coefficients,
+    count_mixes,
+    is_all_finite,
+    name_of_basis,
+    require_whole_coefficients,
+    with_layers,
+)
 from .errors import CheckpointError, SettingsError, ShapeError
 from .layer_stacks import LayerStack, stack_layers, unstack_layers
 
 METHODS = ("mean", "sum")
+#: Further along, a float64 cannot tell the sum of the two weights, which is 1, from their rounding errors.
+MAX_POSITION = 100_000
 #: A sum of weights below this share of their magnitudes counts as zero: dividing by it would blow up rounding.
 _SMALLEST_SHARE = 1e-6
 
@@ -36,22 +45,20 @@ def blend_coefficients(
     Returns: coefficients of B mixes; inputs are not changed.
     Raises:
         SettingsError: for an unknown method, weights that are not finite or not one per analogy, or weights of a mean
-            that sum to zero.
+            that sum to zero, or weights with which numbers become infinite.
         CheckpointError: when the analogies belong to several bases.
         ShapeError: when layers, basis sizes or batches differ.
     """
     wholes = [require_whole_coefficients(analogy) for analogy in analogies]
     factors = _require_weights(weights, len(wholes), method)
-    _require_one_basis(wholes)
-    batch = _common_batch(wholes)
-    order = list(wholes[0]["layers"])
-    stacked = [stack_layers({name: whole["layers"][name] for name in order}) for whole in wholes]
-    blended = []
-    for parts in zip(*stacked, strict=True):
-        values = [part.values.expand(-1, batch, -1) for part in parts]
-        combine = _weighted_mean if method == "mean" else _weighted_sum
-        blended.append(LayerStack(parts[0].names, combine(values, factors)))
-    return with_layers(wholes[0], unstack_layers(blended, order))
+    batch = require_one_origin(wholes)
+    combine = _weighted_mean if method == "mean" else _weighted_sum
+    blended = [
+        LayerStack(names, combine([part.expand(-1, batch, -1) for part in parts], factors))
+        for names, parts in _stack_alike(wholes)
+    ]
+    _require_finite(blended, wholes, "weights", ", ".join(f"{weight:g}" for weight in weights))
+    return with_layers(wholes[0], unstack_layers(blended, wholes[0]["layers"]))
 
 
 def sweep_analogies(analogies: Sequence[Mapping[str, Any]], start: float, end: float, *, steps: int) -> Coefficients:
@@ -65,14 +72,20 @@ def sweep_analogies(analogies: Sequence[Mapping[str, Any]], start: float, end: f
         end: last position.
         steps: how many positions; 1 is `start` alone.
     Returns: coefficients of steps · B mixes.
-    Raises: SettingsError: for less than one step; else see `blend_coefficients`.
+    Raises: SettingsError: for less than one step and positions that are too far; else see `blend_coefficients`.
     """
     if steps < 1:
         raise SettingsError(expected="at least 1 step", got=str(steps), remedy="Use 1 for a single blend.")
     positions = [start + (end - start) * index / max(steps - 1, 1) for index in range(steps)]
-    blends = [blend_coefficients(analogies, interpolation_weights(place, len(analogies))) for place in positions]
-    layers = {name: torch.cat([blended["layers"][name] for blended in blends]) for name in blends[0]["layers"]}
-    return with_layers(blends[0], layers)
+    weights = [interpolation_weights(place, len(analogies)) for place in positions]
+    wholes = [require_whole_coefficients(analogy) for analogy in analogies]
+    batch = require_one_origin(wholes)
+    swept = [
+        LayerStack(names, _interpolate([part.expand(-1, batch, -1) for part in parts], weights))
+        for names, parts in _stack_alike(wholes)
+    ]
+    _require_finite(swept, wholes, "positions", f"{start:g} to {end:g}")
+    return with_layers(wholes[0], unstack_layers(swept, wholes[0]["layers"]))
 
 
 def interpolation_weights(position: float, count: int) -> list[float]:
@@ -81,13 +94,13 @@ def interpolation_weights(position: float, count: int) -> list[float]:
     Between two whole numbers the two neighbours are mixed; before the first and behind the last the way goes straight
     on, so -0.5 is "the first, and half of the difference to the second away from it".
 
-    Raises: SettingsError: for fewer than two analogies or a position that is not finite.
+    Raises: SettingsError: for fewer than two analogies, or a position that is not finite or beyond `MAX_POSITION`.
     """
-    if count < 2 or not math.isfinite(position):
+    if count < 2 or not abs(position) <= MAX_POSITION:
         raise SettingsError(
-            expected="a finite position between at least two analogies",
-            got=f"position {position:g} and {count} analogies",
-            remedy="Connect two to four coefficients and choose a position such as 0.5.",
+            expected=f"at least two analogies and a position from -{MAX_POSITION:,} to {MAX_POSITION:,}",
+            got=f"position {position:g} and {count} {'analogy' if count == 1 else 'analogies'}",
+            remedy="Give two analogies or more and a position such as 0.5.",
         )
     start = min(max(math.floor(position), 0), count - 2)
     weights = [0.0] * count
@@ -112,6 +125,18 @@ def _weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return result
 
 
+def _interpolate(values: Sequence[Tensor], weights: Sequence[Sequence[float]]) -> Tensor:
+    """Return `_weighted_mean` of every row of two neighbours' weights, [L, steps · B, N], bit for bit."""
+    neighbours = [sorted(range(len(row)), key=lambda index: -abs(row[index]))[:2] for row in weights]
+    shares = [row[far] / sum(row) for row, (_, far) in zip(weights, neighbours, strict=True)]
+    stacked = torch.stack(list(values), dim=1)  # [L, analogies, B, N]
+    near, result = (stacked[:, [pair[side] for pair in neighbours]] for side in (0, 1))  # [L, steps, B, N]
+    result -= near
+    result *= torch.tensor(shares, dtype=result.dtype)[:, None, None]
+    result += near
+    return result.flatten(1, 2)
+
+
 def _require_weights(weights: Sequence[float], count: int, method: str) -> list[float]:
     numbers = [float(weight) for weight in weights]
     if method not in METHODS:
@@ -124,18 +149,44 @@ def _require_weights(weights: Sequence[float], count: int, method: str) -> list[
             got=f"{count} analogies and the weights {numbers}",
             remedy="Give every analogy one weight; 1 for each is the plain mean.",
         )
+    largest = max(map(abs, numbers))
+    if method == "mean" and not math.isfinite(largest * count):  # a mean does not change with the size of all weights
+        numbers = [number / largest for number in numbers]
     if method == "mean" and abs(sum(numbers)) <= _SMALLEST_SHARE * sum(map(abs, numbers)):
         raise SettingsError(
             expected="weights of a mean that do not sum to zero",
-            got=", ".join(f"{number:g}" for number in numbers),
+            got=", ".join(f"{number:g}" for number in weights),
             remedy="Change a weight, or use the method sum, which does not divide by their sum.",
         )
     return numbers
 
 
-def _require_one_basis(wholes: Sequence[Coefficients]) -> None:
-    first = wholes[0]
-    for other in wholes[1:]:
+def _stack_alike(wholes: Sequence[Coefficients]) -> list[tuple[tuple[str, ...], list[Tensor]]]:
+    """Return, by basis size, the layers' names and each analogy's numbers [L, B or 1, N] in that order of layers."""
+    order = list(wholes[0]["layers"])
+    stacked = [stack_layers({name: whole["layers"][name] for name in order}) for whole in wholes]
+    return [(parts[0].names, [part.values for part in parts]) for parts in zip(*stacked, strict=True)]
+
+
+def _require_finite(stacks: Sequence[LayerStack], wholes: Sequence[Coefficients], what: str, given: str) -> None:
+    """Raise when a blend of finite numbers is none: the weights, or the numbers, are too large for float32."""
+    if all(is_all_finite(stack.values) for stack in stacks):
+        return
+    largest = max(float(mix.abs().max()) for whole in wholes for mix in whole["layers"].values())
+    raise SettingsError(
+        expected=f"{what} that keep coefficients within float32, up to {torch.finfo(torch.float32).max:.2g}",
+        got=f"{what} {given} for coefficients of up to {largest:.2g}",
+        remedy=f"Use smaller {what}, or analogies with smaller numbers; those of a softmax are at most 1.",
+    )
+
+
+def require_one_origin(analogies: Sequence[Mapping[str, Any]]) -> int:
+    """Return B, the number of mixes, once analogies of right layout are known to go together.
+
+    Raises: CheckpointError, ShapeError: when they belong to several bases, or layers, basis sizes or batches differ.
+    """
+    first = analogies[0]
+    for other in analogies[1:]:
         if other["basis_id"] != first["basis_id"]:
             raise CheckpointError(
                 expected=f"analogies of one basis, here {name_of_basis(first)}",
@@ -150,10 +201,7 @@ def _require_one_basis(wholes: Sequence[Coefficients]) -> None:
                 got=f"{len(odd)} that differ (such as {', '.join(odd[:3])})",
                 remedy="Encode the analogies again with the same basis.",
             )
-
-
-def _common_batch(wholes: Sequence[Coefficients]) -> int:
-    counts = [count_mixes(whole) for whole in wholes]
+    counts = [count_mixes(analogy) for analogy in analogies]
     batch = max(counts)
     if any(count not in (1, batch) for count in counts):
         raise ShapeError(

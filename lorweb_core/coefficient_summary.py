@@ -7,6 +7,7 @@ Layers with no coefficient but zeros (a part that was switched off) do not count
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blending import blend_coefficients
-from .coefficients import Coefficients, name_of_basis, require_whole_coefficients
+from .blending import require_one_origin
+from .coefficients import Coefficients, count_mixes, name_of_basis, require_layout, take_mix
 from .errors import ShapeError
 from .layer_names import sort_layer_names
 
@@ -49,7 +50,7 @@ class Summary:
         adapter_use: [N], mean share of each adapter over the layers in use.
         effective_adapters: [L], exp of the entropy; 0 for a layer that is switched off.
         entropy: [L], as a share of log N, 0–1.
-        distance_from_uniform: mean over the layers in use, 0 … 1 - 1/N.
+        distance_from_uniform: mean over the layers in use, 0 … 1 - 1/N; NaN when all are switched off.
         layers_off: how many layers have zeros only.
     """
 
@@ -66,7 +67,7 @@ class Comparison:
 
     Attributes:
         difference: first - second.
-        cosine: [L], between the two layers' coefficients; 0 where one is all zeros.
+        cosine: [L], between the two layers' coefficients; 0 where one is all zeros, NaN where both are.
         distance: mean over layers of ½ · Σ|difference|.
     """
 
@@ -80,21 +81,19 @@ def tabulate(coefficients: Mapping[str, Any], *, mix: int = 0) -> CoefficientTab
 
     Raises: CheckpointError, ShapeError: for damaged coefficients, or a mix that does not exist.
     """
-    whole = require_whole_coefficients(coefficients)
-    names = sort_layer_names(whole["layers"])
-    rows = [whole["layers"][name] for name in names]
-    batch, width = rows[0].shape[0], max(row.shape[1] for row in rows)
-    if not 0 <= mix < batch:
-        raise ShapeError(
-            expected=f"mix to be one of 0 … {batch - 1}, since there are {batch}",
-            got=str(mix),
-            remedy="Choose a mix that exists; the first is 0.",
-        )
+    return _as_table(take_mix(coefficients, mix)["layers"])
+
+
+def _as_table(layers: Mapping[str, Tensor]) -> CoefficientTable:
+    """Return layers [1, N] as a table."""
+    names = sort_layer_names(layers)
+    rows = [layers[name] for name in names]
+    width = max(row.shape[1] for row in rows)
     if all(row.shape[1] == width for row in rows):
-        return CoefficientTable(tuple(names), torch.stack(rows)[:, mix].float())
+        return CoefficientTable(tuple(names), torch.cat(rows))
     values = torch.full((len(rows), width), float("nan"))
     for index, row in enumerate(rows):
-        values[index, : row.shape[1]] = row[mix]
+        values[index, : row.shape[1]] = row[0]
     return CoefficientTable(tuple(names), values)
 
 
@@ -108,12 +107,12 @@ def summarise(table: CoefficientTable) -> Summary:
     nats = -torch.special.xlogy(share, share).sum(1)
     uniform = torch.where(table.values.isnan(), 0.0, 1.0 / sizes[:, None])
     distance = 0.5 * (share - uniform).abs().sum(1)
-    on_count = max(int(is_on.sum()), 1)
+    on_count = int(is_on.sum())
     return Summary(
-        adapter_use=share.sum(0) / on_count,
+        adapter_use=share.sum(0) / max(on_count, 1),
         effective_adapters=torch.where(is_on, nats.exp(), 0.0),
         entropy=torch.where(sizes > 1, nats / sizes.clamp(min=2).log(), 0.0),
-        distance_from_uniform=float(distance[is_on].sum()) / on_count,
+        distance_from_uniform=float(distance[is_on].mean()) if on_count else math.nan,
         layers_off=int((~is_on).sum()),
     )
 
@@ -123,53 +122,76 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, mix: int = 0
 
     Raises: CheckpointError, ShapeError: see `blending.blend_coefficients`.
     """
-    table = tabulate(blend_coefficients([first, second], [1.0, -1.0], method="sum"), mix=mix)
-    sides = [tabulate(side, mix=min(mix, _last_mix(side))).values.nan_to_num(0.0) for side in (first, second)]
-    cosine = torch.nn.functional.cosine_similarity(sides[0], sides[1], dim=1)
+    counts = [require_layout(side) for side in (first, second)]
+    batch = require_one_origin((first, second))
+    # Only the one mix is looked at, so that a batch takes no longer.
+    first_table, second_table = (
+        _as_table(take_mix(side, mix if count == batch else 0)["layers"])
+        for side, count in zip((first, second), counts, strict=True)
+    )
+    table = CoefficientTable(first_table.layer_names, first_table.values - second_table.values)
+    if bool(table.values.isinf().any()):
+        raise ShapeError(
+            expected=f"analogies whose difference stays within float32, up to {torch.finfo(torch.float32).max:.2g}",
+            got=f"numbers of up to {float(first_table.values.nan_to_num(0.0).abs().max()):.2g} in the first",
+            remedy="Compare analogies with smaller numbers; those of a softmax are at most 1.",
+        )
+    # In float64, which holds the squares of all float32 numbers.
+    sides = [side.values.nan_to_num(0.0).double() for side in (first_table, second_table)]
+    cosine = torch.nn.functional.cosine_similarity(sides[0], sides[1], dim=1, eps=1e-300).float()
+    are_off = (sides[0] == 0).all(1) & (sides[1] == 0).all(1)
     distance = 0.5 * table.values.nan_to_num(0.0).abs().sum(1).mean()
-    return Comparison(table, cosine, float(distance))
+    return Comparison(table, torch.where(are_off, math.nan, cosine), float(distance))
 
 
-def describe(coefficients: Coefficients, *, mix: int = 0) -> str:
-    """Return lines for people about one mix."""
+def describe(coefficients: Coefficients, *, mix: int = 0, title: str = "") -> str:
+    """Return lines for people about one mix.
+
+    Args:
+        coefficients: B mixes.
+        mix: which of them, from 0.
+        title: what to call it, instead of its number counted from 1.
+    """
     table = tabulate(coefficients, mix=mix)
     summary = summarise(table)
-    size, batch = table.basis_size, _last_mix(coefficients) + 1
+    size, layers = table.basis_size, len(table.layer_names)
+    lines = [
+        f"{title or f'Mix {mix + 1} of {count_mixes(coefficients)}'}: {layers} layers × {size} adapters",
+        f"Basis: {name_of_basis(coefficients)}",
+    ]
+    if summary.layers_off == layers:
+        return "\n".join([*lines, f"Switched off: all {layers} layers, so this mix changes nothing"])
     order = summary.adapter_use.argsort(descending=True, stable=True)[:_NAMED_ADAPTERS].tolist()
     strongest = ", ".join(f"{adapter} ({summary.adapter_use[adapter]:.1%})" for adapter in order)
     is_on = summary.effective_adapters > 0
     on = summary.effective_adapters[is_on]
-    average = float(on.mean()) if len(on) else 0.0
-    lines = [
-        f"Mix {mix + 1} of {batch}: {len(table.layer_names)} layers × {size} adapters",
-        f"Basis: {name_of_basis(coefficients)}",
+    lines += [
         f"Strongest adapters: {strongest}",
-        f"Adapters in use: {average:.1f} of {size} per layer on average (from entropy)",
+        f"Adapters in use: {on.mean():.1f} of {size} per layer on average (from entropy)",
         f"Distance from uniform: {summary.distance_from_uniform:.1%}",
     ]
     if summary.layers_off:
-        lines.append(f"Switched off: {summary.layers_off} layers")
-    if len(on):
-        peaked = sorted(zip(on.tolist(), _names_where(table, is_on), strict=True))[:_NAMED_LAYERS]
-        lines.append("Most decided: " + ", ".join(f"{name} ({count:.1f})" for count, name in peaked))
+        lines.append(f"Switched off: {summary.layers_off} of {layers} layers")
+    peaked = sorted(zip(on.tolist(), _names_where(table, is_on), strict=True))[:_NAMED_LAYERS]
+    lines.append("Most decided: " + ", ".join(f"{name} ({count:.1f})" for count, name in peaked))
     return "\n".join(lines)
 
 
 def describe_comparison(comparison: Comparison) -> str:
     """Return lines for people about two mixes."""
-    cosine, names = comparison.cosine, comparison.difference.layer_names
-    apart = cosine.argsort(stable=True)[:_NAMED_LAYERS].tolist()
-    return "\n".join(
-        [
-            f"Difference: {comparison.distance:.1%} of the mix on average",
+    is_known = ~comparison.cosine.isnan()
+    cosine, names = comparison.cosine[is_known], _names_where(comparison.difference, is_known)
+    off = len(comparison.cosine) - len(cosine)
+    lines = [f"Difference: {comparison.distance:.1%} of the mix on average"]
+    if off:
+        lines.append(f"Off in both: {off} of {len(comparison.cosine)} layers")
+    if len(cosine):
+        apart = cosine.argsort(stable=True)[:_NAMED_LAYERS].tolist()
+        lines += [
             f"Cosine per layer: mean {cosine.mean():.3f}, lowest {cosine.min():.3f}, highest {cosine.max():.3f}",
             "Furthest apart: " + ", ".join(f"{names[index]} ({cosine[index]:.3f})" for index in apart),
         ]
-    )
-
-
-def _last_mix(coefficients: Mapping[str, Any]) -> int:
-    return int(next(iter(coefficients["layers"].values())).shape[0]) - 1
+    return "\n".join(lines)
 
 
 def _names_where(table: CoefficientTable, chosen: Tensor) -> list[str]:

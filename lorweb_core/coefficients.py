@@ -9,6 +9,7 @@ They belong to the basis whose id they carry: another basis' adapters mean somet
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, TypedDict
@@ -21,6 +22,8 @@ from .errors import CheckpointError, ShapeError
 from .router import route_query
 
 FORMAT_VERSION = 1
+#: Control characters, which a terminal would obey, as they are written out; new lines and tabs stay.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 class Coefficients(TypedDict):
@@ -93,6 +96,31 @@ def require_whole_coefficients(coefficients: Mapping[str, Any]) -> Coefficients:
         CheckpointError: for coefficients of a newer format, or what is no coefficients.
         ShapeError: when layers are not [B, N] of one batch, or numbers are not finite.
     """
+    require_layout(coefficients)
+    return with_layers(coefficients, _require_finite(_as_typed(coefficients["layers"])))
+
+
+def take_mix(coefficients: Mapping[str, Any], mix: int) -> Coefficients:
+    """Return one of the mixes alone, whole as `require_whole_coefficients` has it; the others are not looked into.
+
+    Raises: CheckpointError, ShapeError: as there, and for a mix that does not exist.
+    """
+    batch = require_layout(coefficients)
+    if not 0 <= mix < batch:
+        raise ShapeError(
+            expected=f"mix to be one of 0 … {batch - 1}, since there are {batch}",
+            got=str(mix),
+            remedy="Choose a mix that exists; the first is 0.",
+        )
+    alone = {name: values[mix : mix + 1] for name, values in coefficients["layers"].items()}
+    return with_layers(coefficients, _require_finite(_as_typed(alone)))
+
+
+def require_layout(coefficients: Mapping[str, Any]) -> int:
+    """Return B, once the entries and the shapes of all layers are known to be right; numbers are not looked at.
+
+    Raises: CheckpointError, ShapeError: see `require_whole_coefficients`.
+    """
     _require_format(coefficients)
     layers: Mapping[str, Tensor] = coefficients["layers"]
     batch = next(iter(layers.values())).shape[:1]
@@ -104,11 +132,12 @@ def require_whole_coefficients(coefficients: Mapping[str, Any]) -> Coefficients:
                 got=f"shape {list(shape)} of {mix.dtype}",
                 remedy="Give every layer the same batch of at least one mix, or encode the analogy again.",
             )
-    typed = _as_typed(layers)
-    if not bool(torch.isfinite(torch.cat(list(typed.values()), dim=1)).all()):
-        damaged = [name for name, mix in typed.items() if not bool(torch.isfinite(mix).all())]
-        raise _not_finite(damaged[0])
-    return with_layers(coefficients, typed)
+    return batch[0]
+
+
+def is_all_finite(values: Tensor) -> bool:
+    """Return whether there is neither NaN nor infinity among numbers; makes no second tensor of their size."""
+    return all(math.isfinite(limit) for limit in torch.aminmax(values))  # NaN is both limits
 
 
 def with_layers(coefficients: Mapping[str, Any], layers: dict[str, Tensor]) -> Coefficients:
@@ -124,7 +153,12 @@ def with_layers(coefficients: Mapping[str, Any], layers: dict[str, Tensor]) -> C
 def name_of_basis(coefficients: Mapping[str, Any]) -> str:
     """Return the basis' name and id, for messages."""
     name = coefficients["settings"].get("basis_name", "an unnamed basis")
-    return f"{name} (id {coefficients['basis_id']})"
+    return escape_controls(f"{name} (id {coefficients['basis_id']})")
+
+
+def escape_controls(text: str) -> str:
+    """Return a text from a file with its control characters written out, so that no terminal obeys them."""
+    return text.translate(_CONTROLS)
 
 
 def _require_format(coefficients: Mapping[str, Any]) -> None:
@@ -138,7 +172,7 @@ def _require_format(coefficients: Mapping[str, Any]) -> None:
     if coefficients["format_version"] != FORMAT_VERSION:
         raise CheckpointError(
             expected=f"coefficients of format version {FORMAT_VERSION}",
-            got=f"version {coefficients['format_version']}",
+            got=f"version {coefficients['format_version']!r}",
             remedy="Update this node pack, or encode the analogy again with this version.",
         )
 
@@ -160,6 +194,13 @@ def _describe_oddity(value: object) -> str:
 
 def _as_typed(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: mix.to("cpu", torch.float32) for name, mix in layers.items()}
+
+
+def _require_finite(layers: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not is_all_finite(torch.cat(list(layers.values()), dim=1)):
+        damaged = [name for name, mix in layers.items() if not is_all_finite(mix)]
+        raise _not_finite(damaged[0])
+    return layers
 
 
 def _require_tensors(basis: Basis, layers: Mapping[str, Tensor]) -> None:

@@ -31,6 +31,8 @@ METADATA_KEY = "lorweb_coefficients"
 THUMBNAIL_KEY = "modelspec.thumbnail"
 THUMBNAIL_SIDE_PX = 256
 MAX_NOTE_CHARACTERS = 10_000
+#: As long as a file's name can be.
+MAX_NAME_CHARACTERS = 255
 _DATA_URI = "data:image/jpeg;base64,"
 
 
@@ -60,7 +62,7 @@ def save_coefficients(
         note: words for people, kept in the header.
         thumbnail: pictures [B, H, W, C], float 0–1; the first is shrunk to 256 px and kept as JPEG in the header.
     Raises:
-        CheckpointError, ShapeError: for damaged coefficients and too long a note.
+        CheckpointError, ShapeError: for damaged coefficients, too long a note and a basis' name that is none.
         ImageError: for an unusable picture.
         OutputError: when the file cannot be written.
     """
@@ -71,6 +73,7 @@ def save_coefficients(
             got=f"{len(note):,}",
             remedy="Shorten the note; long texts belong into a file of their own.",
         )
+    _require_names(whole, path)
     content = {
         "format_version": FORMAT_VERSION,
         "basis_id": whole["basis_id"],
@@ -89,12 +92,14 @@ def load_coefficients(path: Path) -> CoefficientsFile:
     Raises:
         CheckpointError: when the file is missing, damaged, of a newer version or no coefficients file.
         ShapeError: when its tensors are not [B, N] of one batch and finite.
+
+    Texts come from strangers: they are of bounded length, but may hold control characters, see `escape_controls`.
     """
     header = read_header(path)
     content = _read_content(header, path)
     layers = _read_layers(header, path)
     coefficients = require_whole_coefficients({**content, "layers": layers})
-    return CoefficientsFile(coefficients, str(content.get("note", "")), _decode_thumbnail(header, path))
+    return CoefficientsFile(coefficients, content.get("note", ""), _decode_thumbnail(header, path))
 
 
 def _read_content(header: Header, path: Path) -> dict[str, Any]:
@@ -116,7 +121,27 @@ def _read_content(header: Header, path: Path) -> dict[str, Any]:
             got=header.metadata[METADATA_KEY][:80],
             remedy="The file was edited or written wrongly; ask its sender for it again.",
         )
+    note = content.get("note", "")
+    if not isinstance(note, str) or len(note) > MAX_NOTE_CHARACTERS:
+        raise CheckpointError(
+            expected=f"a note of at most {MAX_NOTE_CHARACTERS:,} characters in {path.name}",
+            got=f"{len(note):,}" if isinstance(note, str) else f"{type(note).__name__}, which is no text",
+            remedy="The file was edited or written wrongly; ask its sender for it again.",
+        )
+    _require_names(content, path)
     return dict(content)
+
+
+def _require_names(content: Mapping[str, Any], path: Path) -> None:
+    """Raise unless what names the basis in messages is short text."""
+    names = {"basis_id": content["basis_id"], "basis_name": content["settings"].get("basis_name", "")}
+    for key, name in names.items():
+        if not isinstance(name, str) or len(name) > MAX_NAME_CHARACTERS:
+            raise CheckpointError(
+                expected=f"{key} to be a text of at most {MAX_NAME_CHARACTERS} characters in {path.name}",
+                got=f"{len(name):,} characters" if isinstance(name, str) else type(name).__name__,
+                remedy="It was edited or made wrongly; encode the analogy again, or ask the sender for the file.",
+            )
 
 
 def _read_layers(header: Header, path: Path) -> dict[str, Tensor]:
@@ -126,6 +151,13 @@ def _read_layers(header: Header, path: Path) -> dict[str, Tensor]:
             expected=f"one float32 tensor [B, N] per layer in {path.name}",
             got=f"{len(odd)} other tensors (such as {', '.join(odd[:3])})" if odd else "no tensor",
             remedy="The file was edited or converted; ask its sender for it again.",
+        )
+    unreadable = [name for name in header.entries if not name.isprintable()]
+    if unreadable:
+        raise CheckpointError(
+            expected=f"names of layers in {path.name}",
+            got=f"{unreadable[0][:80]!r}, with control characters",
+            remedy="The file was edited; ask its sender for it again.",
         )
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:

@@ -6,8 +6,9 @@
        | use per adapter     |
        +---------------------+
 
-Colours: black → violet → orange → pale yellow for numbers ≥ 0; blue ← white → red when there are negative ones. They
-follow the square root of the number, so that one strong adapter does not leave all others black.
+Colours: black → violet → orange → pale yellow for numbers ≥ 0; blue ← white → red for differences, whatever their
+signs, and for coefficients when there are negative ones. They follow the square root of the number, so that one strong
+adapter does not leave all others black.
 `web/js` draws the same in the browser, from the same numbers; keep the colours in step.
 """
 
@@ -52,14 +53,17 @@ def draw_comparison(comparison: Comparison, title: str) -> Image.Image:
     """Return the picture of a difference, with the cosine per layer beside it."""
     use = comparison.difference.values.nan_to_num(0.0).abs().mean(0)
     cosine = comparison.cosine.clamp(min=0.0)
-    return _draw(comparison.difference, title, strip=cosine, strip_title="cosine", use=use)
+    return _draw(comparison.difference, title, strip=cosine, strip_title="cosine", use=use, is_difference=True)
 
 
-def colour_values(values: Tensor) -> np.ndarray:
-    """Return colours [L, N, 3] uint8 for values [L, N]; NaN (no such adapter) has the background's colour."""
+def colour_values(values: Tensor, *, is_difference: bool = False) -> np.ndarray:
+    """Return colours [L, N, 3] uint8 for values [L, N]; NaN (no such adapter) has the background's colour.
+
+    A difference has two-sided colours always: 0 is white, and red tells more from less where all have one sign.
+    """
     known = values.nan_to_num(0.0)
     highest = max(float(known.abs().max()), 1e-12)
-    is_signed = float(known.min()) < 0
+    is_signed = is_difference or float(known.min()) < 0
     stops = torch.tensor(DIVERGING if is_signed else SEQUENTIAL, dtype=torch.float32)
     relative = known.sign() * (known.abs() / highest).sqrt()
     place = ((relative + 1) / 2 if is_signed else relative).clamp(0, 1) * (len(stops) - 1)
@@ -70,7 +74,9 @@ def colour_values(values: Tensor) -> np.ndarray:
     return colours.round().to(torch.uint8).numpy()
 
 
-def _draw(table: CoefficientTable, title: str, *, strip: Tensor, strip_title: str, use: Tensor) -> Image.Image:
+def _draw(
+    table: CoefficientTable, title: str, *, strip: Tensor, strip_title: str, use: Tensor, is_difference: bool = False
+) -> Image.Image:
     layers = len(table.layer_names)
     # A whole number of pixels per layer and per adapter, so that all cells are equally large.
     height = layers * max(1, round(_MAP_HEIGHT_PX / layers))
@@ -80,7 +86,9 @@ def _draw(table: CoefficientTable, title: str, *, strip: Tensor, strip_title: st
     canvas_size = (right + _STRIP_PX + _GAP_PX, top + height + 2 * _GAP_PX + _USE_PX + _TITLE_PX)
     picture = Image.new("RGB", canvas_size, BACKGROUND)
     draw = ImageDraw.Draw(picture)
-    cells = Image.fromarray(colour_values(table.values)).resize((width, height), Image.Resampling.NEAREST)
+    cells = Image.fromarray(colour_values(table.values, is_difference=is_difference)).resize(
+        (width, height), Image.Resampling.NEAREST
+    )
     picture.paste(cells, (left, top))
     picture.paste(_draw_edge(table).resize((_EDGE_PX, height), Image.Resampling.NEAREST), (_GAP_PX, top))
     picture.paste(_draw_bars(strip, (_STRIP_PX, height), is_horizontal=True), (right, top))

@@ -36,10 +36,10 @@ def find_pairs(folder: Path) -> list[PicturePair]:
 
     Raises: ImageError: when the folder is missing, has no pairs, or an "after" has no "before" or several.
     """
-    if not folder.is_dir():
+    if not _is_folder(folder):
         raise ImageError(
             expected="a folder with example pairs",
-            got=f"{folder.name!r}, which is no folder",
+            got=f"{_shorten(folder.name)}, which is no folder",
             remedy="Put x_a.png and x_a_prime.png into a folder below ComfyUI's input folder and name it here.",
         )
     by_stem: dict[str, list[Path]] = {}
@@ -82,6 +82,18 @@ def read_picture(path: Path) -> Tensor:
             got=" ".join(str(error).split()),
             remedy="Name an existing PNG, JPEG or WebP file.",
         ) from error
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or that no file can have
+        return False
+
+
+def _shorten(name: str) -> str:
+    text = repr(name)
+    return text if len(text) <= 80 else f"{text[:80]}… ({len(name)} characters)"
 
 
 def _read_pixels(image: Image.Image) -> Tensor:

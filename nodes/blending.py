@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from ..lorweb_core.blending import blend_coefficients, sweep_analogies
 from ..lorweb_core.coefficients import Coefficients
+from ..lorweb_core.errors import SettingsError
 from .sockets import COEFFICIENTS
 
 METHODS = ("interpolate", "mean", "sum")
@@ -49,7 +50,7 @@ class BlendCoefficients:
                         "max": 5.0,
                         "step": 0.05,
                         "tooltip": "For interpolate: 0 is the first analogy, 1 the second, 2 the third, 3 the fourth; "
-                        "between and beyond goes straight on.",
+                        "between and beyond goes straight on. A fourth needs a third.",
                     },
                 ),
                 "weight_1": ("FLOAT", {**weight, "tooltip": "For mean and sum: weight of the first."}),
@@ -108,5 +109,19 @@ class BlendCoefficients:
         connected = [(analogy, weight) for analogy, weight in offered if analogy is not None]
         analogies = [analogy for analogy, _ in connected]
         if method == "interpolate":
+            _require_no_gap([analogy is not None for analogy, _ in offered])
             return (sweep_analogies(analogies, position, position_end, steps=steps),)
         return (blend_coefficients(analogies, [weight for _, weight in connected], method=method),)
+
+
+def _require_no_gap(are_connected: list[bool]) -> None:
+    """Raise when an analogy comes after an empty socket: position 2 would be the fourth."""
+    numbers = [number for number, is_connected in enumerate(are_connected, start=1) if is_connected]
+    if numbers == list(range(1, len(numbers) + 1)):
+        return
+    empty = next(number for number in range(1, 5) if number not in numbers)
+    raise SettingsError(
+        expected="analogies in sockets without a gap, since a position counts them",
+        got=f"coefficients_{', coefficients_'.join(map(str, numbers))} without coefficients_{empty}",
+        remedy=f"Connect coefficients_{numbers[-1]} to coefficients_{empty} instead, or use mean or sum with weights.",
+    )

@@ -95,7 +95,10 @@ class LoadCoefficients:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Describe the sockets and widgets to the host."""
-        tooltip = "A .safetensors file written by Save Coefficients."
+        tooltip = (
+            "A .safetensors file written by Save Coefficients. Where both folders have a file of one name, the plain "
+            "name is the output folder's and models/… the other."
+        )
         return {
             "required": {"file_name": (host.list_coefficients(), {"tooltip": tooltip})},
             "optional": {"basis": (BASIS, {"tooltip": "Check here that the file belongs to this basis."})},
@@ -126,5 +129,11 @@ class LoadCoefficients:
             coefficients = require_coefficients_of(basis.basis, coefficients)
         blank = torch.zeros(THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX, 3)
         thumbnail = blank if file.thumbnail is None else from_pil(file.thumbnail)
-        text = f"{describe_origin(coefficients)}\n{file.note}".strip()
-        return {"ui": {"text": [text]}, "result": (coefficients, file.note, thumbnail[None])}
+        lines = [describe_origin(coefficients), f"From {host.describe_place(path)}"]
+        namesakes = host.list_namesakes(file_name)
+        if namesakes:
+            lines.append(f"Another file of this name is listed as {', '.join(namesakes)}.")
+        shown: dict[str, Any] = {"text": ["\n".join([*lines, file.note]).strip()]}
+        if file.thumbnail is not None:
+            shown["images"] = host.save_previews([file.thumbnail], "lorweb_thumbnail")
+        return {"ui": shown, "result": (coefficients, file.note, thumbnail[None])}

@@ -71,31 +71,69 @@ def register_coefficients_folders() -> None:
 
 
 def list_coefficients() -> list[str]:
-    """Return the coefficient files' names in both folders."""
-    import folder_paths
-
-    register_coefficients_folders()
-    return list(folder_paths.get_filename_list(COEFFICIENTS_FOLDER))
+    """Return the names of the coefficient files in all folders; files of equal name are told apart."""
+    return sorted(map_coefficients())
 
 
 def find_coefficients(name: str) -> Path | None:
     """Return the path of a listed coefficients file, or None."""
+    return map_coefficients().get(name)
+
+
+def list_namesakes(name: str) -> list[str]:
+    """Return the listed names of other folders' files that have the same plain name."""
+    namesake = re.compile(rf"models(_\d+)?/{re.escape(name)}")
+    return [other for other in list_coefficients() if namesake.fullmatch(other)]
+
+
+def map_coefficients() -> dict[str, Path]:
+    """Return the coefficient files by listed name: name → path.
+
+    A plain name is the output folder's file where it has one, so that nobody's file takes the place of one's own.
+    Files of that name in other folders are listed as `models/NAME`, from a third folder as `models_2/NAME`.
+    """
     import folder_paths
 
     register_coefficients_folders()
-    found = folder_paths.get_full_path(COEFFICIENTS_FOLDER, name)
-    return None if found is None else Path(found)
+    own = str(Path(folder_paths.get_output_directory()) / COEFFICIENTS_FOLDER)
+    others = [folder for folder in folder_paths.get_folder_paths(COEFFICIENTS_FOLDER) if folder != own]
+    plain: dict[str, Path] = {}
+    clashing: dict[str, Path] = {}
+    for number, folder in enumerate([own, *others]):
+        files, _ = folder_paths.recursive_search(folder, [".git"])
+        for name in folder_paths.filter_files_extensions(files, {".safetensors"}):
+            path = Path(folder) / name
+            if not path.is_file():  # a link that leads nowhere
+                continue
+            if path.resolve() != plain.setdefault(name, path).resolve():
+                clashing[f"models_{number}/{name}" if number > 1 else f"models/{name}"] = path
+    return {**clashing, **plain}
+
+
+def describe_place(path: Path) -> str:
+    """Return where a coefficients file lies, for people, such as `output/lorweb_coefficients/x.safetensors`."""
+    parts = path.parts
+    start = parts.index(COEFFICIENTS_FOLDER) if COEFFICIENTS_FOLDER in parts else len(parts) - 2
+    return "/".join(parts[max(start - 1, 0) :])
 
 
 def find_input_folder(name: str) -> Path:
     """Return a folder below the host's input folder; it need not exist.
 
-    Raises: ImageError: when the name leads out of the input folder.
+    Raises: ImageError: when the name leads out of the input folder, or can be no name.
     """
     import folder_paths
 
     root = Path(folder_paths.get_input_directory()).resolve()
-    folder = (root / name.strip()).resolve()
+    try:
+        folder = (root / name.strip()).resolve()
+        folder.is_dir()
+    except (OSError, ValueError) as error:  # too long, or with a character that no name can have
+        raise ImageError(
+            expected="the name of a folder that can be looked up",
+            got=f"{_shorten(name)} ({_reason(error)})",
+            remedy="Use a short relative name such as pairs/comic, of a readable folder below ComfyUI's input folder.",
+        ) from error
     if not folder.is_relative_to(root):
         raise ImageError(
             expected="a folder below ComfyUI's input folder",
@@ -138,12 +176,12 @@ def find_encoder_folders() -> dict[str, Path]:
 def next_output_path(filename_prefix: str) -> tuple[Path, str, int]:
     """Return (folder, file name stem, counter) for a new file below the host's output folder.
 
-    Raises: OutputError: when the prefix has no name, leads out of that folder, or its folder cannot be made.
+    Raises: OutputError: when the prefix leads out of that folder or can be no name, or its folder cannot be made.
     """
     import folder_paths
 
     name = re.split(r"[\\/]", filename_prefix)[-1].strip()
-    if not name or name.startswith(".") or "\0" in filename_prefix:
+    if not name or name.startswith("."):
         # The host would count such files wrongly and write over the first one each time.
         raise OutputError(
             expected="a filename_prefix that ends in a file name",
@@ -151,7 +189,15 @@ def next_output_path(filename_prefix: str) -> tuple[Path, str, int]:
             remedy="Name folder and file, such as loras/lorweb; the name may not begin with a dot.",
         )
     output = Path(folder_paths.get_output_directory()).resolve()
-    target = (output / filename_prefix).resolve()
+    try:
+        target = (output / filename_prefix).resolve()
+        target.exists()
+    except (OSError, ValueError) as error:  # too long, or with a character that no name can have
+        raise OutputError(
+            expected="a filename_prefix that can be a file's name",
+            got=f"{_shorten(filename_prefix)} ({_reason(error)})",
+            remedy="Use a short relative name such as loras/lorweb.",
+        ) from error
     if not target.is_relative_to(output):
         raise OutputError(
             expected="a filename_prefix below the output folder",
@@ -298,3 +344,12 @@ def make_vision_output(**fields: object) -> Any:  # noqa: ANN401
     for name, value in {"mm_projected": None, **fields}.items():
         output[name] = value.to(device) if isinstance(value, torch.Tensor) else value
     return output
+
+
+def _shorten(name: str) -> str:
+    text = repr(name)
+    return text if len(text) <= 60 else f"{text[:60]}… of {len(name)} characters"
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -25,8 +25,9 @@ from ..lorweb_core.layer_names import parse_layer_name
 from . import host
 from .sockets import COEFFICIENTS
 
-#: Each mix is a picture and 63 kB of numbers in the browser.
+#: Each mix is a picture and 63 kB of numbers in the browser; the outputs have all of them.
 MAX_MIXES_SHOWN = 8
+_SEPARATOR = "\n\n"
 
 
 class PreviewCoefficients:
@@ -62,19 +63,19 @@ class PreviewCoefficients:
         whole = require_whole_coefficients(coefficients)
         other = None if compare_with is None else require_whole_coefficients(compare_with)
         count = max(count_mixes(side) for side in (whole, other) if side is not None)
-        shown = range(min(count, MAX_MIXES_SHOWN))
-        views = [_view(whole, other, index) for index in shown]
-        text = "\n\n".join(view["text"] for view in views)
+        views = [_view(whole, other, index) for index in range(count)]
+        shown = views[:MAX_MIXES_SHOWN]
+        texts = [view["text"] for view in views]
+        text = _SEPARATOR.join(texts[: len(shown)])
         if count > len(shown):
-            text += f"\n\n{count - len(shown)} more mixes are not shown."
-        pictures = [view["picture"] for view in views]
+            text = f"The first {len(shown)} of {count} mixes; the outputs have all.{_SEPARATOR}{text}"
         return {
             "ui": {
-                "images": host.save_previews(pictures, "lorweb_coefficients"),
+                "images": host.save_previews([view["picture"] for view in shown], "lorweb_coefficients"),
                 "text": [text],
-                "lorweb_heat_map": [view["data"] for view in views],
+                "lorweb_heat_map": [{**view["data"], "mixes": count} for view in shown],
             },
-            "result": (text, torch.stack([from_pil(picture) for picture in pictures])),
+            "result": (_SEPARATOR.join(texts), torch.stack([from_pil(view["picture"]) for view in views])),
         }
 
 

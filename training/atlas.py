@@ -36,6 +36,7 @@ from .data.pictures import load_picture
 from .data.problems import errors_among
 from .data.validation import usable_pairs
 from .quiet import silence_libraries
+from .terminal import let_terminal_replace
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ _SERVERS_IN_JSON = 10
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    let_terminal_replace()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     options = build_parser().parse_args(arguments)
     silence_libraries()

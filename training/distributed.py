@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,10 +37,12 @@ class Processes:
         world_size: how many there are.
         device: of this process.
         is_sharded: whether the base is shared out.
-    Raises: SettingsError: when `cuda` is asked for and there is none.
+    Raises: SettingsError: when `cuda` is asked for and there is none, or a scheduler starts several processes that
+        torchrun does not tell of each other.
     """
 
     def __init__(self, device: str = "auto", *, strategy: str = "ddp") -> None:
+        _require_torchrun()
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
         # Without the view every process would hold the gradients twice: 3.3 GB more for the published basis.
@@ -125,6 +128,17 @@ class Processes:
         if self.world_size == 1:
             return value
         return self._accelerator.reduce(value.to(self.device), reduction=how).cpu()
+
+
+def _require_torchrun() -> None:
+    """`srun` with several tasks starts as many runs that know nothing of each other, all in one folder."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks.isdecimal() and int(tasks) > 1 and "RANK" not in os.environ:
+        raise SettingsError(
+            expected="one task a machine, in which torchrun starts the processes",
+            got=f"{tasks} tasks of srun without it",
+            remedy="Run `srun --ntasks-per-node 1 torchrun --nnodes … --nproc-per-node … -m training.train …`.",
+        )
 
 
 def _shard_base(model: TrainableKontext, device: torch.device) -> TrainableKontext:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from lorweb_core.command_line.arguments import whole_number
+from lorweb_core.command_line.arguments import finite_number, whole_number
 from lorweb_core.errors import LoRWeBError
 from lorweb_core.settings import CLIP_ENCODER_ID, KONTEXT_ID
 
@@ -28,6 +28,7 @@ from .demo.scenes import MODEL_FOLDER
 from .evaluation import commands
 from .evaluation.methods import LAYOUTS
 from .quiet import silence_libraries
+from .terminal import let_terminal_replace
 
 if TYPE_CHECKING:
     Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -37,6 +38,7 @@ EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 2 for a user's mistake or a judge that fails, 130 interrupted."""
+    let_terminal_replace()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     options = build_parser().parse_args(arguments)
     silence_libraries()
@@ -104,12 +106,12 @@ def _add_generator_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--components", help="folder or id with vae/ and text encoders, for a single file")
     group.add_argument("--encoder", help="image encoder of the basis; default: the one named in it")
     group.add_argument("--steps", type=count, default=28, help="sampling steps (28)")
-    group.add_argument("--guidance", type=float, default=2.5, help="guidance embedding (2.5)")
-    group.add_argument("--megapixels", type=float, default=1.0, help="of the whole grid (1.0)")
+    group.add_argument("--guidance", type=finite_number, default=2.5, help="guidance embedding (2.5)")
+    group.add_argument("--megapixels", type=_above_zero, default=1.0, help="of the whole grid (1.0)")
     group.add_argument("--fit", default="pad", choices=("pad", "crop", "stretch"), help="a and a′ in b's shape (pad)")
-    group.add_argument("--strength", type=float, default=1.0, help="factor on the edit (1.0)")
+    group.add_argument("--strength", type=finite_number, default=1.0, help="factor on the edit (1.0)")
     group.add_argument("--noise-seed", type=int, default=0, help="of the noise (0)")
-    group.add_argument("--max-tokens", type=count, default=512, help="T5 tokens per prompt (512)")
+    group.add_argument("--max-tokens", type=count, help="T5 tokens per prompt (as in training, else 512)")
     group.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the base (bfloat16)")
     group.add_argument("--quantize", default="none", choices=("none", "int8", "nf4"), help="of the base (none)")
     _add_device(group)
@@ -128,7 +130,7 @@ def _add_judge(subparsers: Subparsers) -> None:
     group.add_argument("--paper-prompts", type=Path, metavar="FOLDER", help="the paper's own wording, if you have it")
     group.add_argument("--answers", type=Path, metavar="FILE", help="kept answers, to share them between evaluations")
     group.add_argument("--workers", type=count, default=4, help="questions under way at once (4)")
-    group.add_argument("--timeout-seconds", type=float, default=300.0, help="for one reply (300)")
+    group.add_argument("--timeout-seconds", type=_above_zero, default=300.0, help="for one reply (300)")
     group.add_argument(
         "--tries-again", type=whole_number, default=5, metavar="N", help="after rate limits and lost connections (5)"
     )
@@ -140,7 +142,11 @@ def _add_aggregate(subparsers: Subparsers) -> None:
     _add_folder_arguments(parser)
     _add_reference(parser)
     parser.add_argument("--judge", metavar="MODEL", help="whose answers, when several were asked")
-    parser.add_argument("--resamples", type=count, default=2000, help="of the bootstrap over tasks (2000)")
+    parser.add_argument(
+        "--wording", metavar="WORDING",
+        help="own, paper or a wording's hash, when the judge was asked in several (the newest with the most answers)",
+    )  # fmt: skip
+    parser.add_argument("--resamples", type=_at_least_two, default=2000, help="of the bootstrap over tasks (2000)")
     parser.add_argument("--no-plot", action="store_true", help="leave out the plot (needs matplotlib)")
     parser.add_argument("--sheets", type=whole_number, default=4, help="how many picture sheets (4)")
     parser.add_argument("--sheet-rows", type=count, default=8, help="samples on one sheet (8)")
@@ -178,20 +184,39 @@ def _add(
 def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="the evaluation's folder")
     parser.add_argument("--methods", nargs="*", default=[], metavar="NAME", help="only these; all without")
+    parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="leave these out")
 
 
 def _add_reference(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--reference", metavar="NAME", help="compared with all others (the first that is no baseline)")
+    parser.add_argument(
+        "--reference", action="append", default=[], metavar="NAME",
+        help="compared with all others (the first that is no baseline); several times for a column of win rates each",
+    )  # fmt: skip
 
 
 def _add_meter_arguments(parser: argparse.ArgumentParser, *, clip_encoder: str = CLIP_ENCODER_ID) -> None:
     parser.add_argument("--lpips-backbone", type=Path, metavar="FILE", help="AlexNet or VGG-16 weights; without: null")
     parser.add_argument("--lpips-heads", type=Path, metavar="FILE", help="default: from the installed package lpips")
     parser.add_argument(
-        "--clip-encoder", default=clip_encoder, metavar="FOLDER",
-        help=f"folder or id for the CLIP direction, or none ({Path(clip_encoder).name})",
+        "--clip-encoder", metavar="FOLDER",
+        help=f"folder or id for the CLIP direction, or none ({Path(clip_encoder).name}, and null where it is not here)",
     )  # fmt: skip
+    parser.set_defaults(default_encoder=clip_encoder)
     _add_device(parser)
+
+
+def _at_least_two(text: str) -> int:
+    number = whole_number(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 2; got {text}")
+    return number
+
+
+def _above_zero(text: str) -> float:
+    number = finite_number(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0; got {text}")
+    return number
 
 
 def _add_device(parser: argparse._ActionsContainer) -> None:

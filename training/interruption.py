@@ -42,3 +42,12 @@ def listen_for_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave_lost_children_to_the_loader() -> None:
+    """Undo torch's handler of SIGCHLD, which raises wherever the main process is, be it half-way through an update.
+
+    A loader notices a lost process by itself when its next batch is due.
+    """
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)

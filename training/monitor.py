@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lorweb_core.errors import SettingsError
 
-from .config import TrainConfig
+from .config import TrackingConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
@@ -107,6 +107,20 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def require_trackers(config: TrackingConfig) -> None:
+    """Raise a SettingsError when a tracker is asked for whose package is not here."""
+    if config.wandb_project is None:
+        return
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(
+            expected="the package wandb, since tracking.wandb_project is set",
+            got=str(error),
+            remedy="Run `pip install wandb` and `wandb login`, or set tracking.wandb_project: null.",
+        ) from error
+
+
 def _tensorboard(config: TrainConfig) -> Any:  # noqa: ANN401 (an optional package's class)
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -117,14 +131,15 @@ def _tensorboard(config: TrainConfig) -> Any:  # noqa: ANN401 (an optional packa
 
 
 def _wandb(config: TrainConfig) -> Any:  # noqa: ANN401 (an optional package's class)
-    try:
-        import wandb
-    except ImportError as error:
-        raise SettingsError(
-            expected="the package wandb, since tracking.wandb_project is set",
-            got=str(error),
-            remedy="Run `pip install wandb` and `wandb login`, or set tracking.wandb_project: null.",
-        ) from error
+    import wandb
+
     folder = str(config.run_folder)
     values = config.model_dump(mode="json")
-    return wandb.init(project=config.tracking.wandb_project, name=config.run.name, dir=folder, config=values)
+    try:
+        return wandb.init(project=config.tracking.wandb_project, name=config.run.name, dir=folder, config=values)
+    except wandb.Error as error:
+        raise SettingsError(
+            expected=f"to be able to log to the Weights & Biases project {config.tracking.wandb_project}",
+            got=str(error),
+            remedy="Run `wandb login`, set WANDB_MODE=offline, or set tracking.wandb_project: null.",
+        ) from error

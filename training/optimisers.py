@@ -1,7 +1,8 @@
 """Which optimiser moves the basis, at which rates, and the moving average of its weights.
 
 `adamw8bit` keeps its two moments in 8 bits (2 bytes a parameter instead of 8): bitsandbytes for float32 weights,
-torchao for bfloat16 ones (stochastic rounding); without either, plain AdamW, and the log says so.
+torchao for bfloat16 ones (stochastic rounding; needs a compiler). What does not work here gives way to plain AdamW, and
+the log says so.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _Builder = Callable[[list[dict[str, Any]], dict[str, Any]], torch.optim.Optimize
 def build_optimiser(config: OptimiserConfig, model: TrainableKontext) -> torch.optim.Optimizer:
     """Return the optimiser over adapters and router; each group keeps its full rate as `base_rate`."""
     router_rate = config.router_learning_rate or config.learning_rate
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": model.adapter_parameters(), "lr": config.learning_rate, "base_rate": config.learning_rate},
         {"params": model.router_parameters(), "lr": router_rate, "base_rate": router_rate},
     ]
@@ -37,10 +38,10 @@ def build_optimiser(config: OptimiserConfig, model: TrainableKontext) -> torch.o
     }
     is_bfloat16 = model.adapter_parameters()[0].dtype == torch.bfloat16
     for build in _builders(config.name, is_bfloat16):
-        try:
+        problem = _what_stops(build, like=groups[0]["params"][0], options=options)
+        if problem is None:
             return build(groups, options)
-        except ImportError as error:
-            logger.warning("optimiser.name %s: %s; trying the next one", config.name, error)
+        logger.warning("optimiser.name %s: %s; trying the next one", config.name, problem)
     return _plain(groups, options)
 
 
@@ -113,6 +114,21 @@ def _builders(name: str, is_bfloat16: bool) -> list[_Builder]:
     if is_bfloat16:
         return [_torchao] if name == "adamw8bit" else [_torchao_full]
     return [_bitsandbytes, _torchao] if name == "adamw8bit" else []
+
+
+def _what_stops(build: _Builder, *, like: Tensor, options: dict[str, Any]) -> str | None:
+    """Return why an optimiser cannot be used here, from one update of a few numbers, or None.
+
+    torchao compiles its update, for which a compiler may be missing; that would show only after the base was loaded
+    and the first step done.
+    """
+    trial = torch.nn.Parameter(torch.zeros(2, 4096, device=like.device, dtype=like.dtype))
+    trial.grad = torch.zeros_like(trial)
+    try:
+        build([{"params": [trial], "lr": options["lr"]}], options).step()
+    except (ImportError, OSError, RuntimeError) as error:  # torch's errors of compilation are RuntimeErrors
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:150] if str(error).strip() else ''}"
+    return None
 
 
 def _plain(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:

@@ -1,17 +1,14 @@
 """`--check`: would this run work? Config, data, disk space and a memory estimate, without loading weights.
 
-The memory estimate adds up what is known by counting; measured figures are in the README's table. Activations follow
-the measured 0.9 GB + 0.4 GB per sample at 2560 tokens of the full model with gradient checkpointing, scaled.
+What takes how much is counted in `memory`.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +21,15 @@ from .config import TrainConfig
 from .data.drawing import all_captions
 from .data.index import PairIndex, open_index
 from .data.splits import held_out_tasks
-from .layer_selection import target_layers
+from .memory import (
+    ITEM_BYTES,
+    OPTIMISER_BYTES,
+    MemoryEstimate,
+    checkpoint_bytes,
+    estimate_memory,
+    meta_transformer,
+    size_text,
+)
 from .model_source import (
     FULL_SIZE_CONFIG,
     PartsHere,
@@ -32,15 +37,11 @@ from .model_source import (
     is_repository_id,
 )
 from .quantise import INSTALL, PACKAGES
+from .session import load_start
 from .single_file import check_header
 from .training_data import divided_pairs
+from .validation_outlook import ValidationOutlook, validation_outlook
 
-_BASE_BYTES = {"none": None, "int8": 1.02, "nf4": 0.55}
-_OPTIMISER_BYTES = {"adamw": 8.0, "adamw8bit": 2.05}
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-#: Measured on whole blocks at full size, bfloat16, checkpointed: bytes per token, width and block.
-_FULL_SIZE = {"tokens": 2560, "width": 3072, "blocks": 57, "per_sample_bytes": 0.84e9, "recomputed_bytes": 0.37e9}
-_CHECKPOINTING_FACTOR = 22.0
 _CLIP_EMBEDDING_DIM = 768
 _MUCH_MEMORY_BYTES = 8e9
 
@@ -64,22 +65,6 @@ class PreflightReport:
         return "\n".join([*self.lines, verdict, *(f"  - {mistake}" for mistake in self.mistakes)])
 
 
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes on one device, by part."""
-
-    base: int
-    trained: int
-    gradients: int
-    optimiser: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        """Sum of all parts."""
-        return self.base + self.trained + self.gradients + self.optimiser + self.activations
-
-
 def preflight_report(config: TrainConfig) -> PreflightReport:
     """Return what `--check` prints; nothing is downloaded."""
     report = PreflightReport()
@@ -91,72 +76,12 @@ def preflight_report(config: TrainConfig) -> PreflightReport:
     return report
 
 
-def estimate_memory(config: TrainConfig, transformer_config: dict[str, Any], query_dim: int) -> MemoryEstimate:
-    """Return the memory of one process, counted on the meta device where it can be."""
-    model = _meta_transformer(transformer_config)
-    layers = target_layers(model, include=config.basis.include, exclude=config.basis.exclude)
-    trained = count_trained(config, list(layers.values()), query_dim)
-    in_blocks = sum(
-        p.numel() for name, p in model.named_parameters() if "transformer_blocks" in name and name.endswith("weight")
-    )
-    everything = sum(parameter.numel() for parameter in model.parameters())
-    item = _ITEM_BYTES[config.base.dtype]
-    shares = sharing_processes() if config.run.strategy == "fsdp" else 1
-    packed = _BASE_BYTES[config.base.quantize] or item
-    average = 4 if config.optimiser.ema_decay is not None else 0
-    return MemoryEstimate(
-        base=int(in_blocks * packed + (everything - in_blocks) * item) // shares,
-        trained=trained * (_ITEM_BYTES[config.basis.dtype] + average),
-        gradients=trained * _ITEM_BYTES[config.basis.dtype],
-        optimiser=int(trained * _OPTIMISER_BYTES[config.optimiser.name]),
-        activations=_activation_bytes(config, transformer_config),
-    )
-
-
-def _meta_transformer(transformer_config: dict[str, Any]) -> Any:  # noqa: ANN401 (diffusers model)
-    from diffusers import FluxTransformer2DModel
-
-    with torch.device("meta"):
-        return FluxTransformer2DModel(**transformer_config)
-
-
-def checkpoint_bytes(config: TrainConfig, memory: MemoryEstimate) -> int:
-    """Return the size of one checkpoint: weights and their average, moments, and the basis file."""
-    trained = memory.gradients // _ITEM_BYTES[config.basis.dtype]
-    return memory.trained + memory.optimiser + trained * _ITEM_BYTES[config.checkpoint.dtype]
-
-
-def count_trained(config: TrainConfig, sizes: list[tuple[int, int]], query_dim: int) -> int:
-    """Return how many numbers are trained: N·r·Σ(in + out) + M·(N·K + K·Q)."""
-    basis = config.basis
-    adapters = basis.basis_size * basis.rank * sum(in_features + out_features for in_features, out_features in sizes)
-    return adapters + len(sizes) * basis.key_dim * (basis.basis_size + query_dim)
-
-
-def sharing_processes() -> int:
-    """Return how many processes will share a sharded base: torchrun's number, else one for each GPU here."""
-    return max(1, int(os.environ.get("WORLD_SIZE", 0)) or torch.cuda.device_count())
-
-
-def _activation_bytes(config: TrainConfig, transformer_config: dict[str, Any]) -> int:
-    side = config.data.resolution_px // 8
-    tokens = 2 * side * side + config.text.max_tokens
-    width = transformer_config["attention_head_dim"] * transformer_config["num_attention_heads"]
-    blocks = transformer_config["num_layers"] + transformer_config["num_single_layers"]
-    scale = tokens * width / (_FULL_SIZE["tokens"] * _FULL_SIZE["width"])
-    scale *= _ITEM_BYTES[config.base.dtype] / 2
-    per_sample = _FULL_SIZE["per_sample_bytes"] * scale * blocks / _FULL_SIZE["blocks"]
-    if not config.base.gradient_checkpointing:
-        per_sample *= _CHECKPOINTING_FACTOR
-    samples = min(config.run.micro_batch_size, config.run.batch_size)
-    return int(samples * (per_sample + _FULL_SIZE["recomputed_bytes"] * scale))
-
-
 def _check_data(config: TrainConfig, report: PreflightReport) -> None:
     index = open_index(config.data.index)
     if not isinstance(index, PairIndex):
         report.lines.append(f"data: {len(index.records)} triplets")
         has_captions = config.text.caption_source != "none"
+        _tell_validation(validation_outlook(config, index.records), report)
         report.prompts = {""} | {record.caption for record in index.records if has_captions}
         return
     usable, problems = divided_pairs(config, index)
@@ -167,7 +92,14 @@ def _check_data(config: TrainConfig, report: PreflightReport) -> None:
         f"{len(tasks)} tasks of which {len(unseen)} held out, {len(problems)} remarks "
         "(`training.prepare check` lists them, decodes every file and may find more)"
     )
+    _tell_validation(validation_outlook(config, usable), report)
     report.prompts = set(all_captions(usable, config.text.caption_source))
+
+
+def _tell_validation(outlook: ValidationOutlook, report: PreflightReport) -> None:
+    report.lines.append(outlook.line)
+    if outlook.warning:
+        report.lines.append(f"remark: {outlook.warning}")
 
 
 def _check_base(config: TrainConfig, report: PreflightReport) -> None:
@@ -187,18 +119,12 @@ def _check_base(config: TrainConfig, report: PreflightReport) -> None:
     _check_disk(config, memory, report)
 
 
-def size_text(count: float) -> str:
-    """Return a number of bytes for a person: GB, below 0.1 GB in MB, below 0.1 MB in kB."""
-    unit, factor = next(((u, f) for u, f in (("GB", 1e9), ("MB", 1e6)) if count >= f / 10), ("kB", 1e3))
-    return f"{count / factor:.{2 if unit == 'GB' else 1}f} {unit}"
-
-
 def _tell_download(parts: PartsHere, report: PreflightReport) -> None:
     """What is not here yet is no mistake: the first run fetches it."""
     what = []
     if parts.transformer is None:
-        numbers = sum(parameter.numel() for parameter in _meta_transformer(FULL_SIZE_CONFIG).parameters())
-        what.append(f"about {numbers * _ITEM_BYTES['bfloat16'] / 1e9:.0f} GB for a transformer of the published sizes")
+        numbers = sum(parameter.numel() for parameter in meta_transformer(FULL_SIZE_CONFIG).parameters())
+        what.append(f"about {numbers * ITEM_BYTES['bfloat16'] / 1e9:.0f} GB for a transformer of the published sizes")
     if parts.components is None:
         what.append("VAE and text encoders")
     for name in parts.repositories:
@@ -219,7 +145,7 @@ def _check_captions(config: TrainConfig, components: Path | None, embedding_dim:
                 "or base.components to a folder that has them"
             )
         return
-    needed = len(prompts) * config.text.max_tokens * embedding_dim * _ITEM_BYTES[config.base.dtype]
+    needed = len(prompts) * config.text.max_tokens * embedding_dim * ITEM_BYTES[config.base.dtype]
     where = "in ordinary memory of every process" if config.data.cache is None else f"on disk in {config.data.cache}"
     hint = ""
     if config.data.cache is None and needed > _MUCH_MEMORY_BYTES:
@@ -230,15 +156,41 @@ def _check_captions(config: TrainConfig, components: Path | None, embedding_dim:
 def _check_companions(config: TrainConfig, report: PreflightReport) -> None:
     """Files and packages that are opened late, and an earlier run of that name."""
     start, encoder, quantize = config.basis.start_from, config.encoder.model, config.base.quantize
-    if start is not None and not start.is_file():
-        report.mistakes.append(f"no file {start}: correct basis.start_from, or leave it out")
+    if start is not None:
+        _check_start(config, start, report)
     if not Path(encoder).is_dir() and not is_repository_id(encoder):
         report.mistakes.append(f"no folder {encoder}, and no Hugging Face id like owner/name: correct encoder.model")
     if quantize != "none" and find_spec(PACKAGES[quantize]) is None:
         report.mistakes.append(f"base.quantize: {quantize} needs a package: run `{INSTALL[quantize]}`")
+    _check_packages(config, report)
     earlier = list_checkpoints(config.run_folder / "checkpoints")
     if earlier:
         report.lines.append(f"{config.run_folder} has {earlier[-1].name}: add --resume latest, or change run.name")
+
+
+def _check_start(config: TrainConfig, start: Path, report: PreflightReport) -> None:
+    if not start.is_file():
+        report.mistakes.append(f"no file {start}: correct basis.start_from, or leave it out")
+        return
+    try:
+        load_start(start, config.router_settings())
+    except LoRWeBError as error:
+        report.mistakes.append(str(error))
+
+
+def _check_packages(config: TrainConfig, report: PreflightReport) -> None:
+    """Optional packages that a run would miss only after the base is loaded."""
+    if config.tracking.wandb_project is not None and find_spec("wandb") is None:
+        report.mistakes.append(
+            "tracking.wandb_project needs a package: run `pip install wandb` and `wandb login`, or set it to null"
+        )
+    names = ("torchao",) if config.basis.dtype == "bfloat16" else ("bitsandbytes", "torchao")
+    if config.optimiser.name == "adamw8bit" and not any(find_spec(name) for name in names):
+        plain, packed = (OPTIMISER_BYTES[name] for name in ("adamw", "adamw8bit"))
+        report.lines.append(
+            f"optimiser: without {' or '.join(names)} plain AdamW is used, {plain:.0f} bytes a parameter instead of "
+            f"{packed:.0f}: run `pip install --no-deps {names[0]}`"
+        )
 
 
 def _check_device(config: TrainConfig, report: PreflightReport) -> None:

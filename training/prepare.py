@@ -22,6 +22,7 @@ from lorweb_core.errors import LoRWeBError
 from . import prepare_commands as commands
 from .arguments import count
 from .data.pictures import MAX_PIXELS
+from .terminal import let_terminal_replace
 
 if TYPE_CHECKING:
     Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns: 0 when all is well, 1 when `check` found errors, 2 for a mistake in the call or in where things are.
     """
+    let_terminal_replace()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     options = build_parser().parse_args(arguments)
     try:
@@ -69,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_folders(subparsers: Subparsers) -> None:
     example = """folders mydata --out mydata/pairs.jsonl
 
-layouts (mydata itself may also be the one transformation):
+layouts (pairs in mydata itself are a transformation too, and folders may lie deeper):
   mydata/watercolour/0001_before.png  0001_after.png  [0001.txt]
   mydata/watercolour/before/0001.png  after/0001.png  [caption/0001.txt]
   mydata/watercolour/task.toml   optional: caption, reverse_caption, split, weight, bidirectional"""
@@ -106,8 +108,8 @@ layout: control/x.jpg (strip a|a'|b), target/x.jpg (b'), target/x.txt (caption) 
 def _add_hf(subparsers: Subparsers) -> None:
     example = """hf owner/edits --pictures data/pictures --out data/pairs.jsonl --caption-column instruction
 
-sources: a .parquet file, a folder of them, an imagefolder (before_file_name, after_file_name), a saved data set,
-a hub id. Needs `pip install datasets`."""
+sources: a .parquet file, a folder of them, an imagefolder (before_file_name, after_file_name; also as a .zip), a
+saved data set, a hub id. Needs `pip install datasets`."""
     parser = _add(subparsers, "hf", commands.import_hf, "Hugging Face datasets: parquet, imagefolder, hub id", example)
     _add_import_arguments(parser, "file, folder or hub id", source_type=str)
     parser.add_argument("--pictures", type=Path, required=True, help="folder to write the tables' pictures into")
@@ -144,10 +146,13 @@ def _add_split(subparsers: Subparsers) -> None:
     example = """split mydata/pairs.jsonl --hold-out-tasks 2 --hold-out-pairs 1
   python -m training.prepare split mydata/pairs.jsonl --hold-out-tasks watercolour 'night to day'"""
     parser = _add(subparsers, "split", commands.split, "hold out tasks and pairs for validation", example)
-    parser.add_argument("index", type=Path, help="pair index; changed in place unless --out is given")
+    parser.add_argument("index", type=Path, help="pair or triplet index; changed in place unless --out is given")
     parser.add_argument("--out", type=Path, metavar="INDEX", help="write here instead")
     parser.add_argument("--hold-out-tasks", nargs="*", default=["0"], metavar="TASK", help="names, or how many (0)")
-    parser.add_argument("--hold-out-pairs", type=whole_number, default=0, metavar="N", help="of every other task (0)")
+    parser.add_argument(
+        "--hold-out-pairs", type=whole_number, default=0, metavar="N",
+        help="of every other task; of a triplet index at least so many triplets (0)",
+    )  # fmt: skip
     parser.add_argument("--split", choices=("val", "test"), default="val", help="where they go (val)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice (0)")
 

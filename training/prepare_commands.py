@@ -9,15 +9,17 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .data.export_reference import ExportOptions, export_reference
 from .data.importers import folders, hf_datasets, reference, relation252k, strips, webdataset
 from .data.importers.building import Found, build_pairs, build_triplets
-from .data.index import PairIndex, PairRecord, TripletIndex, open_index
+from .data.index import Index, PairIndex, PairRecord, RecordT, TripletIndex, open_index
 from .data.problems import DataError, Problem, as_json, as_text, errors_among, stop_if_wanted
 from .data.splits import held_out_tasks, hold_out
-from .data.validation import check_pairs, check_triplets, usable_pairs, without_errors
+from .data.triplet_splits import hold_out_triplets, without_known_pairs
+from .data.validation import check_pairs, check_triplets, usable_pairs, usable_triplets, without_errors
 
 EXIT_FINE, EXIT_PROBLEMS = 0, 1
 
@@ -74,7 +76,8 @@ def check(options: argparse.Namespace) -> int:
     """Index → every problem, as text or JSON; 1 when there is an error."""
     index, shows = open_index(options.index), _shows_progress(options)
     if isinstance(index, TripletIndex):
-        problems = check_triplets(index.records, max_pixels=options.max_pixels, show_progress=shows)
+        decode = not options.quick
+        problems = check_triplets(index.records, decode=decode, max_pixels=options.max_pixels, show_progress=shows)
         facts: dict[str, object] = {"triplets": len(index), "tasks": len({r.task for r in index.records})}
     else:
         problems = check_pairs(
@@ -96,25 +99,53 @@ def check(options: argparse.Namespace) -> int:
 
 
 def split(options: argparse.Namespace) -> int:
-    """Pair index → the same with tasks and pairs held out; what headers show to be unusable stays where it is."""
-    index, names = PairIndex.read_index(options.index), options.hold_out_tasks
+    """Index → the same with tasks and pairs held out; what headers show to be unusable is not chosen."""
+    index, names = open_index(options.index), options.hold_out_tasks
     tasks = int(names[0]) if len(names) == 1 and names[0].isdigit() else names
-    usable, problems = usable_pairs(index.records)
-    divided = {
-        record.id: record
-        for record in hold_out(
-            usable, tasks=tasks, pairs_per_task=options.hold_out_pairs, split=options.split, seed=options.seed
-        )
-    }
-    records = [divided.get(record.id, record) for record in index.records]
-    if len(divided) < len(records):
-        print(f"not held out: {len(records) - len(divided)} pair(s) that cannot be used", file=sys.stderr)
-        print(as_text(errors_among(problems)), file=sys.stderr)
-    PairIndex(records).write_index(options.out or options.index)
-    counts = sorted(Counter(record.split for record in records).items())
-    print(", ".join(f"{count} {name} pair(s)" for name, count in counts))
-    print(f"held-out tasks: {', '.join(sorted(held_out_tasks(records))) or 'none'}")
+    count, how = options.hold_out_pairs, {"tasks": tasks, "split": options.split, "seed": options.seed}
+    if isinstance(index, TripletIndex):
+        usable, problems = usable_triplets(index.records)
+        _write_split(index, hold_out_triplets(usable, triplets_per_task=count, **how), problems, options)
+        if unnamed := len(without_known_pairs(usable)):
+            print(
+                f"{unnamed} triplet(s) do not say which pairs they show: only equal pictures b' were kept together. "
+                "Import again if there is an analogy_metadata.json with pair_A and pair_C.",
+                file=sys.stderr,
+            )
+    else:
+        pairs, problems = usable_pairs(index.records)
+        _write_split(index, hold_out(pairs, pairs_per_task=count, **how), problems, options)
     return EXIT_FINE
+
+
+def _write_split(
+    index: Index[RecordT], divided: Sequence[RecordT], problems: Sequence[Problem], options: argparse.Namespace
+) -> None:
+    """Write the index with the divided records in place of their own, and tell what went where.
+
+    What cannot be used goes along with its task when that is held out whole, so it stays so when it is repaired.
+    """
+    what = "triplet(s)" if isinstance(index, TripletIndex) else "pair(s)"
+    by_id, unseen = {record.id: record for record in divided}, held_out_tasks(divided)
+    records = [
+        by_id.get(record.id)
+        or (replace(record, split=options.split) if record.task in unseen and record.split == "train" else record)
+        for record in index.records
+    ]
+    if len(divided) < len(records):
+        print(f"not held out: {len(records) - len(divided)} {what} that cannot be used", file=sys.stderr)
+        print(as_text(errors_among(problems)), file=sys.stderr)
+    type(index)(records).write_index(options.out or options.index)
+    counts = sorted(Counter(record.split for record in records).items())
+    print(", ".join(f"{count} {name} {what}" for name, count in counts))
+    print(f"held-out tasks: {', '.join(sorted(held_out_tasks(records))) or 'none'}")
+    untouched = sorted({record.task for record in divided} - {r.task for r in divided if r.split != "train"})
+    if untouched and options.hold_out_pairs:
+        print(
+            f"nothing to spare in {len(untouched)} task(s), the first is {untouched[0]}: two pairs (or one triplet) of "
+            "each stay for training",
+            file=sys.stderr,
+        )
 
 
 def export(options: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ from lorweb_core.checkpoint import load_basis
 from lorweb_core.encoder import ImageEncoder, load_image_encoder
 from lorweb_core.errors import ImageError, LoRWeBError, ModelError, OutputError
 from lorweb_core.grid import build_grid
+from lorweb_core.header_settings import read_training_facts
 from lorweb_core.images import from_pil
 from lorweb_core.settings import KONTEXT_ID
 
@@ -34,13 +35,16 @@ from .captions import CaptionTable, encode_captions
 from .config import BaseModelConfig
 from .data.pictures import PICTURE_SUFFIXES, load_picture, read_facts
 from .kontext import DTYPES, load_codec, load_transformer
+from .loop import is_out_of_memory
 from .model_source import find_source, read_transformer_config
 from .previews import contact_sheet, quadrants, to_picture
 from .quiet import silence_libraries
 from .sampling import read_schedule
+from .terminal import let_terminal_replace
 
 logger = logging.getLogger(__name__)
 _PARTS = ("a", "a_prime", "b")
+_MOST_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def load_sampler(
     prompts: Sequence[str],
     *,
     encoder: str | None = None,
-    max_tokens: int = 512,
+    max_tokens: int | None = None,
     device: torch.device | None = None,
 ) -> AnalogySampler:
     """Return a sampler with everything loaded.
@@ -75,7 +79,7 @@ def load_sampler(
         basis_file: trained basis.
         prompts: all that will be used; their text encoders are freed before the base is loaded.
         encoder: folder or id of the image encoder; without it the one named in the basis.
-        max_tokens: T5 tokens per prompt.
+        max_tokens: T5 tokens per prompt, pads included; without it as many as the basis was trained with.
         device: where the base runs; the CPU by default.
     Raises: LoRWeBError: whatever is wrong with the files or does not fit together.
     """
@@ -84,8 +88,9 @@ def load_sampler(
     image_encoder = _load_encoder(encoder, basis, device)  # before the minutes that the base takes
     source = find_source(base.model, base.components, base.revision)
     embeddings = encode_captions(
-        prompts, source.components, read_transformer_config(source), max_tokens=max_tokens, dtype=dtype, device=device
-    )
+        prompts, source.components, read_transformer_config(source),
+        max_tokens=max_tokens or _trained_tokens(basis), dtype=dtype, device=device,
+    )  # fmt: skip
     captions = dict(embeddings)  # all of them before the base is loaded: the text encoders are gone by then
     transformer = load_transformer(base, source, device).eval()
     return AnalogySampler(
@@ -99,6 +104,12 @@ def load_sampler(
         device=device,
         dtype=dtype,
     )
+
+
+def _trained_tokens(basis: Basis) -> int:
+    """T5 tokens per prompt in training, where the file says so; pads are attended to, so their number matters."""
+    stated = read_training_facts(basis.metadata).get("max_tokens")
+    return stated if isinstance(stated, int) and 1 <= stated <= _MOST_TOKENS else _MOST_TOKENS
 
 
 def _load_encoder(encoder: str | None, basis: Basis, device: torch.device) -> ImageEncoder:
@@ -172,6 +183,7 @@ def draw_triplet(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    let_terminal_replace()
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     silence_libraries()
@@ -188,11 +200,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoRWeBError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: {_too_large(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped; pictures that were finished are kept", file=sys.stderr)
         return 130
     print(f"Wrote {files[0]}" if len(files) == 1 else f"Wrote {len(files)} pictures to {options.out}")
     return 0
+
+
+def _too_large(error: RuntimeError) -> ModelError:
+    return ModelError(
+        expected="base, basis and encoder to fit in memory",
+        got=f"out of memory ({str(error)[:150]})",
+        remedy="Add --quantize nf4 (6.5 GB for the base) or int8 (12 GB), or set a smaller --megapixels.",
+    )
 
 
 def _sampler_of(options: argparse.Namespace, triplets: Sequence[Triplet]) -> AnalogySampler:
@@ -252,7 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fit", default="pad", choices=("pad", "crop", "stretch"), help="a and a′ in b's shape")
     parser.add_argument("--strength", type=float, default=1.0, help="factor on the edit (1.0)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
-    parser.add_argument("--max-tokens", type=count, default=512, help="T5 tokens per prompt (512)")
+    parser.add_argument("--max-tokens", type=count, help="T5 tokens per prompt (as in training, else 512)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the base")
     parser.add_argument("--quantize", default="none", choices=("none", "int8", "nf4"), help="of the base")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")

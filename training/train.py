@@ -28,17 +28,19 @@ from .checkpoints import list_checkpoints, load_checkpoint, load_latest, restore
 from .config import TrainConfig
 from .config_reading import read_config, write_config
 from .distributed import Processes
-from .interruption import StopRequest, listen_for_signals
+from .interruption import StopRequest, leave_lost_children_to_the_loader, listen_for_signals
 from .loop import Callbacks, Loop, TrainingState, is_out_of_memory
 from .model_source import find_source
-from .monitor import Monitor
+from .monitor import Monitor, require_trackers
 from .optimisers import allow_packed_states
 from .preflight import preflight_report
 from .quiet import silence_libraries
 from .sampling import read_schedule
 from .session import CheckpointSaver, build_encoders, build_state, restore_state, write_basis_file
+from .terminal import let_terminal_replace
 from .training_data import training_batches
-from .validation import ValidationResult, ValidationStoppedError, Validator, averaged_weights
+from .validation import Validator, leave_if
+from .validation_callback import ValidationCallback
 
 logger = logging.getLogger(__name__)
 EXIT_TO_CORRECT, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
@@ -114,6 +116,8 @@ def assemble(
     Raises: LoRWeBError: every mistake a user can make, with its remedy.
     """
     _require_equal_shares(config, processes)
+    if processes.is_main:
+        require_trackers(config.tracking)  # before the minutes that the base takes
     saved = _find_saved(config, resume)
     processes.wait()
     source = find_source(config.base.model, config.base.components, config.base.revision)
@@ -129,7 +133,7 @@ def assemble(
     schedule = read_schedule(source.components)
     validator = Validator(
         data.validation, encoder, config.validation, schedule, config.run.seed,
-        pause=lambda: _leave_validation(stop, processes),
+        pause=lambda: leave_if(processes.any(stop.reason is not None)),
     )  # fmt: skip
     if processes.is_main:
         _tell_start(config, state.step, resume=resume, is_resumed=saved is not None)
@@ -138,12 +142,13 @@ def assemble(
     batches = training_batches(
         data, config, first_step=state.step, rank=processes.rank, world_size=processes.world_size
     )
+    leave_lost_children_to_the_loader()
     if saved is not None:  # last: whatever is built draws from them
         restore_random_states(saved["random"])
     is_saved = saved is not None and resume == "latest"
     callbacks = Callbacks(
         save=CheckpointSaver(config, processes, saved_step=state.step if is_saved else None),
-        validate=lambda now: _validate(validator, now, config, monitor, processes),
+        validate=ValidationCallback(validator, config, monitor, processes),
     )
     module = processes.wrap(state.model)
     return Loop(config, processes, module, encoder, batches, monitor, stop, callbacks), state
@@ -208,50 +213,6 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _validate(
-    validator: Validator, state: TrainingState, config: TrainConfig, monitor: Monitor, processes: Processes
-) -> None:
-    """Look at the run; what goes wrong with a look costs the look, not the run."""
-    with averaged_weights(state):
-        values = _values_if_it_fits(validator, state, processes)
-    if processes.is_main and values is not None:
-        _write_validation(values, state.step, config, monitor)
-    processes.wait()
-
-
-def _values_if_it_fits(validator: Validator, state: TrainingState, processes: Processes) -> ValidationResult | None:
-    try:
-        return validator.compute(state.model)
-    except ValidationStoppedError:
-        logger.warning("the validation of step %d is left off", state.step)
-    except RuntimeError as error:
-        if processes.world_size > 1 or not is_out_of_memory(error):
-            raise
-        logger.error(
-            "no validation at step %d: out of memory (%s); set fewer validation.pictures or a smaller "
-            "run.micro_batch_size", state.step, str(error)[:150],
-        )  # fmt: skip
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
-
-
-def _leave_validation(stop: StopRequest, processes: Processes) -> None:
-    if processes.any(stop.reason is not None):
-        raise ValidationStoppedError
-
-
-def _write_validation(values: ValidationResult, step: int, config: TrainConfig, monitor: Monitor) -> None:
-    folder = config.run_folder / "validation" / f"step-{step:09d}"
-    try:
-        values.write(folder)
-    except (OSError, OutputError) as error:  # a full disk costs pictures, not the run
-        logger.error("the validation of step %d is not written: %s", step, error)
-    monitor.log(step, values.numbers)
-    for path in sorted(folder.glob("*.png")):
-        monitor.picture(step, f"validation/{path.stem}", path)
-
-
 def _finish(config: TrainConfig, state: TrainingState, processes: Processes) -> Path | None:
     """Write the finished file and say where to copy it; for a stopped run, say how to go on."""
     if state.step < config.run.steps:
@@ -267,6 +228,7 @@ def _finish(config: TrainConfig, state: TrainingState, processes: Processes) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    let_terminal_replace()
     text = (__doc__ or "").splitlines()
     examples = "\n".join(line[2:] for line in text if line.startswith("    "))
     parser = argparse.ArgumentParser(

@@ -25,13 +25,13 @@ from .data.index import PairIndex, PairRecord, TripletIndex, open_index
 from .data.problems import Problem, errors_among
 from .data.quadruplets import BucketBatchSampler, FixedQuadrupletDataset, QuadrupletDataset, collate_quadruplets
 from .data.reference import ReferenceDataset
-from .data.splits import TaskKind, batches_by_bucket, fixed_quadruplets, hold_out
+from .data.splits import batches_by_bucket, hold_out
 from .data.validation import usable_pairs
 from .interruption import STOP_SIGNALS
+from .validation_outlook import tell_outlook, validation_outlook, validation_quadruplets, validation_triplets
 
 logger = logging.getLogger(__name__)
 _PAIR_SETTINGS = ("task_exponent", "pairing", "hold_out_tasks", "hold_out_pairs")
-_KINDS: dict[str, TaskKind] = {"seen": "seen", "held_out": "held-out"}
 
 
 @dataclass(frozen=True)
@@ -158,16 +158,13 @@ def _from_pairs(
     }  # fmt: skip
     training = QuadrupletDataset([record for record in usable if record.split == "train"], settings, **options)
     validation = {}
-    for name, kind in _KINDS.items():
-        chosen = fixed_quadruplets(
-            usable, training.buckets, kind=kind, per_task=config.validation.per_task,
-            max_items=config.validation.max_items, caption_source=settings.caption_source, seed=config.run.seed,
-        )  # fmt: skip
+    for name, chosen in validation_quadruplets(config, usable).items():
         if chosen and config.validation.every:
             dataset = FixedQuadrupletDataset(usable, chosen, **options)
             validation[name] = FixedSet(
                 dataset, batches_by_bucket([q.bucket for q in chosen], config.run.micro_batch_size)
             )
+    tell_outlook(validation_outlook(config, usable))
     prompts = {*training.captions(), *(q.caption for fixed in validation.values() for q in fixed.dataset.quadruplets)}
     return TrainingData(training, validation, tuple(usable), tuple(sorted(prompts)))
 
@@ -187,13 +184,14 @@ def _from_triplets(
         "on_bad_data": config.data.on_bad_data,
     }  # fmt: skip
     training = ReferenceDataset([r for r in index.records if r.split == "train"], settings, **options)
-    held_out = [record for record in index.records if record.split == "val"][: config.validation.max_items]
     validation = {}
-    if held_out and config.validation.every:
-        dataset = ReferenceDataset(held_out, settings, **options)
-        batches = batches_by_bucket(dataset.bucket_of, config.run.micro_batch_size)
-        validation["seen"] = FixedSet(dataset, batches)
-    prompts = {*training.captions(), *(record.caption for record in held_out if settings.caption_source != "none")}
+    for name, chosen in validation_triplets(config, index.records).items():
+        if chosen and config.validation.every:
+            dataset = ReferenceDataset(chosen, settings, **options)
+            validation[name] = FixedSet(dataset, batches_by_bucket(dataset.bucket_of, config.run.micro_batch_size))
+    tell_outlook(validation_outlook(config, index.records))
+    fixed = chain.from_iterable(fixed.dataset.records for fixed in validation.values())
+    prompts = {*training.captions(), *(record.caption for record in fixed if settings.caption_source != "none")}
     return TrainingData(training, validation, (), tuple(sorted(prompts)))
 
 

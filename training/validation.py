@@ -85,6 +85,12 @@ class ValidationStoppedError(Exception):
     """Somebody asked the run to stop in the middle of a validation; what is done so far is let go of."""
 
 
+def leave_if(is_stopping: bool) -> None:
+    """Raise a ValidationStoppedError if somebody asked the run to stop."""
+    if is_stopping:
+        raise ValidationStoppedError
+
+
 @dataclass
 class Validator:
     """Fixed analogies and how they are looked at.

@@ -9,18 +9,21 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
 from typing import NoReturn
 
+from ..coefficients import escape_controls
 from ..errors import LoRWeBError
 from . import adjust, blend, convert, inspection, mix, plot
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
 PROGRAM = "python -m lorweb_core"
+_NEGATIVE_NUMBER = re.compile(r"-((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf|infinity|nan)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,14 @@ class _OneLineParser(argparse.ArgumentParser):
         self.exit(USAGE_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+class _PlainFormatter(logging.Formatter):
+    """Log lines without control characters, which files can bring along."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return escape_controls(super().format(record))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 2 for a user's mistake, 130 when interrupted.
 
@@ -65,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after the program's name; None takes the process' own.
     """
     _accept_any_character()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[to_stderr])
     parsed = build_parser().parse_args(arguments)
     try:
         COMMANDS[parsed.command].run(parsed)
@@ -102,11 +115,13 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.add_arguments(subparser)
+        # argparse takes -0.1 for a value but -1e-1 for an option, and has no public way to be told otherwise.
+        subparser._negative_number_matcher = _NEGATIVE_NUMBER
     return parser
 
 
 def _as_one_line(error: LoRWeBError) -> str:
-    return " ".join(str(error).split())
+    return escape_controls(" ".join(str(error).split()))
 
 
 def _accept_any_character() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..adjustment import DEFAULT_PRESET, PART_NAMES, PRESETS, adjust_coefficients
 from ..coefficients import describe_origin
 from ..coefficients_file import load_coefficients, save_coefficients
-from .arguments import finite_number, require_separate, safetensors_path, whole_number
+from ..errors import SettingsError
+from ..images import from_pil
+from .arguments import finite_number, require_separate, safetensors_path, show, whole_number
 
 EXAMPLES = """\
   python -m lorweb_core adjust comic.safetensors --temperature 0.5 --top-k 8 -o sharper.safetensors
@@ -33,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=STRENGTH",
-        help=f"factor on a part of the model, may be repeated: {', '.join(PART_NAMES)}",
+        help=f"factor on a part of the model; give it once for each part: {', '.join(PART_NAMES)}",
     )
     parser.add_argument(
         "--preset",
@@ -41,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_preset_name,
         help=f"a named set of part strengths: {', '.join(name.replace(' ', '-') for name in PRESETS)}",
     )
-    parser.add_argument("--note", help="words kept in OUT (default: those of FILE)")
+    parser.add_argument("--note", help="words kept in OUT (default: those of FILE); FILE's thumbnail is kept too")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -53,11 +56,16 @@ def run(arguments: argparse.Namespace) -> None:
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         renormalise=not arguments.no_renormalise,
-        part_strengths=dict(arguments.part),
+        part_strengths=_require_one_each(arguments.part),
         preset=arguments.preset,
     )
-    save_coefficients(arguments.output, adjusted, note=source.note if arguments.note is None else arguments.note)
-    print(f"Wrote {arguments.output}: {describe_origin(adjusted)}")
+    save_coefficients(
+        arguments.output,
+        adjusted,
+        note=source.note if arguments.note is None else arguments.note,
+        thumbnail=None if source.thumbnail is None else from_pil(source.thumbnail)[None],
+    )
+    show(f"Wrote {arguments.output}: {describe_origin(adjusted)}")
 
 
 def _part_strength(text: str) -> tuple[str, float]:
@@ -65,6 +73,19 @@ def _part_strength(text: str) -> tuple[str, float]:
     if not separator:
         raise argparse.ArgumentTypeError(f"expected NAME=STRENGTH, such as attention=0.5; got {text}")
     return name.strip(), finite_number(strength)
+
+
+def _require_one_each(parts: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Return part → strength; two strengths for one part could mean the last, or their product."""
+    strengths = dict(parts)
+    repeated = [name for name in strengths if sum(name == other for other, _ in parts) > 1]
+    if repeated:
+        raise SettingsError(
+            expected="--part once for each part",
+            got=", ".join(f"{name}={strength:g}" for name, strength in parts if name in repeated),
+            remedy="Give one strength for it; for two factors their product.",
+        )
+    return strengths
 
 
 def _preset_name(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What several commands share: argument types, progress bars, and the check that no input is overwritten."""
+"""What several commands share: argument types, printing, progress bars, and that no input is overwritten."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..basis import Basis
 from ..checkpoint import load_basis
+from ..coefficients import escape_controls
 from ..errors import OutputError
 
 
@@ -51,6 +52,11 @@ def safetensors_path(text: str) -> Path:
     if path.suffix != ".safetensors":
         raise argparse.ArgumentTypeError(f"expected a name that ends in .safetensors; got {text}")
     return path
+
+
+def show(text: str) -> None:
+    """Print a result. Files come from strangers, so that the terminal obeys no control characters in their texts."""
+    print(escape_controls(text))
 
 
 def load_with_progress(path: Path, settings: Path | None) -> Basis:

@@ -19,6 +19,7 @@ from .arguments import (
     progress_bar,
     require_separate,
     safetensors_path,
+    show,
 )
 
 EXAMPLES = """\
@@ -64,10 +65,10 @@ def run(arguments: argparse.Namespace) -> None:
             metadata={key: value for key, value in basis.metadata.items() if key not in _STALE_METADATA},
             on_progress=on_progress,
         )
-    print(f"Wrote {target}: {len(basis.layers)} layers, settings from {basis.settings_source}")
+    show(f"Wrote {target}: {len(basis.layers)} layers, settings from {basis.settings_source}")
     if config is not None:
         write_text_atomically(config_path, config)
-        print(f"Wrote {config_path}")
+        show(f"Wrote {config_path}")
 
 
 def _config_for_reference(basis: Basis) -> str:

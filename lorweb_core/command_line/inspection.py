@@ -15,7 +15,7 @@ from torch import Tensor
 from ..basis import Basis, LayerBasis
 from ..header_settings import read_training_facts
 from ..layer_names import parse_layer_name
-from .arguments import load_with_progress
+from .arguments import load_with_progress, show
 
 EXAMPLES = """\
   python -m lorweb_core inspect basis.safetensors
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print what the basis holds."""
     facts = describe_basis(load_with_progress(arguments.basis, None), arguments.basis)
-    print(json.dumps(facts, indent=2) if arguments.json else format_facts(facts))
+    show(json.dumps(facts, indent=2) if arguments.json else format_facts(facts))
 
 
 def describe_basis(basis: Basis, path: Path) -> dict[str, Any]:

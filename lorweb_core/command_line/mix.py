@@ -25,6 +25,7 @@ from .arguments import (
     progress_bar,
     require_separate,
     safetensors_path,
+    show,
     whole_number,
 )
 
@@ -146,7 +147,7 @@ def _write_coefficients(coefficients: Coefficients, path: Path) -> None:
     else:
         lists = {name: mix.tolist() for name, mix in coefficients["layers"].items()}
         write_text_atomically(path, json.dumps(lists) + "\n")
-    print(f"Wrote {path}")
+    show(f"Wrote {path}")
 
 
 def _embed_pictures(basis: Basis, paths: tuple[Path, ...], encoder_folder: Path) -> Tensor:
@@ -192,4 +193,4 @@ def _export(arguments: argparse.Namespace, basis: Basis, mix: dict[str, Tensor],
             dtype=EXPORT_DTYPES[arguments.dtype],
             on_layer=on_layer,
         )
-    print(f"Wrote {output}: {report.describe()}")
+    show(f"Wrote {output}: {report.describe()}")

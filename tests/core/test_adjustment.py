@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from benchmarks.synthetic_basis import layer_sizes
-from lorweb_core.adjustment import PART_NAMES, PRESETS, adjust_coefficients, part_factors, parts_of_layer
+from lorweb_core.adjustment import (
+    PART_NAMES,
+    PRESETS,
+    adjust_coefficients,
+    keep_strongest,
+    part_factors,
+    parts_of_layer,
+)
 from lorweb_core.coefficients import encode_coefficients, require_coefficients_of, with_layers
 from lorweb_core.errors import SettingsError, ShapeError
 from lorweb_core.layer_names import parse_layer_name
@@ -87,6 +94,16 @@ def test_top_k_keeps_the_largest_magnitudes_and_of_equal_ones_the_first():
     torch.testing.assert_close(scaled, torch.tensor([[0, -0.4 / 0.7, 0.3 / 0.7, 0], [0.5, 0.5, 0, 0]]))
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 5, 31])
+def test_top_k_keeps_what_a_stable_sort_has_first_also_among_equal_ones(top_k):
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.randn(7, 3, 32, generator=generator)
+    for values in (plain, plain.round(), plain.round() * 0):
+        order = values.abs().argsort(dim=-1, descending=True, stable=True)[..., :top_k]
+        expected = torch.zeros_like(values).scatter(-1, order, values.gather(-1, order))
+        assert torch.equal(keep_strongest(values, top_k, renormalise=False), expected)
+
+
 def test_renormalised_layers_keep_their_sum():
     for options in ({"top_k": 1}, {"top_k": 3}, {"temperature": 0.3, "top_k": 2}):
         for mix in adjust_coefficients(analogy(), **options)["layers"].values():
@@ -164,6 +181,11 @@ MISTAKES = {
         ["'atention'", "modulation, attention", "Did you mean 'attention'"],
     ),
     "unknown preset": ({"preset": "attention"}, ["as encoded", "'attention'", "Did you mean"]),
+    "overflowing strength": ({"part_strengths": {"attention": 1e39}}, ["attention 1e+39", "float32", "Use smaller"]),
+    "overflowing product": (
+        {"part_strengths": {"attention": 1e20, "double": 1e20}},
+        ["attention 1e+20, double 1e+20", "attn.to_q"],
+    ),
     "infinite strength": ({"part_strengths": {"mlp": float("inf")}}, ["finite", "mlp inf"]),
 }
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lorweb_core.basis import Basis
 from lorweb_core.blending import blend_coefficients, interpolation_weights, sweep_analogies
-from lorweb_core.coefficients import count_mixes, encode_coefficients, require_coefficients_of
+from lorweb_core.coefficients import count_mixes, encode_coefficients, require_coefficients_of, with_layers
 from lorweb_core.errors import CheckpointError, LoRWeBError, SettingsError, ShapeError
 from lorweb_core.mixing import layer_delta
 from tests.synthetic import make_basis
@@ -135,6 +135,30 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize("method", ["mean", "sum"])
+def test_weights_of_any_size_have_a_mean_but_no_infinite_sum(method):
+    parts, weights = [analogy(0), analogy(1)], [1e308, 1e308]
+    if method == "mean":
+        assert_equal(blend_coefficients(parts, weights), blend_coefficients(parts, [1, 1]))
+    else:
+        with pytest.raises(
+            SettingsError, match=r"weights that keep .*; got weights 1e\+308, 1e\+308 .*smaller weights"
+        ):
+            blend_coefficients(parts, weights, method="sum")
+
+
+def test_positions_are_refused_by_their_own_name():
+    huge = [
+        with_layers(analogy(seed), {name: mix * 3e38 for name, mix in analogy()["layers"].items()}) for seed in (0, 0)
+    ]
+    huge[1]["layers"] = {name: -mix for name, mix in huge[1]["layers"].items()}
+    with pytest.raises(SettingsError, match=r"positions that keep .*; got positions 0 to 2 for .*smaller positions"):
+        sweep_analogies(huge, 0, 2, steps=3)
+    for position in (1e39, -100_001):
+        with pytest.raises(SettingsError, match=r"position from -100,000 to 100,000; got position .* and 2 analogies"):
+            sweep_analogies([analogy(0), analogy(1)], position, 1, steps=2)
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_refused_in_three_parts(mistake):
     make, error, words = MISTAKES[mistake]
@@ -159,6 +183,12 @@ def test_a_sweep_has_the_blend_of_each_position_in_turn():
     for index, position in enumerate([-1.0, -0.5, 0.0, 0.5, 1.0, 1.5]):
         expected = blend_coefficients(parts, interpolation_weights(position, 2))
         for name, mix in expected["layers"].items():
+            assert torch.equal(swept["layers"][name][2 * index : 2 * index + 2], mix)
+    three, count = [analogy(0, 1), analogy(1), analogy(2)], 41
+    swept = sweep_analogies(three, -1.0, 3.0, steps=count)
+    for index in range(count):
+        position = -1.0 + 4.0 * index / (count - 1)
+        for name, mix in blend_coefficients(three, interpolation_weights(position, 3))["layers"].items():
             assert torch.equal(swept["layers"][name][2 * index : 2 * index + 2], mix)
     assert_equal(sweep_analogies(parts, 0.3, 9.0, steps=1), blend_coefficients(parts, interpolation_weights(0.3, 2)))
     with pytest.raises(SettingsError, match="at least 1 step"):

@@ -58,8 +58,41 @@ def test_layers_that_are_switched_off_do_not_count():
     off["layers"][FIRST] = torch.zeros(2, 4)
     summary = summarise(tabulate(off))
     assert summary.layers_off == 1 and summary.adapter_use.tolist() == [0, 1, 0, 0]
-    assert "Switched off: 1 layers" in describe(off)
-    assert "Switched off: 4 layers" in describe(every_layer([0.0] * 4))
+    assert "Switched off: 1 of 4 layers" in describe(off)
+
+
+def test_a_mix_that_is_all_off_is_neither_uniform_nor_has_it_a_strongest_adapter():
+    nothing = every_layer([0.0] * 4)
+    assert math.isnan(summarise(tabulate(nothing)).distance_from_uniform)
+    text = describe(nothing)
+    assert "Switched off: all 4 layers, so this mix changes nothing" in text
+    assert "Strongest" not in text and "uniform" not in text and "%" not in text
+
+
+def test_layers_that_are_off_in_both_are_not_called_far_apart():
+    first = analogy()
+    first["layers"][FIRST] = torch.zeros(2, 4)
+    comparison = compare(first, first)
+    at = comparison.difference.layer_names.index(FIRST)
+    assert comparison.cosine.isnan().tolist() == [index == at for index in range(4)]
+    text = describe_comparison(comparison)
+    assert "Off in both: 1 of 4 layers" in text and "mean 1.000, lowest 1.000" in text
+    assert FIRST not in text
+    one_side = compare(first, analogy(1))
+    assert one_side.cosine[at] == 0 and f"Furthest apart: {FIRST} (0.000)" in describe_comparison(one_side)
+    assert draw_comparison(comparison, "off in both").size == draw_comparison(one_side, "off in one").size
+
+
+def test_two_mixes_that_are_all_off_have_no_cosine_at_all():
+    nothing = every_layer([0.0] * 4)
+    text = describe_comparison(compare(nothing, nothing))
+    assert text.splitlines() == ["Difference: 0.0% of the mix on average", "Off in both: 4 of 4 layers"]
+
+
+def test_a_cosine_does_not_depend_on_the_size_of_the_numbers():
+    for size in (1e-30, 1e30):
+        scaled = with_layers(analogy(1), {name: mix * size for name, mix in analogy(1)["layers"].items()})
+        torch.testing.assert_close(compare(scaled, analogy(1)).cosine, torch.ones(4))
 
 
 def test_layers_of_fewer_adapters_leave_their_cells_empty():
@@ -88,12 +121,35 @@ def test_an_analogy_does_not_differ_from_itself():
 
 
 def test_one_mix_is_compared_with_each_of_several():
-    assert compare(analogy(0, 1), analogy(1, 3), mix=2).distance > 0
+    one, three = analogy(0, 1), analogy(1, 3)
+    for mix in range(3):
+        alone = with_layers(three, {name: values[mix : mix + 1] for name, values in three["layers"].items()})
+        for sides in ((one, three), (three, one)):
+            compared = compare(*sides, mix=mix)
+            expected = compare(*(alone if side is three else one for side in sides))
+            assert torch.equal(compared.difference.values, expected.difference.values)
+            assert torch.equal(compared.cosine, expected.cosine) and compared.distance == expected.distance > 0
+
+
+def test_a_comparison_looks_at_one_mix_of_a_batch_only():
+    damaged = analogy(0, 3)
+    damaged["layers"][FIRST] = torch.full((3, 4), torch.nan)
+    damaged["layers"][FIRST][1] = 0.25
+    assert compare(damaged, analogy(1, 3), mix=1).distance > 0
+    with pytest.raises(ShapeError, match="finite"):
+        compare(damaged, analogy(1, 3), mix=2)
 
 
 def test_mixes_that_do_not_exist_and_other_bases_are_refused():
     with pytest.raises(ShapeError, match="0 … 1, since there are 2; got 2"):
         tabulate(analogy(), mix=2)
+    for sides in ((analogy(), analogy(1)), (analogy(0, 1), analogy(1)), (analogy(0, 1), analogy(1, 1))):
+        with pytest.raises(ShapeError, match="mix to be one of 0 … "):
+            compare(*sides, mix=2)
+    with pytest.raises(ShapeError, match="2, 3 mixes"):
+        compare(analogy(), analogy(1, 3))
+    with pytest.raises(ShapeError, match="difference stays within float32"):
+        compare(every_layer([3e38] * 4), every_layer([-3e38] * 4))
     with pytest.raises(CheckpointError, match="another of synthetic"):
         compare(analogy(), {**analogy(), "basis_id": "x"})
 

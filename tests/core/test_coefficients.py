@@ -49,6 +49,7 @@ def broken(change):
 FIRST = next(iter(make_basis().layers))
 MISTAKES = {
     "newer format": (lambda c: c.update(format_version=2), CheckpointError, ["version 1", "version 2", "Update"]),
+    "version in quotes": (lambda c: c.update(format_version="1"), CheckpointError, ["version 1;", "version '1'"]),
     "no layers": (lambda c: c.update(layers={}), CheckpointError, ["Connect the output of Encode Analogy"]),
     "no id": (lambda c: c.pop("basis_id"), CheckpointError, ["basis_id"]),
     "missing layer": (lambda c: c["layers"].pop(FIRST), ShapeError, ["4 layers", "1 missing", FIRST]),

@@ -2,19 +2,21 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lorweb_core.adjustment import adjust_coefficients
-from lorweb_core.blending import blend_coefficients
+from lorweb_core.blending import blend_coefficients, sweep_analogies
 from lorweb_core.checkpoint import load_basis
 from lorweb_core.coefficients import encode_coefficients
 from lorweb_core.coefficients_file import load_coefficients, save_coefficients
 from lorweb_core.command_line import main
 from tests.basis_files import write_reference
 from tests.full_disk import disk_full_after
+from tests.pictures import smooth
 
 
 @pytest.fixture
@@ -75,6 +77,48 @@ def test_blend_takes_weights_or_a_position(run, files, tmp_path):
     assert_equal(load(out), blend_coefficients([load(path) for path in files[:2]], [1, -1], method="sum"))
 
 
+def test_blend_sweeps_as_the_node_does(run, files, tmp_path):
+    out = tmp_path / "out.safetensors"
+    sweep = ("--position", "-1", "--position-end", "1.5", "--steps", 6)
+    code, text, _ = run("blend", *files[:2], *sweep, "-o", out)
+    assert code == 0 and "12 mixes of basis" in text and "6 positions from -1 to 1.5" in text
+    parts = [load(path) for path in files[:2]]
+    assert_equal(load(out), sweep_analogies(parts, -1, 1.5, steps=6))
+    assert run("blend", *files[:2], "--position", "0", "--steps", 3, "-o", out)[0] == 0
+    assert_equal(load(out), sweep_analogies(parts, 0, 1, steps=3))
+
+
+def test_negative_numbers_may_have_an_exponent(run, files, tmp_path):
+    out, parts = tmp_path / "out.safetensors", [load(path) for path in files[:2]]
+    assert run("blend", *files[:2], "--position", "-1e-1", "-o", out)[0] == 0
+    assert_equal(load(out), blend_coefficients(parts, [1.1, -0.1]))
+    assert run("blend", *files[:2], "--weights", "-1e-1", "1", "-o", out)[0] == 0
+    assert_equal(load(out), blend_coefficients(parts, [-0.1, 1]))
+    assert_refused(run("blend", *files[:2], "--position", "-inf", "-o", out), "expected a finite number; got -inf")
+
+
+def test_adjust_keeps_the_thumbnail(run, files, tmp_path):
+    out, picture = tmp_path / "out.safetensors", smooth(300, 600)
+    save_coefficients(files[0], load(files[0]), thumbnail=picture)
+    assert run("adjust", files[0], "--top-k", 1, "-o", out)[0] == 0
+    before, after = (np.asarray(load_coefficients(path).thumbnail, dtype=int) for path in (files[0], out))
+    assert before.shape == after.shape and abs(before - after).max() < 16
+
+
+def test_texts_of_a_file_cannot_steer_the_terminal(run, files, tmp_path):
+    steered = load(files[0])
+    steered["settings"]["basis_name"] = "basis\x1b[2J"
+    save_coefficients(files[0], steered, note="first\nsecond\r\x1b]0;title\x07\x9b2J")
+    code, text, _ = run("plot", files[0], "-o", tmp_path / "map.png")
+    assert code == 0 and "basis\\x1b[2J (id " in text
+    assert "Note: first\nsecond\\x0d\\x1b]0;title\\x07\\x9b2J\n" in text
+    other = {**load(files[1]), "basis_id": "other"}
+    save_coefficients(files[1], other)
+    result = run("blend", *files[:2], "-o", tmp_path / "out.safetensors")
+    assert_refused(result, "basis\\x1b[2J (id ")
+    assert not any(character in text + result[2][0] for character in "\x1b\x07\r\x9b")
+
+
 def test_adjust_takes_every_option_and_keeps_the_note(run, files, tmp_path):
     out = tmp_path / "out.safetensors"
     options = ("--temperature", "0.5", "--top-k", 2, "--no-renormalise", "--part", "attention=0.5", "--part", "late=-1")
@@ -95,10 +139,11 @@ def test_adjust_takes_every_option_and_keeps_the_note(run, files, tmp_path):
 
 def test_plot_writes_a_picture_and_prints_a_summary(run, files, tmp_path):
     code, text, _ = run("plot", files[0], "--mix", 1, "-o", tmp_path / "map.png")
-    assert code == 0 and "Mix 2 of 2" in text and "Strongest adapters" in text and "Note: note 0" in text
+    assert code == 0 and "--mix 1 (number 2 of 2)" in text and "Strongest adapters" in text and "Note: note 0" in text
     assert Image.open(tmp_path / "map.png").size[0] > 300
     code, text, _ = run("plot", files[0], "--compare-with", files[1], "-o", tmp_path / "difference.png")
-    assert code == 0 and "Cosine per layer" in text
+    assert code == 0 and "Cosine per layer" in text and "--mix 0 (number 1 of 2)" in text
+    assert "Basis: basis.safetensors (id " in text
     assert (tmp_path / "difference.png").read_bytes() != (tmp_path / "map.png").read_bytes()
 
 
@@ -128,11 +173,18 @@ def test_mistakes_are_one_line(run, files, basis_file, tmp_path):
     assert_refused(run("blend", *files, "--weights", "1", *out), "finite weight for each")
     assert_refused(run("blend", *files, "--position", "1", "--weights", "1", *out), "either --position, or --weights")
     assert_refused(run("blend", *files[:2], "--position", "nan", *out), "finite number")
+    assert_refused(run("blend", files[0], "--position", "0.5", *out), "1 analogy", "Give two analogies or more")
+    assert_refused(run("blend", *files, "--steps", "3", *out), "give --position")
+    assert_refused(run("blend", *files, "--position", "0", "--position-end", "1", *out), "--steps of at least 2")
+    assert_refused(run("blend", *files, "--position", "0", "--steps", "0", *out), "at least 1 step")
     assert_refused(run("blend", files[0], "-o", files[0]), "also an input")
     assert_refused(run("blend", files[0], basis_file, *out), "a LoRWeB basis")
     assert_refused(run("adjust", files[0], "--temperature", "0", *out), "above 0")
     assert_refused(run("adjust", files[0], "--part", "atention=1", *out), "Did you mean 'attention'?")
     assert_refused(run("adjust", files[0], "--part", "attention", *out), "NAME=STRENGTH")
+    repeated = ("--part", "attention=0.5", "--part", "late=1", "--part", "attention=0.5")
+    assert_refused(run("adjust", files[0], *repeated, *out), "once for each part", "attention=0.5, attention=0.5")
+    assert_refused(run("adjust", files[0], "--part", "attention=1e39", *out), "attention 1e+39", "smaller strengths")
     assert_refused(run("adjust", files[0], "--part", "attention=half", *out), "expected a finite number; got half")
     assert_refused(run("adjust", files[0], "--temperature", "warm", *out), "expected a finite number; got warm")
     assert_refused(run("adjust", files[0], "--preset", "attention", *out), "as encoded")

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorweb_core.basis import Basis
-from lorweb_core.coefficients import encode_coefficients, require_coefficients_of
+from lorweb_core.coefficients import encode_coefficients, name_of_basis, require_coefficients_of
 from lorweb_core.coefficients_file import METADATA_KEY, THUMBNAIL_KEY, load_coefficients, save_coefficients
 from lorweb_core.errors import CheckpointError, ImageError, LoRWeBError, OutputError, ShapeError
 from tests.basis_files import split_raw, write_raw, write_reference
@@ -131,6 +131,16 @@ MISTAKES = {
     "list": (lambda p: rewrite(p, lambda h: h["__metadata__"].update({METADATA_KEY: "[]"})), ["format_version"]),
     "no id": (lambda p: rewrite(p, set_content(basis_id=3)), ["basis_id"]),
     "newer": (lambda p: rewrite(p, set_content(format_version=2)), ["version 1", "version 2", "Update"]),
+    "version in quotes": (lambda p: rewrite(p, set_content(format_version="1")), ["version 1;", "version '1'"]),
+    "no note": (
+        lambda p: rewrite(p, set_content(note=None)),
+        ["a note of at most 10,000", "NoneType, which is no text"],
+    ),
+    "dict as note": (lambda p: rewrite(p, set_content(note={"a": 1})), ["a note", "dict, which is no text"]),
+    "long note": (lambda p: rewrite(p, set_content(note="x" * 10_001)), ["at most 10,000 characters", "got 10,001"]),
+    "long id": (lambda p: rewrite(p, set_content(basis_id="x" * 256)), ["basis_id", "at most 255", "256 characters"]),
+    "odd name": (lambda p: rewrite(p, set_content(settings={"basis_name": [1]})), ["basis_name", "got list"]),
+    "long name": (lambda p: rewrite(p, set_content(settings={"basis_name": "x" * 256})), ["basis_name", "256"]),
     "NaN": (lambda p: rewrite(p, data=nan_data(p)), ["finite", "NaN"]),
     "thumbnail": (
         lambda p: rewrite(p, lambda h: h["__metadata__"].update({THUMBNAIL_KEY: "data:image/jpeg;base64,AAAA"})),
@@ -164,6 +174,28 @@ def test_tensors_of_another_type_or_shape_are_refused(tmp_path):
             load_coefficients(path)
 
 
+def test_layers_whose_names_would_steer_a_terminal_are_refused_without_doing_so(tmp_path):
+    path = tmp_path / "odd.safetensors"
+    save_coefficients(path, analogy())
+    save_file({"a\x1b[2J": torch.ones(1, 4)}, path, split_raw(path)[0]["__metadata__"])
+    with pytest.raises(
+        CheckpointError, match=r"names of layers .* got 'a\\x1b\[2J', with control characters"
+    ) as raised:
+        load_coefficients(path)
+    assert "\x1b" not in str(raised.value)
+
+
+def test_a_file_without_a_note_or_a_name_of_the_basis_is_welcome(saved):
+    def strip(header):
+        content = json.loads(header["__metadata__"][METADATA_KEY])
+        del content["note"], content["settings"]["basis_name"]
+        header["__metadata__"][METADATA_KEY] = json.dumps(content)
+
+    rewrite(saved, strip)
+    loaded = load_coefficients(saved)
+    assert loaded.note == "" and "an unnamed basis" in name_of_basis(loaded.coefficients)
+
+
 def test_what_cannot_be_saved_leaves_no_file(tmp_path):
     path = tmp_path / "new.safetensors"
     broken = analogy()
@@ -172,6 +204,7 @@ def test_what_cannot_be_saved_leaves_no_file(tmp_path):
         (ShapeError, lambda: save_coefficients(path, broken)),
         (ImageError, lambda: save_coefficients(path, analogy(), thumbnail=noise(8, 8) * 255)),
         (CheckpointError, lambda: save_coefficients(path, analogy(), note="x" * 10_001)),
+        (CheckpointError, lambda: save_coefficients(path, {**analogy(), "settings": {"basis_name": 3}})),
         (OutputError, lambda: save_coefficients(tmp_path / "no" / "folder.safetensors", analogy())),
     ):
         with pytest.raises(error):

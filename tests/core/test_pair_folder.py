@@ -53,3 +53,13 @@ def test_an_after_without_a_before_is_refused(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "x_a_prime.png")
     with pytest.raises(ImageError, match=r"Expected one picture .*; got 1 without exactly one \(such as x_a_prime\)"):
         find_pairs(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "told"), [("x" * 300, r"x… \(300 characters\)"), ("a\0b", r"'a\\x00b'")])
+def test_names_that_no_folder_can_have_are_refused_like_missing_folders(tmp_path, name, told):
+    with pytest.raises(
+        ImageError, match=f"Expected a folder with example pairs; got .*{told}, which is no folder. Put"
+    ):
+        find_pairs(tmp_path / name)
+    with pytest.raises(ImageError, match=r"Expected a picture at .* Name an existing"):
+        read_picture(tmp_path / name / "x_a.png")

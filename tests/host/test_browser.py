@@ -13,6 +13,23 @@ SLOW = pytest.mark.slow
 #: The oldest frontend sends the text that Preview Any shows back to it.
 ECHOED = {"PreviewAny": {"preview"}}
 
+#: Nodes whose corner is in a group and which stick out of it, in either renderer.
+LIST_OUTSIDE_GROUPS = """() => {
+  const {ds, canvas} = window.app.canvas, area = canvas.getBoundingClientRect();
+  const graph = window.app.rootGraph || window.app.graph;
+  const farCorner = node => {
+    const html = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
+    if (!html) return [node.pos[0] + node.size[0], node.pos[1] + node.size[1]];
+    return [(html.right - area.left) / ds.scale - ds.offset[0], (html.bottom - area.top) / ds.scale - ds.offset[1]];
+  };
+  const holds = (group, [x, y]) => x >= group.pos[0] - 1 && x <= group.pos[0] + group.size[0] + 1
+    && y >= group.pos[1] - 1 && y <= group.pos[1] + group.size[1] + 1;
+  return graph.nodes.filter(node => {
+    const group = graph.groups.find(group => holds(group, node.pos));
+    return group && !holds(group, farCorner(node));
+  }).map(node => node.title);
+}"""
+
 
 @pytest.fixture(scope="module")
 def chromium():
@@ -54,6 +71,7 @@ def test_a_workflow_opens_and_sends_its_twin(frontend, pictures, name, request):
     path = pictures / f"{name}-{request.node.callspec.id}.png"
     frontend.take_picture(path)
     assert len(Image.open(path).convert("RGB").getcolors(maxcolors=10_000_000)) > 500, "an empty canvas"
+    assert frontend.page.evaluate(LIST_OUTSIDE_GROUPS) == []
     assert frontend.errors == []
 
 

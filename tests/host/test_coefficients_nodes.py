@@ -1,6 +1,7 @@
 """The coefficient nodes in a running ComfyUI: laws on latents, files, pictures, and messages."""
 
 import copy
+import json
 import shutil
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from lorweb_core.checkpoint import load_basis, save_basis
-from lorweb_core.coefficients_file import load_coefficients
+from lorweb_core.coefficients_file import load_coefficients, save_coefficients
 from tests.host import graphs, models
 from tests.host.conftest import read_latent
 
@@ -122,12 +123,57 @@ def test_saved_coefficients_are_used_again_without_pictures_and_encoder(each_ser
     path = sorted((each_server.base / "output" / "lorweb_coefficients").glob("kept_*.safetensors"))[-1]
     kept = load_coefficients(path)
     assert kept.note == "cup → comic" and max(kept.thumbnail.size) == 256 and path.stat().st_size < 100_000
-    load = {"class_type": "LoRWeBLoadCoefficients", "inputs": {"file_name": path.name, "basis": [BASIS, 0]}}
-    again = with_nodes(edit, ["l", 0], l=load)
+    checked = load(path.name)
+    checked["inputs"]["basis"] = [BASIS, 0]
+    again = with_nodes(edit, ["l", 0], l=checked)
     del again[ENCODE], again["5"]
     assert torch.equal(sample(each_server, again), plain)
-    shown = each_server.run({"l": {**load, "inputs": {"file_name": path.name}}, "p": preview(["l", 0])})
+    shown = each_server.run({"l": load(path.name), "p": preview(["l", 0])})
     assert "Strongest adapters" in text_of(shown, "p")
+
+
+def load(name):
+    """Return a Load Coefficients node."""
+    return {"class_type": "LoRWeBLoadCoefficients", "inputs": {"file_name": name}}
+
+
+def listed(server):
+    """Return the names that Load Coefficients offers."""
+    return server.get("/object_info/LoRWeBLoadCoefficients")["LoRWeBLoadCoefficients"]["input"]["required"][
+        "file_name"
+    ][0]
+
+
+def test_a_file_from_a_friend_never_takes_the_place_of_ones_own(each_server, edit):
+    server = each_server
+    prefix = "lorweb_coefficients/shared/clash"
+    server.run({**edit, "s": save([ENCODE, 0], filename_prefix=prefix, note="my own")})
+    server.run({**edit, "r": reversed_analogy(edit), "s": save(["r", 0], filename_prefix=prefix, note="my second")})
+    own, second = sorted((server.base / "output" / "lorweb_coefficients" / "shared").glob("clash_*"))[-2:]
+    name = f"shared/{own.name}"
+    assert "my own" in text_of(server.run({"l": load(name), "p": preview(["l", 0])}), "l")
+    friends = server.base / "models" / "lorweb_coefficients" / "shared" / own.name
+    friends.parent.mkdir(parents=True, exist_ok=True)
+    save_coefficients(
+        friends, load_coefficients(second).coefficients, note="a friend's", thumbnail=torch.ones(1, 8, 8, 3)
+    )
+    assert {name, f"models/{name}"} <= set(listed(server))
+    assert f"models/shared/{second.name}" not in listed(server)
+    mine = server.run({"l": load(name), "p": preview(["l", 0])})
+    assert "l" in mine.cached or "my own" in text_of(mine, "l")
+    theirs = server.run({"l": load(f"models/{name}"), "p": preview(["l", 0])})
+    text = text_of(theirs, "l")
+    assert "a friend's" in text and f"From models/lorweb_coefficients/{name}" in text
+    (picture,) = theirs.outputs["l"]["images"]
+    assert Image.open(server.saved(picture)).size == (8, 8)
+    own.touch()  # so that it is read again
+    text = text_of(server.run({"l": load(name), "p": preview(["l", 0])}), "l")
+    assert "my own" in text and f"From output/lorweb_coefficients/{name}" in text
+    assert f"Another file of this name is listed as models/{name}." in text
+    own.unlink()
+    assert f"models/{name}" not in listed(server)
+    text = text_of(server.run({"l": load(name), "p": preview(["l", 0])}), "l")
+    assert "a friend's" in text and f"From models/lorweb_coefficients/{name}" in text
 
 
 def preview(source, **inputs):
@@ -196,26 +242,38 @@ def test_coefficients_of_another_basis_are_refused_on_apply_and_on_load(server, 
         save_basis(other, {**basis.layers}, basis.settings, training={"note": f"another one of width {width}"})
     server.run({**edit, "s": save([ENCODE, 0], filename_prefix="lorweb_coefficients/mine")})
     name = sorted((server.base / "output" / "lorweb_coefficients").glob("mine_*.safetensors"))[-1].name
-    load = {"class_type": "LoRWeBLoadCoefficients", "inputs": {"file_name": name}}
-    swapped = graphs.change(with_nodes(edit, ["l", 0], l=load), "LoRWeBLoadBasis", basis_name="other.safetensors")
+    given = load(name)
+    swapped = graphs.change(with_nodes(edit, ["l", 0], l=given), "LoRWeBLoadBasis", basis_name="other.safetensors")
     names = ("other.safetensors (id", "lorweb.safetensors (id")
     failing(server, swapped, "LoRWeBApplyMixedLoRA", *names)
-    load["inputs"]["basis"] = [BASIS, 0]
-    swapped = graphs.change(with_nodes(edit, ["l", 0], l=load), "LoRWeBLoadBasis", basis_name="other.safetensors")
+    given["inputs"]["basis"] = [BASIS, 0]
+    swapped = graphs.change(with_nodes(edit, ["l", 0], l=given), "LoRWeBLoadBasis", basis_name="other.safetensors")
     failing(server, swapped, "LoRWeBLoadCoefficients", *names)
 
 
 def test_a_basis_file_is_no_coefficients_file(server, edit):
     folder = server.base / "models" / "lorweb_coefficients"
     shutil.copy(server.base / "models" / "lorweb" / "lorweb.safetensors", folder / "mistaken.safetensors")
-    load = {"class_type": "LoRWeBLoadCoefficients", "inputs": {"file_name": "mistaken.safetensors"}}
-    failing(server, with_nodes(edit, ["l", 0], l=load), "LoRWeBLoadCoefficients", "a LoRWeB basis", "Load LoRWeB Basis")
+    given = load("mistaken.safetensors")
+    failing(
+        server, with_nodes(edit, ["l", 0], l=given), "LoRWeBLoadCoefficients", "a LoRWeB basis", "Load LoRWeB Basis"
+    )
 
 
 def test_mistakes_in_the_graph_are_told_in_three_parts(server, edit):
     pair = {"images_a": ["7", 0]}
     zero = blend([ENCODE, 0], [ENCODE, 0], method="mean", weight_1=1.0, weight_2=-1.0)
+    gap = blend([ENCODE, 0], [ENCODE, 0], coefficients_4=[ENCODE, 0])
     cases = (
+        (gap, "LoRWeBBlendCoefficients", ("coefficients_4 without coefficients_3", "without a gap")),
+        (many(edit, folder="x" * 300), "LoRWeBEncodeAnalogies", ("looked up", "of 300 characters", "relative name")),
+        (many(edit, folder="a\0b"), "LoRWeBEncodeAnalogies", ("looked up", "'a\\x00b'", "relative name")),
+        (
+            save([ENCODE, 0], filename_prefix="a\0b"),
+            "LoRWeBSaveCoefficients",
+            ("'a\\x00b'", "filename_prefix that can"),
+        ),
+        (save([ENCODE, 0], filename_prefix="x" * 300), "LoRWeBSaveCoefficients", ("of 300 characters", "short")),
         (zero, "LoRWeBBlendCoefficients", ("sum to zero",)),
         (many(edit), "LoRWeBEncodeAnalogies", ("at least one example pair",)),
         (many(edit, **pair), "LoRWeBEncodeAnalogies", ("1 and 0",)),
@@ -223,7 +281,28 @@ def test_mistakes_in_the_graph_are_told_in_three_parts(server, edit):
         (many(edit, folder="nowhere"), "LoRWeBEncodeAnalogies", ("no folder",)),
     )
     for node, node_type, words in cases:
-        failing(server, with_nodes(edit, ["x", 0], x=node), node_type, *words)
+        source = [ENCODE, 0] if node_type == "LoRWeBSaveCoefficients" else ["x", 0]
+        failing(server, with_nodes(edit, source, x=node), node_type, *words)
+
+
+def test_a_gap_in_the_sockets_does_not_matter_to_weights(server, edit):
+    for method in ("mean", "sum"):
+        nodes = {"r": reversed_analogy(edit)}
+        weights = {"method": method, "weight_1": 0.5, "weight_2": 0.25}
+        gap = blend([ENCODE, 0], ["r", 0], **weights, coefficients_4=[ENCODE, 0], weight_4=0.25)
+        none = blend([ENCODE, 0], ["r", 0], **weights, coefficients_3=[ENCODE, 0], weight_3=0.25)
+        latents = [sample(server, with_nodes(edit, ["b", 0], **nodes, b=node)) for node in (gap, none)]
+        assert torch.equal(*latents)
+
+
+def test_a_preview_of_layers_that_are_off_in_both_is_valid_json(server, edit):
+    off = {"a": adjust([ENCODE, 0], double=0.0), "z": adjust([ENCODE, 0], double=0.0, single=0.0)}
+    nodes = {**off, "p": preview(["a", 0], compare_with=["a", 0]), "q": preview(["z", 0], compare_with=["z", 0])}
+    outcome = server.run({**edit, **nodes})
+    assert "Off in both: " in text_of(outcome, "p") and "lowest 1.000" in text_of(outcome, "p")
+    assert "so this mix changes nothing" in text_of(outcome, "q") and "Cosine" not in text_of(outcome, "q")
+    for node_id in ("p", "q"):
+        json.dumps(outcome.outputs[node_id], allow_nan=False)
 
 
 def test_files_are_saved_below_the_output_folder_only(server, edit):

@@ -105,3 +105,11 @@ def test_every_named_picture_ships_and_its_licence_is_stated(workflow):
 
 def test_the_pictures_are_small():
     assert sum(path.stat().st_size for path in graphs.PICTURES.glob("*.jpg")) < 300_000
+
+
+def test_the_notes_speak_of_an_example_pair_only_where_there_is_one(workflow):
+    pictures = sum(node["type"] == "LoadImage" for node in workflow["nodes"])
+    notes = notes_of(workflow)
+    if pictures == 1:
+        assert "three pictures" not in notes and "edit from a to a′" not in notes
+        assert "an instruction is the only other hint" in notes

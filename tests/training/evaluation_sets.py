@@ -11,7 +11,8 @@ from training.evaluation.folder import EvaluationFolder
 from training.evaluation.generation import Baseline, generate
 from training.evaluation.methods import FolderMethod, Layout
 from training.evaluation.samples import read_samples, write_samples
-from training.evaluation.sets import SetOptions, read_set
+from training.evaluation.set_choice import SetOptions
+from training.evaluation.sets import read_set
 
 
 def write_index(root, *, tasks=("dark", "light"), pairs=3, size=(48, 40)):
@@ -29,7 +30,7 @@ def write_evaluation(root, **index):
     """An evaluation folder with samples and both baselines; returns (folder, samples)."""
     folder = EvaluationFolder(root / "evaluation")
     spec = str(write_index(root / "data", **index))
-    write_samples(folder, read_set(spec, SetOptions(split="all", b_per_pair=1)), max_side_px=256)
+    write_samples(folder, read_set(spec, SetOptions(split="all", b_per_pair=1)).analogies, max_side_px=256)
     samples = read_samples(folder)
     for name in ("copy-b", "copy-a-prime"):
         generate(folder, Baseline(name, folder), samples)

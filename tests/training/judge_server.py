@@ -41,12 +41,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the server sends back."""
+    """What the server sends back: words of the model, or with `body` anything else, as it is."""
 
     text: str = ""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     delay_seconds: float = 0.0
+    body: str | None = None
 
 
 class JudgeServer:
@@ -56,7 +57,10 @@ class JudgeServer:
         url: for --endpoint.
         asked: every request so far.
         behave: request → reply; may be changed while the server runs.
+        models: body of the list of models; None gives a proper one.
     """
+
+    models: str | None = None
 
     def __init__(self, behave: Callable[[Asked], Reply]) -> None:
         self.behave, self.asked, self._lock = behave, [], threading.Lock()
@@ -110,9 +114,8 @@ def well_formed(asked: Asked) -> Reply:
 def _handler_of(judge: JudgeServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(
-                200, {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": ""}]}
-            )
+            model = {"id": MODEL, "object": "model", "created": 0, "owned_by": ""}
+            self._send(200, judge.models or {"object": "list", "data": [model]})
 
         def do_POST(self) -> None:
             asked = judge.take(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -121,15 +124,22 @@ def _handler_of(judge: JudgeServer) -> type[BaseHTTPRequestHandler]:
             if reply.status != 200:
                 self._send(reply.status, {"error": {"message": reply.text or "refused", "type": "stub"}}, reply.headers)
                 return
+            if reply.body is not None:
+                self._send(200, reply.body)
+                return
             message = {"role": "assistant", "content": reply.text}
             choice = {"index": 0, "finish_reason": "stop", "message": message}
             self._send(200, {"id": "x", "object": "chat.completion", "created": 0, "model": MODEL, "choices": [choice]})
 
-        def _send(self, status: int, body: dict, headers: dict[str, str] | None = None) -> None:
-            data = json.dumps(body).encode()
+        def _send(self, status: int, body: dict | str, headers: dict[str, str] | None = None) -> None:
+            is_page = isinstance(body, str) and body.startswith("<")
+            data = (body if isinstance(body, str) else json.dumps(body)).encode()
             try:
                 self.send_response(status)
-                for name, value in {**(headers or {}), "Content-Type": "application/json"}.items():
+                for name, value in {
+                    **(headers or {}),
+                    "Content-Type": "text/html" if is_page else "application/json",
+                }.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()

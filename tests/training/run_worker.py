@@ -3,7 +3,8 @@
 torchrun --nproc-per-node 2 run_worker.py RESULT_FOLDER override…
 
 `{rank}` in an override becomes the number of the process. With OUT_OF_MEMORY_ABOVE=n the second process runs out of
-memory whenever it computes more than n samples at once; RESUME is what `--resume` takes.
+memory whenever it computes more than n samples at once, from step OUT_OF_MEMORY_FROM on; RESUME is what
+`--resume` takes.
 """
 
 import hashlib
@@ -28,11 +29,11 @@ encode = captions._encode
 captions._encode = lambda caption, *arguments: encoded.append(caption) or encode(caption, *arguments)
 with listen_for_signals() as stop:
     loop, state = assemble(config, processes, stop, resume=os.environ.get("RESUME"))
-    limit = int(os.environ.get("OUT_OF_MEMORY_ABOVE", 0))
+    limit, first = (int(os.environ.get(f"OUT_OF_MEMORY_{name}", 0)) for name in ("ABOVE", "FROM"))
     if limit and processes.rank == 1:
 
         def run_out(gradient: torch.Tensor) -> None:
-            if len(gradient) > limit:
+            if len(gradient) > limit and state.step >= first:
                 raise torch.OutOfMemoryError("tried to allocate more than there is")
 
         def watch(_block: torch.nn.Module, _args: tuple[()], inputs: dict[str, torch.Tensor]) -> None:

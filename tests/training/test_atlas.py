@@ -17,6 +17,7 @@ from PIL import Image
 
 from lorweb_core.checkpoint import load_basis
 from lorweb_core.coefficients import encode_coefficients
+from tests.host.browser import chromium_path, open_browser
 from training.atlas import main
 from training.atlas_report.adapter_use import measure_use
 from training.atlas_report.analogies import choose_analogies
@@ -205,6 +206,22 @@ def test_distances_are_the_root_mean_square_over_layers():
     assert nearest_tasks(space, tasks)["x"][0] == "y"
 
 
+def test_distances_of_many_near_analogies_are_those_of_float64():
+    tasks = [f"task {number:02}" for number in range(40)]
+    coefficients = _route(["x"] * len(tasks), spread=1e-3)
+    space = measure_space(coefficients, coefficients, method="pca")
+    layers = [mix.double() for mix in coefficients["layers"].values()]
+    features = torch.cat(layers, dim=1) / np.sqrt(len(layers))
+    expected = (features[:, None] - features[None]).square().sum(-1).sqrt()
+    torch.testing.assert_close(space.new_distances.double(), expected, rtol=1e-4, atol=0)
+    expected.fill_diagonal_(float("inf"))
+    torch.testing.assert_close(space.distances.double(), expected, rtol=1e-4, atol=0)
+    for task, (nearest, distance) in nearest_tasks(space, tasks).items():
+        row = expected[tasks.index(task)]
+        assert distance == pytest.approx(float(row.min()), rel=1e-4)
+        assert float(row[tasks.index(nearest)]) == pytest.approx(float(row.min()), rel=1e-4)
+
+
 @pytest.mark.parametrize("method", ["pca", "tsne"])
 def test_analogies_that_are_all_alike_are_drawn_at_one_place(method):
     coefficients = _route(["x"] * 4, spread=0.0)
@@ -284,3 +301,30 @@ def test_names_are_escaped_and_dead_adapters_named_in_the_page(index):
     assert f"<td>{name}</td><td>3</td>" in page
     assert "<b>" not in page
     assert "&lt;b&gt;grey &amp; co" in page
+
+
+def test_a_long_task_name_takes_no_room_from_the_pictures(index, tmp_path):
+    pytest.importorskip("playwright", reason="no playwright: pip install playwright")
+    executable = chromium_path()
+    if executable is None:
+        pytest.skip("no Chromium: set CHROMIUM_PATH")
+    long_name = "turn_the_photo_into_a_pencil_drawing_with_soft_shading_on_rough_paper_" * 2
+    records = [
+        replace(record, task=long_name if record.task == "grey" else record.task)
+        for record in PairIndex.read_index(index).records
+    ]
+    analogies = choose_analogies(records)
+    tasks = [analogy.pair.task for analogy in analogies]
+    coefficients = _route(tasks, spread=0.5)
+    use, space = measure_use(coefficients, tasks), measure_space(coefficients, None, method="pca")
+    path = tmp_path / "atlas.html"
+    path.write_text(build_page(Atlas(load_basis(BASIS), analogies, use, space, "pca")), encoding="utf-8")
+    with open_browser(executable) as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(path.as_uri())
+        strips = page.locator("table td img")
+        sizes = [strips.nth(place).bounding_box() for place in range(strips.count())]
+        page.screenshot(path=str(tmp_path / "atlas.png"), full_page=True)
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+    assert len(sizes) == 3
+    assert {(round(size["width"]), round(size["height"])) for size in sizes} == {(220, 72)}

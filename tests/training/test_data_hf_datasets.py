@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,55 @@ def test_an_imagefolder_stays_where_it_is(tmp_path: Path) -> None:
     assert [candidate.before for candidate in found.candidates] == [folder / "0_b.png", folder / "1_b.png"]
     assert {(candidate.task, candidate.caption) for candidate in found.candidates} == {("so", "make it so")}
     assert not (tmp_path / "pictures").exists()
+
+
+def write_zip(path: Path, count: int = 3, *, folder: str = "") -> None:
+    """An imagefolder in a zip file: metadata, pictures in `folder`, and what macOS adds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(count):
+            names = [f"{number:04d}_before.jpg", f"{number:04d}_after.png"]
+            for seed, kind, name in ((number, "JPEG", names[0]), (100 + number, "PNG", names[1])):
+                archive.writestr(folder + name, encoded(seed, kind))
+                archive.writestr(f"__MACOSX/{folder}._{name}", b"Mac OS X")
+            lines.append(json.dumps({"before_file_name": names[0], "after_file_name": names[1], "caption": "so"}))
+        archive.writestr(f"{folder}metadata.jsonl", "\n".join(lines))
+
+
+@pytest.mark.parametrize("source", ["set", "set/train.zip"])
+def test_a_zipped_imagefolder_is_unpacked_unchanged(tmp_path: Path, source: str) -> None:
+    write_zip(tmp_path / "set" / "train.zip", folder="Bäume und so/")
+    found = find_pairs(str(tmp_path / source), tmp_path / "pictures")
+    records, problems = build_pairs(found.candidates)
+    assert not found.problems + problems
+    assert [(record.id, record.caption) for record in records] == [(f"train/{i:06d}", "so") for i in range(3)]
+    assert records[1].before.read_bytes() == encoded(1)
+    assert records[1].after.read_bytes() == encoded(101, "PNG")
+    assert (records[1].before.suffix, records[1].after.suffix) == (".jpg", ".png")
+    assert all((tmp_path / "pictures") in record.before.parents for record in records)
+
+
+def test_pictures_of_an_archive_that_cannot_be_read_are_listed_and_the_others_used(tmp_path: Path) -> None:
+    write_zip(tmp_path / "set" / "train.zip")
+    data = bytearray((tmp_path / "set" / "train.zip").read_bytes())
+    place = data.find(encoded(101, "PNG"))
+    data[place + 40 : place + 60] = bytes(20)
+    (tmp_path / "set" / "train.zip").write_bytes(data)
+    found = find_pairs(str(tmp_path / "set"), tmp_path / "pictures")
+    assert [candidate.id for candidate in found.candidates] == ["train/000000", "train/000002"]
+    assert [(problem.file, problem.kind) for problem in found.problems] == [("train/000001", "unreadable")]
+    assert "0001_after.png" in found.problems[0].reason
+
+
+def test_a_tar_of_pictures_is_sent_to_where_it_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with tarfile.open(tmp_path / "set" / "train.tar", "w") as archive:
+        info = tarfile.TarInfo("0001_before.png")
+        info.size = len(encoded(1, "PNG"))
+        archive.addfile(info, io.BytesIO(encoded(1, "PNG")))
+    with pytest.raises(DataError, match="`webdataset`"):
+        find_pairs(str(tmp_path / "set"), tmp_path / "pictures")
 
 
 def test_a_saved_data_set_is_read(tmp_path: Path) -> None:

@@ -88,6 +88,113 @@ def test_pictures_without_counterpart_are_listed_and_other_files_ignored(tmp_pat
     }  # fmt: skip
 
 
+def test_pairs_beside_the_folders_of_others_are_a_task_of_their_own(tmp_path: Path) -> None:
+    root = tmp_path / "mine"
+    for task in ("night", "snow"):
+        for number in range(2):
+            write_pair(root / task, f"{number}", number)
+    write_pair(root, "0001", 7)
+    paint(1).save(root / "alone_before.png")
+    found = folders.find_pairs(root)
+    assert [c.id for c in found.candidates] == ["mine/0001", "night/0", "night/1", "snow/0", "snow/1"]
+    assert kinds(found) == {("alone_before.png", "unpaired")}
+
+
+def test_folders_of_folders_are_tasks_named_by_their_path(tmp_path: Path) -> None:
+    write_pair(tmp_path / "style" / "ink", "a", 1)
+    write_pair(tmp_path / "style" / "ink" / "more", "b", 2)
+    write_pair(tmp_path / "night", "c", 3)
+    (tmp_path / "night" / "before").mkdir()
+    (tmp_path / "night" / "thumbnails").mkdir()
+    (tmp_path / "style" / "empty").mkdir()
+    (tmp_path / "style" / "round").symlink_to(tmp_path, target_is_directory=True)
+    found = folders.find_pairs(tmp_path)
+    assert [(c.task, c.id) for c in found.candidates] == [
+        ("night", "night/c"), ("style/ink", "style/ink/a"), ("style/ink/more", "style/ink/more/b"),
+    ]  # fmt: skip
+    assert [(Path(p.file).name, p.severity) for p in found.problems] == [("thumbnails", "warning"), ("empty", "error")]
+
+
+def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pair(tmp_path / "mine", "a", 1)
+    write_strip(tmp_path / "mine" / "b.png", 2)
+    monkeypatch.chdir(tmp_path / "mine")
+    assert [c.task for c in folders.find_pairs(Path()).candidates] == ["mine"]
+    assert {c.task for c in strips.find_pairs(Path()).candidates} == {"mine"}
+
+
+def test_side_folders_in_any_case_may_repeat_the_side_in_their_file_names(tmp_path: Path) -> None:
+    sides = {"Before": ("1_before.png", "2.png", "3_BEFORE.jpeg"), "AFTER": ("1_After.png", "2.webp", "3.jfif")}
+    for side, names in sides.items():
+        (tmp_path / "t" / side).mkdir(parents=True)
+        for number, name in enumerate(names):
+            paint(number).save(tmp_path / "t" / side / name, "PNG")
+    write_pair(tmp_path / "t", "4", 9)
+    (tmp_path / "t" / "Captions").mkdir()
+    (tmp_path / "t" / "Captions" / "1.TXT").write_text("one")
+    assert [(r.id, r.caption) for r in records_of(folders.find_pairs(tmp_path))] == [
+        ("t/1", "one"), ("t/2", ""), ("t/3", ""), ("t/4", ""),
+    ]  # fmt: skip
+
+
+def test_what_systems_leave_behind_is_no_task_and_no_pair(tmp_path: Path) -> None:
+    write_pair(tmp_path / "t", "a", 1)
+    for folder in ("__MACOSX", "@eaDir", "t/__MACOSX"):
+        (tmp_path / folder).mkdir()
+        paint(2).save(tmp_path / folder / "x_before.png")
+    (tmp_path / "t" / "._a_after.png").write_bytes(b"Mac OS X")
+    (tmp_path / "t" / "._a.txt").write_bytes(b"Mac OS X")
+    found = folders.find_pairs(tmp_path)
+    assert [c.id for c in found.candidates] == ["t/a"]
+    assert not found.problems
+
+
+def test_formats_that_cannot_be_read_are_told_where_a_pair_is_expected(tmp_path: Path) -> None:
+    write_pair(tmp_path / "t", "a", 1)
+    (tmp_path / "t" / "b_before.HEIC").write_bytes(b"x")
+    (tmp_path / "t" / "b_after.HEIC").write_bytes(b"x")
+    (tmp_path / "t" / "drawing.psd").write_bytes(b"x")
+    assert kinds(folders.find_pairs(tmp_path)) == {("b_before.HEIC", "unreadable"), ("b_after.HEIC", "unreadable")}
+
+
+def test_one_name_in_two_unicode_forms_is_one_pair(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    for seed, name in enumerate(("caf\u00e9_before.png", "cafe\u0301_after.png")):
+        paint(seed).save(tmp_path / "t" / name)
+    (tmp_path / "t" / "cafe\u0301.txt").write_text("words")
+    (record,) = records_of(folders.find_pairs(tmp_path))
+    assert (record.id, record.caption) == ("t/caf\u00e9", "words")
+
+
+@pytest.mark.parametrize(
+    ("data", "caption", "told"),
+    [
+        (b"\xef\xbb\xbfmake it\r\nnight\r\n", "make it night", []),
+        ("machs grün".encode("utf-16"), "machs grün", []),
+        ("machs grün".encode("cp1252"), "machs grün", ["caption"]),
+        (b"", "of the task", []),
+        (b"\xef\xbb\xbf \r\n", "of the task", []),
+    ],
+)
+def test_captions_of_any_editor_are_read(tmp_path: Path, data: bytes, caption: str, told: list[str]) -> None:
+    write_pair(tmp_path / "t", "a", 1)
+    (tmp_path / "t" / "a.txt").write_bytes(data)
+    (tmp_path / "t" / "task.toml").write_bytes(b'\xef\xbb\xbfcaption = "of the task"\r\n')
+    found = folders.find_pairs(tmp_path)
+    assert [candidate.caption for candidate in found.candidates] == [caption]
+    assert [problem.kind for problem in found.problems] == told
+
+
+def test_texts_of_no_pair_are_told_once(tmp_path: Path) -> None:
+    write_pair(tmp_path / "t", "a", 1)
+    for name in ("a.txt", "a_after.txt", "a_before.txt"):
+        (tmp_path / "t" / name).write_text(name)
+    found = folders.find_pairs(tmp_path)
+    assert [candidate.caption for candidate in found.candidates] == ["a.txt"]
+    assert [(problem.kind, problem.severity) for problem in found.problems] == [("unused", "warning")]
+    assert "2 text file(s) named like no pair, as a_after.txt" in found.problems[0].reason
+
+
 def test_task_toml_sets_caption_split_weight(tmp_path: Path) -> None:
     write_pair(tmp_path / "t", "a", 1)
     write_pair(tmp_path / "t", "b", 2)
@@ -160,7 +267,10 @@ def test_strips_become_pairs_of_halves(tmp_path: Path) -> None:
     write_strip(tmp_path / "night" / "0001.png", 1)
     write_strip(tmp_path / "loose.jpg", 2, size=(129, 60))
     (tmp_path / "night" / "0001.txt").write_text("make it night")
-    loose, night = records_of(strips.find_pairs(tmp_path, task="mine"))
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    found = strips.find_pairs(tmp_path, task="mine")
+    assert kinds(found) == {("deep", "few-pairs")}
+    loose, night = records_of(found)
     assert (loose.id, loose.task, loose.width, loose.height) == ("mine/loose", "mine", 64, 60)
     assert (night.id, night.caption, night.strip) == ("night/0001", "make it night", True)
     halves = [np.asarray(half) for half in load_pair(night)]
@@ -208,9 +318,25 @@ def test_relation252k_in_other_shapes_is_read_and_the_rest_listed(tmp_path: Path
     (tmp_path / "4-D" / "labels.json").write_text("[1, 2", encoding="utf-8")
     found = relation252k.find_pairs(tmp_path)
     assert [(c.id, c.caption) for c in found.candidates] == [("1-A/x", "a"), ("2-B/Other/z", "d")]
-    assert [problem.kind for problem in found.problems] == ["missing", "missing", "missing", "few-pairs", "unreadable"]
+    assert [problem.kind for problem in found.problems] == ["missing", "missing", "missing", "unreadable", "few-pairs"]
     everything = relation252k.find_pairs(tmp_path, group=None)
     assert "1-A/Group2/y" in [candidate.id for candidate in everything.candidates]
+
+
+@pytest.mark.parametrize("above", ["Relation252K/train", "Relation252K", ""])
+def test_relation252k_has_its_tasks_however_deep_it_was_unpacked(tmp_path: Path, above: str) -> None:
+    for task in ("1-A", "2-B"):
+        for group in ("Group1", "Group2"):
+            write_strip(tmp_path / above / task / group / "0.png", ord(task[-1]))
+            write_labels(tmp_path / above / task / group, [label("0.png", f"{task} {group}")])
+    (tmp_path / "__MACOSX" / "1-A" / "Group1").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "1-A" / "Group1" / "labels.json").write_bytes(b"Mac OS X")
+    (tmp_path / above / "3-C").mkdir()
+    found = relation252k.find_pairs(tmp_path)
+    assert [(c.task, c.caption) for c in found.candidates] == [("1-A", "1-A Group1"), ("2-B", "2-B Group1")]
+    assert kinds(found) == {("3-C", "few-pairs")}
+    (one,) = relation252k.find_pairs(tmp_path / above / "1-A").candidates
+    assert (one.task, one.caption) == ("1-A", "1-A Group1")
 
 
 def encoded(seed: int, *, kind: str = "JPEG") -> bytes:
@@ -246,6 +372,21 @@ def test_webdataset_shards_are_unpacked_unchanged(tmp_path: Path) -> None:
     assert third.id == "train-001/x"
     assert first.before.read_bytes() == members["a/0001.before.jpg"]
     assert first.after.suffix == ".png"
+
+
+def test_webdataset_texts_beside_pictures_are_no_pictures(tmp_path: Path) -> None:
+    members = {
+        "._1.before.jpg": b"Mac OS X",
+        "1.before.JPEG": encoded(1), "1.before.txt": b"a house", "1.After.webp": encoded(2, kind="WEBP"),
+        "1.after.json": b"{}", "1.txt": b"\xef\xbb\xbfdraw it\r\n", "1.json": b"\xef\xbb\xbf{}",
+    }  # fmt: skip
+    (tmp_path / "ink").mkdir()
+    write_shard(tmp_path / "ink" / "a.TAR", members)
+    (tmp_path / "ink" / "._a.tar").write_bytes(b"Mac OS X")
+    found = webdataset.find_pairs([tmp_path / "ink"], tmp_path / "pictures")
+    assert not found.problems
+    (record,) = records_of(found)
+    assert (record.caption, record.task, record.before.read_bytes()) == ("draw it", "ink", encoded(1))
 
 
 def test_webdataset_members_cannot_leave_the_folder(tmp_path: Path) -> None:

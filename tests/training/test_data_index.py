@@ -144,3 +144,12 @@ def test_open_index_tells_triplets_from_pairs(tmp_path: Path) -> None:
     read = open_index(tmp_path / "triplets.jsonl")
     assert isinstance(read, TripletIndex)
     assert read.records == (triplet,)
+
+
+def test_an_index_saved_by_a_windows_editor_is_read(tmp_path: Path) -> None:
+    records = [pair_at("t", number, before=tmp_path / "a.png", after=tmp_path / "b.png") for number in range(2)]
+    path = tmp_path / "pairs.jsonl"
+    PairIndex(records).write_index(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert PairIndex.read_index(path).records == tuple(records)
+    assert len(open_index(path)) == 2

@@ -1,5 +1,9 @@
 """The shipped demo model does analogies: floors well below what was measured, on new scenes and unseen photographs."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -30,6 +34,7 @@ from training.demo.show import main, show_bundled, show_own
 
 BASE = MODEL_FOLDER / "base.safetensors"
 BASIS = MODEL_FOLDER / "basis.safetensors"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +159,11 @@ def test_the_comfyui_folder_holds_every_file(tmp_path):
     places = write_comfyui_folder(tmp_path)
     assert places["unet"].read_bytes() == BASE.read_bytes()
     assert all(place.exists() for place in places.values())
+
+
+def test_the_line_for_the_windows_portable_build_runs_in_an_isolated_python(tmp_path):
+    """That Python has a ._pth file, which shuts the current folder out as -I does."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r'python_embeded\\python\.exe -c "([^"]+)"', readme)
+    subprocess.run([sys.executable, "-I", "-c", code, str(tmp_path)], cwd=ROOT, check=True, timeout=120)
+    assert (tmp_path / "lorweb" / "lorweb_demo_basis.safetensors").is_file()

@@ -51,11 +51,14 @@ OPTIONS = ("run.steps=4", "checkpoint.dtype=float32", "optimiser.learning_rate=1
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_equal_one_and_each_other(tiny_config, tiny_overrides, tmp_path, strategy):
-    """Both with a whole share per forward pass and with accumulation (two micro-batches per process)."""
+    """Both with a whole share per forward pass and with accumulation (two micro-batches) and checkpointing."""
     one = tiny_config(*OPTIONS, "run.name=one")
     single = train(one)
     for size in (4, 2):
-        options = (*OPTIONS, f"run.name=two-{size}", f"run.micro_batch_size={size}", f"run.strategy={strategy}")
+        options = (
+            *OPTIONS, f"run.name=two-{size}", f"run.micro_batch_size={size}", f"run.strategy={strategy}",
+            f"base.gradient_checkpointing={'true' if size == 2 else 'false'}",
+        )  # fmt: skip
         ranks = _torchrun(tmp_path / f"ranks-{size}", tiny_overrides(*options))
         assert [facts["world_size"] for facts in ranks] == [2, 2]
         if strategy == "ddp":
@@ -69,11 +72,14 @@ def test_two_processes_equal_one_and_each_other(tiny_config, tiny_overrides, tmp
 
 
 @pytest.mark.slow
-def test_out_of_memory_in_one_process_halves_the_micro_batch_of_all(tiny_config, tiny_overrides, tmp_path):
+@pytest.mark.parametrize("first", [0, 1])
+def test_out_of_memory_in_one_process_halves_the_micro_batch_of_all(tiny_config, tiny_overrides, tmp_path, first):
+    """At once, or when the optimiser's moments have joined it after the first update."""
     one = tiny_config(*OPTIONS, "run.name=one")
     single = train(one)
     options = (*OPTIONS, "run.name=two")  # four samples a process, of which two fit at once in the second one
-    ranks = _torchrun(tmp_path / "ranks", tiny_overrides(*options), OUT_OF_MEMORY_ABOVE="2")
+    faults = {"OUT_OF_MEMORY_ABOVE": "2", "OUT_OF_MEMORY_FROM": str(first)}
+    ranks = _torchrun(tmp_path / "ranks", tiny_overrides(*options), **faults)
     assert [facts["micro_batch_size"] for facts in ranks] == [2, 2]
     assert ranks[0]["wrapper"] == "DistributedDataParallel"
     assert ranks[0]["weights"] == ranks[1]["weights"]

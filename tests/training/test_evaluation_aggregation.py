@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from tests.training.evaluation_sets import add_method, write_evaluation
-from training.evaluation import tables
-from training.evaluation.aggregation import INVALID, NOT_ASKED, NOT_MEASURED, STALE, evaluate, summarise
+from training.evaluation import notes, tables
+from training.evaluation.aggregation import INVALID, NOT_ASKED, REFUSED, STALE, evaluate
 from training.evaluation.errors import EvaluationError
 from training.evaluation.generation import picture_hash
+from training.evaluation.measuring import NOT_MEASURED
 from training.evaluation.pairwise import couple_key
+from training.evaluation.paper_rows import paper_table
 from training.evaluation.pareto import draw_pareto
 from training.evaluation.sheets import write_sheets
+from training.evaluation.summaries import summarise
 
 
 def test_tasks_weigh_alike_whatever_their_size():
@@ -49,12 +52,15 @@ def evaluation(tmp_path):
     return folder, samples, ["copy-b", "mine", "theirs"]
 
 
-def file_rating(folder, method, sample, rating, *, model="gemma", source="own words", stale=False):
+def file_rating(
+    folder, method, sample, rating, *, model="gemma", source="own words", stale=False, words=None, refused=None
+):
     folder.ratings.append(
         {
-            "model": model, "prompt_sha256": f"hash of {source}", "prompt_source": source, "method": method,
-            "sample": sample.id, "task": sample.task, "answer_key": "k", "rating": rating,
+            "model": model, "prompt_sha256": words or f"hash of {source}", "prompt_source": source, "method": method,
+            "sample": sample.id, "task": sample.task, "answer_key": "k", "rating": rating, "refused": refused,
             "picture_sha256": "old" if stale else picture_hash(folder, method, sample.id),
+            "inputs_sha256": sample.inputs,
         }
     )  # fmt: skip
 
@@ -65,6 +71,7 @@ def file_comparison(folder, sample, shown, better, *, order="drawn"):
             "model": "gemma", "prompt_sha256": "hash", "prompt_source": "own words", "methods": couple_key(*shown),
             "sample": sample.id, "task": sample.task, "order": order, "shown": list(shown), "answer_key": "k",
             "better": better, "pictures_sha256": [picture_hash(folder, name, sample.id) for name in shown],
+            "inputs_sha256": sample.inputs,
         }
     )  # fmt: skip
 
@@ -90,8 +97,9 @@ def test_the_reference_wins_in_percent_and_disagreements_count_half(evaluation):
     for sample, better in zip(samples, (1, 1, 2, None), strict=True):
         file_comparison(folder, sample, ("mine", "theirs"), better)
     file_comparison(folder, samples[0], ("theirs", "mine"), 1, order="reversed")
+    file_comparison(folder, samples[3], ("theirs", "mine"), 1, order="reversed")
     result = evaluate(folder, methods, samples, reference="mine")
-    wins = result.wins["theirs"]
+    wins = result.wins["mine"]["theirs"]
     by_task = {}
     for sample, value in zip(samples[:3], (50, 100, 0), strict=True):
         by_task.setdefault(sample.task, []).append(value)
@@ -101,6 +109,118 @@ def test_the_reference_wins_in_percent_and_disagreements_count_half(evaluation):
     assert "| vs theirs % |" in table
     assert "vs copy-b" not in table, "no column for what was not asked"
     assert "asked both ways it named the same winner in 0% of 1 couples" in table
+    assert "Compared mine | theirs: 1 samples in both orders, a disagreement is half a win each, and 2 in one" in table
+    assert f"Left out: {INVALID}: 1." in table
+
+
+@pytest.mark.parametrize(
+    ("orders", "mode"),
+    [(["drawn"], "one order, drawn at random; 4 samples"), (["drawn", "reversed"], "both orders, a disagreement is")],
+)
+def test_the_note_names_how_it_was_asked(evaluation, orders, mode):
+    folder, samples, methods = evaluation
+    for sample in samples:
+        for order in orders:
+            file_comparison(folder, sample, ("mine", "theirs"), 1, order=order)
+    table = tables.as_markdown(evaluate(folder, methods, samples, reference="mine"))
+    assert f"Compared mine | theirs: {mode}" in table
+    assert "Left out: none." in table
+
+
+def test_position_bias_counts_compared_samples_only(evaluation):
+    folder, samples, methods = evaluation
+    for sample in samples:
+        file_comparison(folder, sample, ("mine", "theirs"), 1)
+    folder.picture("copy-b", samples[0].id).unlink()
+    assert evaluate(folder, methods, samples, reference="mine").bias.answers == len(samples) - 1
+
+
+def test_several_references_give_a_column_of_win_rates_each(evaluation):
+    folder, samples, methods = evaluation
+    for sample in samples:
+        file_comparison(folder, sample, ("mine", "theirs"), 1)
+        file_comparison(folder, sample, ("mine", "copy-b"), 1)
+        file_comparison(folder, sample, ("copy-b", "theirs"), 2)
+    result = evaluate(folder, methods, samples, reference=["theirs", "copy-b"])
+    table = tables.as_markdown(result)
+    header, _, *rows = (line.split("|")[6:8] for line in table.splitlines()[:5])
+    assert header == [" vs theirs % ", " vs copy-b % "]
+    assert [[cell.split()[:1] for cell in row] for row in rows] == [
+        [["0.0"], []], [["100.0"], ["100.0"]], [[], ["100.0"]]
+    ]  # fmt: skip
+    values = tables.as_json(result)
+    assert values["win_rates"]["mine"]["copy-b"]["mean"] == 100.0
+    assert values["win_rates_of_reference"]["mine"]["mean"] == 0.0
+
+
+def test_numbers_over_fewer_samples_say_so_and_stand_again_over_the_common_ones(evaluation):
+    folder, samples, methods = evaluation
+    for sample, accuracy in zip(samples, (2, 4, 6, 8), strict=True):
+        file_rating(folder, "mine", sample, {"accuracy": accuracy, "consistency": 5})
+        file_rating(folder, "theirs", sample, {"accuracy": accuracy, "consistency": 5} if accuracy > 2 else None)
+    result = evaluate(folder, methods, samples, reference="mine")
+    values = tables.as_json(result)
+    assert values["methods"]["mine"]["accuracy"]["mean"] != values["methods"]["theirs"]["accuracy"]["mean"]
+    shared = values["methods_on_common_samples"]
+    assert shared["mine"]["accuracy"] == shared["theirs"]["accuracy"], "copy-b has no number and takes none away"
+    assert shared["mine"]["accuracy"]["samples"] == 3
+    table = tables.as_markdown(result)
+    own, common = (part for part in table.split("On the samples for which every method"))
+    theirs = next(line for line in own.splitlines() if line.startswith("| theirs"))
+    assert theirs.count("(n 3)") == 2
+    rows = {line.split("|")[1].strip(): line.split("|")[2:4] for line in common.splitlines() if line.startswith("| ")}
+    assert rows["mine"] == rows["theirs"]
+    assert rows["copy-b"] == [" null ", " null "]
+
+
+def test_the_newest_complete_wording_counts_unless_another_is_named(evaluation):
+    folder, samples, methods = evaluation
+    for words, accuracy, rated in (("1st", 3, samples), ("2nd", 5, samples), ("3rd", 9, samples[:1])):
+        for method in methods:
+            for sample in rated:
+                rating = {"accuracy": accuracy, "consistency": 5}
+                file_rating(
+                    folder, method, sample, rating, words=words, source="paper" if words == "1st" else "own words"
+                )
+
+    def accuracy_by(wording):
+        result = evaluate(folder, methods, samples, reference="mine", wording=wording)
+        return result.measures["mine"]["accuracy"].mean, tables.as_markdown(result)
+
+    number, table = accuracy_by(None)
+    assert number == 5.0
+    assert "This judge was also asked in other words, whose answers are not counted (rating 1st, 3rd)" in table
+    assert [accuracy_by(wording)[0] for wording in ("paper", "own", "1s", "3rd")] == [3.0, 5.0, 3.0, 9.0]
+    assert notes.PAPER_WORDS_NOTE in accuracy_by("paper")[1]
+    for unknown in ("4th", ""):
+        with pytest.raises(EvaluationError, match=r"1st \(rating, paper\), 2nd"):
+            accuracy_by(unknown)
+
+
+def test_the_papers_rows_have_its_win_rates_in_its_columns():
+    header, _, full, *rows = paper_table()
+    assert header.endswith("| CLIP dir. ↑ | vs LoRA % | vs Edit-Transfer % | vs VisualCloze % | vs RelationAdapter % |")
+    assert full == "| LoRWeB, 32 × rank 4 | 7.87 | 5.94 | 0.31 | 0.21 | 57.9 | 70.4 | 68.1 | 58.5 |"
+    assert {row.count("|") for row in rows} == {10}
+    assert any(row.startswith("| tanh instead of softmax | 7.94 | 4.49 |") for row in rows)
+
+
+def test_names_with_bars_do_not_break_the_table(evaluation, tmp_path):
+    folder, samples, _ = evaluation
+    add_method(tmp_path, folder, samples, "LoRA | r4", grey=9)
+    for sample in samples:
+        file_comparison(folder, sample, ("mine", "LoRA | r4"), 1)
+    table = tables.as_markdown(evaluate(folder, ["mine", "LoRA | r4"], samples, reference="mine"))
+    lines = [line.replace("\\|", "") for line in table.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_refused_questions_are_counted_apart_from_unreadable_replies(evaluation):
+    folder, samples, methods = evaluation
+    file_rating(folder, "mine", samples[0], None, refused="content policy")
+    file_rating(folder, "mine", samples[1], None)
+    accuracy = evaluate(folder, methods, samples, reference="mine").measures["mine"]["accuracy"]
+    assert accuracy.left_out == {REFUSED: 1, INVALID: 1, NOT_ASKED: 2}
 
 
 def test_missing_pictures_shrink_the_comparison_and_the_table_says_so(evaluation):
@@ -119,7 +239,7 @@ def test_own_words_are_never_set_beside_the_papers_numbers(evaluation):
     for sample in samples:
         file_rating(folder, "mine", sample, {"accuracy": 5, "consistency": 5})
     table = tables.as_markdown(evaluate(folder, methods, samples, reference="mine"))
-    assert tables.OWN_WORDS_NOTE in table
+    assert notes.OWN_WORDS_NOTE in table
     assert "RelationAdapter" not in table
     for sample in samples:
         file_rating(folder, "mine", sample, {"accuracy": 5, "consistency": 5}, model="other", source="paper")
@@ -127,7 +247,7 @@ def test_own_words_are_never_set_beside_the_papers_numbers(evaluation):
         evaluate(folder, methods, samples, reference="mine")
     table = tables.as_markdown(evaluate(folder, methods, samples, reference="mine", judge="other"))
     assert "| RelationAdapter | 7.01 | 5.93 | 0.43 | 0.22 |" in table
-    assert tables.PAPER_WORDS_NOTE in table
+    assert notes.PAPER_WORDS_NOTE in table
 
 
 def test_columns_stand_in_the_papers_order(evaluation):
@@ -162,4 +282,7 @@ def test_sheets_show_every_task_before_any_twice(evaluation):
     folder, samples, methods = evaluation
     paths = write_sheets(folder, methods, samples, rows=2, sheets=5, cell_px=32)
     assert [path.name for path in paths] == ["sheet-01.png", "sheet-02.png"]
+    (folder.results / "sheet-of-mine.png").write_bytes(b"")
+    assert write_sheets(folder, methods, samples, rows=4, sheets=1, cell_px=32) == paths[:1]
+    assert sorted(path.name for path in folder.results.iterdir()) == ["sheet-01.png", "sheet-of-mine.png"]
     assert write_sheets(folder, methods, samples, rows=2, sheets=0) == []

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.training.data_pictures import write_pair
 from tests.training.evaluation_sets import write_index, write_results
 from tests.training.judge_server import MODEL, Reply, comparison, serving, well_formed
 from tests.training.test_evaluation_metrics import write_network
@@ -64,15 +65,15 @@ def test_generate_judge_aggregate_fill_the_papers_table(started, tiny_parts, wei
     assert {path.name for path in (out / "results").iterdir()} >= {"pareto.png", "sheet-01.png"}
 
 
-def test_without_weights_or_judge_the_numbers_are_null_with_their_reasons(started, tmp_path, capsys):
+def test_without_weights_or_judge_the_numbers_are_null_with_their_reasons(started, capsys):
     _, out = started
-    assert main(["judge", str(out), "--clip-encoder", str(tmp_path / "nowhere")]) == 0
+    assert main(["judge", str(out), "--clip-encoder", "none"]) == 0
     assert main(["aggregate", str(out), "--no-plot"]) == 0
     table = capsys.readouterr().out
     row = next(line for line in table.splitlines() if line.startswith("| theirs"))
     assert row.split("|")[2:6] == [" null "] * 4
     assert "lpips left out, LPIPS has no weights: give --lpips-backbone: copy-b 4, copy-a-prime 4, theirs 4." in table
-    assert "clip_direction left out, CLIP direction: Expected the folder of an image encoder" in table
+    assert "clip_direction left out, CLIP direction is switched off: copy-b 4, copy-a-prime 4, theirs 4." in table
     assert "No judge was asked" in table
 
 
@@ -120,6 +121,61 @@ def test_sensitivity_is_zero_for_who_ignores_the_pair(tmp_path, weights, capsys)
     assert values["copy-b"]["rms"]["mean"] == values["copy-b"]["lpips"]["mean"] == 0.0
     assert values["copy-a-prime"]["rms"]["mean"] > 0.05
     assert "4 pictures b in 1 task(s), 3 pairs each" in capsys.readouterr().out
+    gone = sorted((out / "pictures" / "copy-b").iterdir())[0]
+    gone.unlink()
+    assert main(["sensitivity", str(out), "--clip-encoder", "none"]) == 0
+    table = capsys.readouterr().out
+    assert "4 pictures b in 1 task(s), 2–3 pairs each" in table
+    assert f"since pictures are missing: copy-b lacks 1 (first {gone.stem})" in table
+
+
+def test_a_set_tells_what_it_could_not_use(tmp_path, capsys):
+    write_index(tmp_path / "data", tasks=("one",), pairs=2)
+    write_pair(tmp_path / "data" / "lonely", "0000", 5)
+    index, out = write_index(tmp_path / "data", tasks=("one",), pairs=2), tmp_path / "evaluation"
+    words = ["generate", "--set", str(index), "--split", "all", "--b-per-pair", "1", "--out", str(out)]
+    assert main(words) == 0
+    told = ["1 pairs without a fitting b (first lonely/0000)", "tasks without samples: lonely"]
+    error = capsys.readouterr().err
+    assert all(f"not in the test set: {loss}\n" in error for loss in told)
+    assert main(["aggregate", str(out), "--no-plot"]) == 0
+    assert all(f"- Not in the test set: {loss}.\n" in capsys.readouterr().out for loss in told[:1])
+    values = json.loads((out / "results" / "results.json").read_text(encoding="utf-8"))
+    assert values["not_in_test_set"] == told
+
+
+def test_a_new_table_takes_old_plots_and_sheets_away(started):
+    pytest.importorskip("matplotlib")
+    _, out = started
+    with serving(well_formed) as server:
+        assert main(judge_words(out, server)) == 0
+    results = out / "results"
+    assert main(["aggregate", str(out), "--sheets", "2", "--sheet-rows", "2"]) == 0
+    (results / "mine.png").write_bytes(b"")
+    assert {path.name for path in results.glob("*.png")} == {"mine.png", "pareto.png", "sheet-01.png", "sheet-02.png"}
+    assert main(["aggregate", str(out), "--sheets", "1", "--sheet-rows", "2", "--no-plot"]) == 0
+    assert {path.name for path in results.glob("*.png")} == {"mine.png", "sheet-01.png"}
+
+
+def test_several_references_are_compared_and_methods_left_out(started, capsys):
+    _, out = started
+    with serving(well_formed) as server:
+        assert main([*judge_words(out, server), "--reference", "theirs", "--reference", "copy-b"]) == 0
+        assert sum(asked.is_comparison for asked in server.asked) > 0
+    capsys.readouterr()
+    assert main(["aggregate", str(out), "--reference", "theirs", "--reference", "copy-b", "--no-plot"]) == 0
+    table = capsys.readouterr().out
+    assert "| vs theirs % | vs copy-b % |" in table
+    assert main(["aggregate", str(out), "--without", "copy-b", "--no-plot"]) == 0
+    assert "copy-b" not in capsys.readouterr().out
+    assert main(["aggregate", str(out), "--without", "copy-b", "--reference", "copy-b"]) == 2
+
+
+@pytest.mark.parametrize("resamples", ["0", "1", "-3", "many"])
+def test_a_bootstrap_needs_two_resamples(tmp_path, resamples, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["aggregate", str(tmp_path), "--resamples", resamples])
+    assert "--resamples: expected a whole number" in capsys.readouterr().err
 
 
 def test_our_generator_draws_once_and_again_only_when_something_changes(tmp_path, tiny_config, tiny_parts, capsys):
@@ -153,6 +209,8 @@ def test_our_generator_draws_once_and_again_only_when_something_changes(tmp_path
         (["judge", "{out}", "--reference", "mine"], "--reference to be one of copy-b, copy-a-prime, theirs"),
         (["aggregate", "{out}", "--methods", "mine"], "got mine"),
         (["aggregate", "{out}", "--judge", "gpt"], "none was; got gpt"),
+        (["aggregate", "{out}", "--without", "mine"], "got mine"),
+        (["aggregate", "{out}", "--wording", "own"], "asked with: none; got 'own'"),
         (["aggregate", "{out}/nowhere"], "generate --set"),
         (["sensitivity", "{out}", "--clip-encoder", "none"], "--pairs-per-b"),
         (["generate", "--out", "{out}", "--set", "{out}/no.jsonl"], "training.prepare"),

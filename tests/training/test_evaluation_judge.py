@@ -210,6 +210,16 @@ def test_a_judge_of_positions_wins_half_and_is_found_out(evaluation):
     assert (bias.first_share, bias.agreement) == (1.0, 0.0)
 
 
+def test_an_unreadable_answer_in_one_order_takes_the_other_with_it(evaluation):
+    folder, samples, _ = evaluation
+    with serving(lambda asked: Reply(comparison(1))) as server:
+        compared(folder, samples, server)
+        server.behave = lambda asked: Reply("both are nice")
+        records = compared(EvaluationFolder(folder.root), samples, server, asks_both_orders=True)
+    assert [record["better"] for record in records] == [1, 1, None, None]
+    assert wins_by_sample(records, "dark") == {}, "half an answer goes by position"
+
+
 def test_the_order_is_random_over_samples_and_fixed_over_runs(tmp_path):
     folder, samples = write_evaluation(tmp_path, tasks=("one", "two"), pairs=8, size=(16, 16))
     add_method(tmp_path, folder, samples, "dark", grey=0)

@@ -1,5 +1,7 @@
 """A judge in this process: a tiny random Gemma-3 of the true architecture, built in code, read as a real one is."""
 
+import re
+
 import pytest
 import torch
 from PIL import Image
@@ -59,7 +61,7 @@ def gemma(tmp_path_factory):
 def test_a_transformers_model_answers_with_new_words_only_and_repeatably(gemma):
     judge = LocalJudge(str(gemma), dtype=torch.float32, max_reply_tokens=12)
     parts = ["Look:", Image.new("RGB", (40, 30), "red"), "and", Image.new("RGB", (40, 50), "blue")]
-    assert judge.model == "tiny-gemma"
+    assert re.fullmatch("tiny-gemma@[0-9a-f]{8}", judge.model)
     cold, again = (judge.reply(parts, temperature=0.0, seed=seed) for seed in (0, 1))
     assert cold == again, "temperature 0 takes no chances"
     assert "Look" not in cold

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from tests.training.evaluation_sets import add_method, write_evaluation, write_results
+from training.evaluate import main
 from training.evaluation.errors import EvaluationError
 from training.evaluation.folder import EvaluationFolder
 from training.evaluation.generation import common_samples, generate, methods_of, missing_pictures
@@ -58,11 +59,45 @@ def test_of_several_pictures_the_first_number_is_taken(evaluation, tmp_path):
 def test_a_folder_may_have_a_colon_but_not_be_missing(tmp_path):
     (tmp_path / "a:b").mkdir()
     assert parse_method(f"x={tmp_path / 'a:b'}").folder == tmp_path / "a:b"
-    for text in ("x", "=folder", f"x={tmp_path / 'nothing'}"):
+    for text in ("x", "=folder", f"x={tmp_path / 'nothing'}", "x=", "x=plain:"):
         with pytest.raises(EvaluationError, match="NAME=LAYOUT:FOLDER"):
             parse_method(text)
-    with pytest.raises(EvaluationError, match="more than once"):
-        require_distinct(["copy-b", "Copy-B"])
+
+
+@pytest.mark.parametrize(
+    ("names", "known"),
+    [
+        (["copy-b", "Copy-B"], []),
+        (["LoRA+r4", "LoRA*r4"], []),
+        (["LoRA*r4"], ["copy-b", "LoRA+r4"]),
+        (["x", "x"], []),
+        (["a" * 120, "a" * 121], []),
+    ],
+)
+def test_two_methods_never_share_a_folder(names, known):
+    with pytest.raises(EvaluationError, match=r"both lie in pictures/.*Rename one"):
+        require_distinct(names, known)
+    require_distinct(["copy-b", "LoRA r4"], ["copy-b", "LoRA-r4"])
+
+
+def test_a_method_that_would_overwrite_an_earlier_one_is_refused(evaluation, tmp_path, capsys):
+    folder, samples = evaluation
+    words = ["generate", "--out", str(folder.root), "--method"]
+    assert main([*words, f"LoRA+r4={write_results(tmp_path / 'plus', folder, samples, grey=0)}"]) == 0
+    before = folder.picture("LoRA+r4", samples[0].id).read_bytes()
+    assert main([*words, f"LoRA*r4={write_results(tmp_path / 'star', folder, samples, grey=255)}"]) == 2
+    assert "'LoRA+r4' and 'LoRA*r4'" in capsys.readouterr().err
+    assert folder.picture("LoRA+r4", samples[0].id).read_bytes() == before
+    assert main([*words, f"LoRA+r4={tmp_path / 'plus'}"]) == 0, "a known method may come again"
+
+
+def test_methods_can_be_left_out(evaluation):
+    folder, _ = evaluation
+    assert methods_of(folder, without=["copy-b"]) == ["copy-a-prime"]
+    with pytest.raises(EvaluationError, match="copy-c"):
+        methods_of(folder, without=["copy-c"])
+    with pytest.raises(EvaluationError, match="none at all"):
+        methods_of(folder, without=["copy-b", "copy-a-prime"])
 
 
 def test_missing_and_broken_pictures_are_listed_and_the_rest_is_compared(evaluation, tmp_path, caplog):

@@ -1,6 +1,9 @@
 """Optimisers: two rates, schedules as pure functions, 8-bit states, and what is used when a package is missing."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +11,8 @@ import torch
 from training.config import OptimiserConfig
 from training.optimisers import build_optimiser, learning_rate_factor, set_learning_rate
 from training.train import train
+
+ROOT = Path(__file__).parents[2]
 
 
 def _steps(optimiser, model, steps):
@@ -85,6 +90,20 @@ def test_without_a_package_plain_adamw_is_used_and_said(golden_trainable, monkey
     optimiser = build_optimiser(OptimiserConfig(name="adamw8bit"), golden_trainable("basis_A"))
     assert type(optimiser) is torch.optim.AdamW
     assert "trying the next one" in caplog.text
+
+
+@pytest.mark.slow
+def test_without_a_compiler_plain_adamw_is_used_and_said(tiny_overrides, tmp_path):
+    """torchao compiles its update; a slim container has nothing to do that with."""
+    pytest.importorskip("torchao")
+    words = tiny_overrides("run.steps=1", "basis.dtype=bfloat16", "optimiser.name=adamw8bit")
+    environment = {**os.environ, "PATH": "", "CXX": "nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "training.train", "--config", "tiny.yaml", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "optimiser.name adamw8bit: " in done.stderr
+    assert "trying the next one" in done.stderr
+    assert "done. For ComfyUI copy" in done.stderr
 
 
 def test_run_with_eight_bit_states_resumes(tiny_config):

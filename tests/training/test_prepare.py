@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -126,6 +127,38 @@ def test_an_export_comes_back_as_triplets(pictures: Path, capsys: pytest.Capture
     assert "damaged" in capsys.readouterr().out
 
 
+def test_triplets_are_split_and_written_back(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index, out = pictures / "pairs.jsonl", pictures.parent / "reference"
+    prepare("folders", pictures, "--out", index)
+    prepare("export-reference", index, "--out", out)
+    triplets = out / "triplets.jsonl"
+    prepare("reference", out, "--out", triplets)
+    before = TripletIndex.read_index(triplets).records
+    before[0].target.write_bytes(b"no picture any more")
+    capsys.readouterr()
+    assert prepare("split", triplets, "--hold-out-tasks", "ink", "--hold-out-pairs", "1") == 0
+    said = capsys.readouterr()
+    assert "held-out tasks: ink" in said.out
+    assert "6 train triplet(s), 12 val triplet(s)" in said.out
+    assert "not held out: 1 triplet(s) that cannot be used" in said.err
+    after = TripletIndex.read_index(triplets).records
+    assert [record.id for record in after] == [record.id for record in before]
+    assert {record.task for record in after if record.split == "val"} == {"ink", "night", "snow"}
+    assert prepare("check", triplets, "--quick") == 1
+    assert prepare("split", triplets, "--hold-out-tasks", "inc") == 2
+
+
+def test_tasks_without_pairs_to_spare_are_told(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (2, 3):
+        for side in ("before", "after"):
+            (pictures / "ink" / f"{number:04d}_{side}.png").unlink()
+    index = pictures / "pairs.jsonl"
+    prepare("folders", pictures, "--out", index)
+    capsys.readouterr()
+    assert prepare("split", index, "--hold-out-pairs", "1") == 0
+    assert "nothing to spare in 1 task(s), the first is ink" in capsys.readouterr().err
+
+
 def test_strips_and_relation252k_are_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     group = tmp_path / "R" / "7-Ink" / "Group1"
     group.mkdir(parents=True)
@@ -198,3 +231,23 @@ def test_it_runs_as_a_module(pictures: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("12 pair(s)")
+
+
+def test_a_terminal_without_some_characters_gets_others_and_nothing_fails(pictures: Path) -> None:
+    (pictures / "ink").rename(pictures / "雪 é")
+    (pictures / "雪 é" / "0001_before.png").write_bytes(b"no picture")
+    index = pictures / "pairs.jsonl"
+    imported = in_code_page("folders", str(pictures), "--out", str(index))
+    assert imported.returncode == 0
+    assert imported.stdout == f"11 pair(s) in 3 task(s) ? {index}\n"
+    assert "0001_before.png: unreadable" in imported.stderr
+    prepare("split", index, "--hold-out-tasks", "雪 é")
+    checked = in_code_page("check", str(index), "--json")
+    assert json.loads(checked.stdout)["held-out tasks"] == ["雪 é"]
+
+
+def in_code_page(*words: str) -> subprocess.CompletedProcess[str]:
+    """`training.prepare` in a process of its own, as under Windows or with its output redirected there."""
+    command = [sys.executable, "-m", "training.prepare", *words]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    return subprocess.run(command, env=environment, capture_output=True, encoding="cp1252", check=False)

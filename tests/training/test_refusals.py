@@ -1,6 +1,10 @@
 """Damaged models, wrong places and wrong words end with one message that says what to do, never with a traceback."""
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +12,10 @@ import torch
 from lorweb_core.errors import LoRWeBError
 from training.arguments import open_device
 from training.sample import main as sample
+from training.train import main as train_main
 from training.train import train
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -99,3 +106,22 @@ def test_sampling_takes_at_least_one_step(sample_words, capsys):
     with pytest.raises(SystemExit):
         sample([*sample_words, "--steps", "0"])
     assert "expected a whole number of at least 1; got 0" in capsys.readouterr().err
+
+
+def test_several_tasks_of_srun_without_torchrun_are_refused(tiny_overrides, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert train_main(["--config", "tiny.yaml", *tiny_overrides("run.steps=1")]) == 2
+    assert "4 tasks of srun" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert train_main(["--config", "tiny.yaml", *tiny_overrides("run.steps=1")]) == 0
+
+
+@pytest.mark.parametrize(
+    "module", ["training.sample", "training.train", "training.atlas", "training.evaluate", "training.demo.show"]
+)
+def test_help_is_shown_on_a_terminal_that_lacks_characters(name):
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    command = [sys.executable, "-m", f"training.{name}", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120, check=False)
+    assert shown.returncode == 0, shown.stderr.decode()[-2000:]
+    assert b"usage:" in shown.stdout

@@ -189,3 +189,28 @@ def test_basis_of_another_base_is_refused(golden_transformer):
     other = replace(basis, layers={"transformer_blocks.9.attn.to_q": layer, "transformer_blocks.0.norm1.linear": layer})
     with pytest.raises(ValueError, match="2 missing or of another shape"):
         attach_basis(golden_transformer, other)
+
+
+def test_prompts_have_as_many_tokens_as_in_training_unless_told(tiny_config, tiny_parts):
+    """T5's pads are attended to, so another number of them is another prompt."""
+    model = str(tiny_parts / "model-with-text")
+    options = (f"base.model={model}", "text.caption_source=a", "text.max_tokens=16")
+    basis = train(tiny_config("run.steps=1", *options)).basis_file
+    base = BaseModelConfig(model=model, dtype="float32")
+    for told, expected in ((None, 16), (8, 8)):
+        sampler = load_sampler(base, basis, ["hello"], encoder=str(tiny_parts / "encoder"), max_tokens=told)
+        assert sampler.captions.look_up("hello")[0].shape[0] == expected
+
+
+def test_a_base_that_does_not_fit_is_told_with_the_way_out(tiny_config, tiny_parts, tmp_path, monkeypatch, capsys):
+    basis = train(tiny_config("run.steps=1")).basis_file
+
+    def run_out(*_args, **_options):
+        raise torch.OutOfMemoryError("tried to allocate more than there is")
+
+    monkeypatch.setattr("training.sample.load_transformer", run_out)
+    pictures = sorted((tiny_parts / "pictures").rglob("*.png"))[:3]
+    words = ["--base", str(tiny_parts / "model"), "--basis", str(basis), "--encoder", str(tiny_parts / "encoder")]
+    words += ["--a", str(pictures[0]), "--a-prime", str(pictures[1]), "--b", str(pictures[2])]
+    assert main([*words, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert "Add --quantize nf4" in capsys.readouterr().err

@@ -1,14 +1,18 @@
 """What a run draws from: which analogies it is validated on, and what it says of pairs that it cannot use."""
 
+import json
 import re
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from training.data.index import PairIndex
 from training.preflight import preflight_report
+from training.prepare import main as prepare
 from training.train import train
-from training.training_data import open_training_data
+from training.training_data import divided_pairs, open_training_data
+from training.validation_outlook import validation_outlook
 
 
 @pytest.mark.parametrize(("limit", "tasks"), [(3, 3), (5, 4), (99, 4)])
@@ -69,3 +73,86 @@ def test_check_says_that_it_reads_headers_only(tiny_config, tiny_parts, tmp_path
     told = preflight_report(tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}")).text()
     assert "16 of 16 pairs usable by their headers" in told
     assert "`training.prepare check` lists them, decodes every file and may find more" in told
+
+
+def validation_lines(caplog):
+    told = [record for record in caplog.records if record.getMessage().startswith("validation")]
+    return [(record.levelname, record.getMessage()) for record in told]
+
+
+def test_the_number_of_validation_analogies_is_told(tiny_config, caplog):
+    caplog.set_level("INFO")
+    config = tiny_config("validation.every=1", "data.hold_out_tasks=1", "data.hold_out_pairs=1")
+    data = open_training_data(config, None)
+    assert {name: len(fixed.dataset) for name, fixed in data.validation.items()} == {"seen": 3, "held_out": 1}
+    assert validation_lines(caplog) == [
+        ("INFO", "validation on seen tasks: 3 item(s); held-out tasks: 1 item(s)"),
+    ]
+    assert validation_outlook(config, data.records).counts == {"seen": 3, "held_out": 1}
+
+
+def test_tasks_of_two_pairs_leave_nothing_to_validate_on_and_one_warning_says_why(
+    tiny_config, tiny_parts, tmp_path, caplog
+):
+    kept, counts = [], Counter()
+    for record in PairIndex.read_index(tiny_parts / "pairs.jsonl").records:
+        counts[record.task] += 1
+        kept += [record] if counts[record.task] <= 2 else []
+    PairIndex(kept).write_index(tmp_path / "pairs.jsonl")
+    options = ("validation.every=1", "data.hold_out_pairs=1", f"data.index={tmp_path / 'pairs.jsonl'}")
+    assert not open_training_data(tiny_config(*options, "data.hold_out_tasks=0"), None).validation
+    (warning,) = [message for level, message in validation_lines(caplog) if level == "WARNING"]
+    assert "validation on seen tasks: none, since each of 4 task(s) needs two pairs" in warning
+    assert "validation on held-out tasks: none, since data.hold_out_tasks is 0; set it" in warning
+    caplog.clear()
+    data = open_training_data(tiny_config(*options, "data.hold_out_tasks=1"), None)
+    assert data.validation.keys() == {"held_out"}
+    (warning,) = [message for level, message in validation_lines(caplog) if level == "WARNING"]
+    assert "on seen tasks: none" in warning
+    assert "held-out" not in warning
+    caplog.clear()
+    open_training_data(tiny_config(*options, "validation.every=0"), None)
+    assert not [message for level, message in validation_lines(caplog) if level == "WARNING"]
+
+
+def test_a_set_that_was_not_asked_for_is_no_reason_to_warn(tiny_config, tiny_parts):
+    config = tiny_config("validation.every=1", "data.hold_out_tasks=0", "data.hold_out_pairs=1")
+    records, _ = divided_pairs(config, PairIndex.read_index(tiny_parts / "pairs.jsonl"))
+    outlook = validation_outlook(config, records)
+    assert outlook.counts == {"seen": 4, "held_out": 0}
+    assert "held-out tasks: none, since data.hold_out_tasks is 0" in outlook.line
+    assert not outlook.warning
+
+
+@pytest.fixture
+def triplets(tiny_parts, tmp_path):
+    """Index of ready-made triplets, all of them for training."""
+    folder, index = tmp_path / "reference", tmp_path / "triplets.jsonl"
+    assert prepare(["export-reference", str(tiny_parts / "pairs.jsonl"), "--out", str(folder), "--format", "png"]) == 0
+    assert prepare(["reference", str(folder), "--out", str(index)]) == 0
+    return index
+
+
+def test_triplets_validate_on_what_prepare_split_holds_out(tiny_config, triplets, caplog):
+    config = tiny_config("validation.every=1", f"data.index={triplets}", "data.hold_out_tasks=0")
+    assert not open_training_data(config, None).validation
+    (warning,) = [message for level, message in validation_lines(caplog) if level == "WARNING"]
+    assert f"prepare split {triplets} --hold-out-pairs 1`" in warning
+    caplog.clear()
+    assert prepare(["split", str(triplets), "--hold-out-tasks", "1", "--hold-out-pairs", "1"]) == 0
+    data = open_training_data(config, None)
+    assert data.validation.keys() == {"seen", "held_out"}
+    trained = {name for record in data.training.records for name in (record.pair_a, record.pair_b)}
+    for fixed in data.validation.values():
+        assert not trained & {record.pair_b for record in fixed.dataset.records}
+        assert fixed.dataset[fixed.batches[0][0]] is not None
+    assert not validation_lines(caplog)
+
+
+def test_a_run_on_triplets_gives_validation_losses(tiny_config, triplets):
+    assert prepare(["split", str(triplets), "--hold-out-tasks", "1", "--hold-out-pairs", "1"]) == 0
+    options = ("run.steps=1", "validation.every=1", "validation.pictures=0", "data.hold_out_tasks=0")
+    config = tiny_config(f"data.index={triplets}", *options)
+    train(config)
+    (numbers,) = config.run_folder.rglob("numbers.json")
+    assert {"validation/seen", "validation/held_out"} <= json.loads(numbers.read_text()).keys()

@@ -27,15 +27,15 @@ _MAP_NAMES = {
 }
 _STYLE = """
 :root{color-scheme:light dark}
-body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2rem auto;padding:0 1rem}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2rem auto;padding:0 1rem;overflow-wrap:anywhere}
 h1{margin-bottom:0}h2{margin-top:2.5rem}p.note{opacity:.75;max-width:70ch}
 svg,img{max-width:100%}svg.map{background:#8881;border-radius:8px}svg.map circle{fill-opacity:.8;stroke:#fff8}
 svg.map .star{font-size:34px;text-anchor:middle;fill:#d00;stroke:#fff}
 svg.servers text{font-size:11px;text-anchor:end;fill:currentColor}
 table{border-collapse:collapse;width:100%;font-size:13px}
 th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #8884;vertical-align:middle}
-td.n,th.n{text-align:right;white-space:nowrap}
-span.s,td:first-child{white-space:nowrap}span.s{font-size:12px}
+td:not(.n){min-width:8em}td:first-child{min-width:10em}td img{max-width:none;display:block}
+td.n,th.n{text-align:right;white-space:nowrap}span.s{font-size:12px;white-space:nowrap}
 i.chip{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin-right:.5em}
 dl{display:grid;grid-template-columns:max-content auto;gap:.2rem 1.2rem}dd{margin:0}.wide{overflow-x:auto}
 """
@@ -113,7 +113,7 @@ def _new_section(atlas: Atlas, place: int) -> str:
     strip = thumbnail_strip(new.pictures, new.name)
     return (
         f"<h2>Nearest known analogies of {escape(new.name)}</h2><p>{strip}</p>"
-        f"<p>Tasks of the nearest five: {told}</p>{table}"
+        f'<p>Tasks of the nearest five: {told}</p><div class="wide">{table}</div>'
     )
 
 

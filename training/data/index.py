@@ -102,6 +102,8 @@ class TripletRecord:
         caption: as stored beside the target (in the reference's sets: the instruction of pair a).
         split: `train`, `val` or `test`.
         sha256: over the bytes of control, then target; "" when unknown.
+        pair_a: name of a's pair, shared by all triplets that it is part of; "" when unknown.
+        pair_b: likewise of b's pair.
     """
 
     id: str
@@ -113,12 +115,14 @@ class TripletRecord:
     caption: str = ""
     split: str = "train"
     sha256: str = ""
+    pair_a: str = ""
+    pair_b: str = ""
 
 
 RecordT = TypeVar("RecordT", PairRecord, TripletRecord)
 
 
-class _Index(Generic[RecordT]):
+class Index(Generic[RecordT]):
     """Records of one type and the file they live in (see `PairIndex`, `TripletIndex`)."""
 
     record_type: ClassVar[type]
@@ -161,13 +165,13 @@ class _Index(Generic[RecordT]):
         write_text_atomically(path, "".join(f"{line}\n" for line in lines))
 
 
-class PairIndex(_Index[PairRecord]):
+class PairIndex(Index[PairRecord]):
     """All pairs of a data set, in file order."""
 
     record_type = PairRecord
 
 
-class TripletIndex(_Index[TripletRecord]):
+class TripletIndex(Index[TripletRecord]):
     """All ready-made analogies of a data set in the reference's layout, in file order."""
 
     record_type = TripletRecord
@@ -196,7 +200,7 @@ def _hash_file_facts(paths: Iterable[Path]) -> str:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             expected=f"a readable pair index (JSONL, UTF-8) at {path}",

@@ -22,7 +22,7 @@ from lorweb_core.errors import ImageError
 from .buckets import Cell
 from .index import PairRecord
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 #: Pillow's own limit against decompression bombs: 256 MiB as 24-bit RGB.
 MAX_PIXELS = 89_478_485
 #: JPEGs much larger than this are decoded at a half, quarter or eighth of their size (see `load_picture`).

@@ -58,8 +58,8 @@ def as_text(problems: Sequence[Problem]) -> str:
 
 
 def as_json(problems: Sequence[Problem], **facts: object) -> str:
-    """The facts and, under `problems`, every problem as an object; for other programs."""
-    return json.dumps({**facts, "problems": [asdict(problem) for problem in problems]}, indent=2, ensure_ascii=False)
+    """The facts and, under `problems`, every problem as an object; for other programs, in ASCII for every terminal."""
+    return json.dumps({**facts, "problems": [asdict(problem) for problem in problems]}, indent=2)
 
 
 def stop_if_wanted(problems: Sequence[Problem], on_bad_data: OnBadData) -> None:

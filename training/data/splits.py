@@ -14,7 +14,7 @@ from typing import Literal
 
 from .buckets import Cell, aspects_match, nearest_bucket
 from .drawing import Quadruplet, caption_of, positions_by_task, uniforms
-from .index import PairRecord
+from .index import PairRecord, TripletRecord
 from .problems import DataError
 
 TaskKind = Literal["seen", "held-out"]
@@ -48,7 +48,7 @@ def hold_out(
     pictures_of: dict[str, set[str]] = defaultdict(set)
     for record, name in training:
         pictures_of[record.task].add(name)
-    for task in _tasks_to_hold_out(pictures_of, tasks, seed):
+    for task in tasks_to_hold_out(pictures_of, tasks, seed):
         goes_to = dict.fromkeys(pictures_of[task], split) | goes_to
     left = [(record, name) for record, name in training if name not in goes_to]
     if not left:
@@ -84,8 +84,8 @@ def same_pictures(records: Sequence[PairRecord]) -> list[str]:
     return [root(record.id) for record in records]
 
 
-def held_out_tasks(records: Sequence[PairRecord]) -> set[str]:
-    """Names of the tasks that have no `train` pair."""
+def held_out_tasks(records: Sequence[PairRecord] | Sequence[TripletRecord]) -> set[str]:
+    """Names of the tasks that have no `train` pair (or triplet)."""
     return {record.task for record in records} - {record.task for record in records if record.split == "train"}
 
 
@@ -150,9 +150,7 @@ def batches_by_bucket(buckets: Sequence[int], batch_size: int) -> list[list[int]
     return batches
 
 
-def _tasks_to_hold_out(
-    pictures_of: Mapping[str, set[str]], wanted: int | Collection[str], seed: int
-) -> Collection[str]:
+def tasks_to_hold_out(pictures_of: Mapping[str, set[str]], wanted: int | Collection[str], seed: int) -> Collection[str]:
     """Names of tasks; of a number, tasks with exactly the same pictures (a reversed one) count once."""
     names = sorted(pictures_of)
     if isinstance(wanted, int):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .buckets import aspects_match, cell_buckets, is_odd_aspect, nearest_bucket
 from .drawing import partner_ranges, positions_by_task
-from .index import PairRecord, TripletRecord
+from .index import PairRecord, RecordT, TripletRecord
 from .pictures import MAX_PIXELS, PictureError, load_picture, read_facts
 from .problems import OnBadData, Problem, stop_if_wanted
 
@@ -81,14 +81,14 @@ def usable_pairs(
 
 
 def check_triplets(
-    records: Sequence[TripletRecord], *, max_pixels: int = MAX_PIXELS, show_progress: bool = False
+    records: Sequence[TripletRecord], *, decode: bool = True, max_pixels: int = MAX_PIXELS, show_progress: bool = False
 ) -> list[Problem]:
-    """Everything that is wrong with these ready-made analogies; reads every file in full."""
+    """Everything that is wrong with these ready-made analogies; see `check_pairs`."""
 
     def look(record: TripletRecord) -> list[Problem]:
         try:
             for path in (record.control, record.target):
-                load_picture(path, max_pixels=max_pixels)
+                (load_picture if decode else read_facts)(path, max_pixels=max_pixels)
         except PictureError as error:
             return [_from_error(error, record.id)]
         return []
@@ -96,7 +96,19 @@ def check_triplets(
     return [p for problems in in_threads(look, records, show_progress, "checking") for p in problems]
 
 
-def without_errors(records: Sequence[PairRecord], problems: Iterable[Problem]) -> list[PairRecord]:
+def usable_triplets(records: Sequence[TripletRecord]) -> tuple[list[TripletRecord], list[Problem]]:
+    """The triplets whose headers can be read and everything that was found; see `usable_pairs`.
+
+    Raises: DataError: when nothing usable is left.
+    """
+    problems = check_triplets(records, decode=False)
+    usable = without_errors(records, problems)
+    if not usable:
+        stop_if_wanted(problems, "stop")
+    return usable, problems
+
+
+def without_errors(records: Sequence[RecordT], problems: Iterable[Problem]) -> list[RecordT]:
     """The records that no error is about."""
     broken = {problem.pair_id for problem in problems if problem.severity == "error"}
     return [record for record in records if record.id not in broken]

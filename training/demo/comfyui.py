@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lorweb_core.files import write_safetensors_atomically
 
+from ..terminal import let_terminal_replace
 from .codec import comfyui_vae_tensors
 from .scenes import MODEL_FOLDER
 
@@ -57,6 +58,7 @@ def copy_pictures(folder: Path) -> list[Path]:
 
 def main() -> None:
     """Command line: python -m training.demo.comfyui MODELS."""
+    let_terminal_replace()
     parser = argparse.ArgumentParser(
         prog="python -m training.demo.comfyui", description="Write the demo model for ComfyUI."
     )

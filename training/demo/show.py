@@ -20,6 +20,7 @@ from lorweb_core.errors import ImageError, OutputError
 
 from ..data.pictures import PictureError, load_picture
 from ..quiet import silence_libraries
+from ..terminal import let_terminal_replace
 from .analogies import Analogy, draw_analogies, score
 from .demo_model import DemoModel, load_demo, to_art
 from .scenes import ART_SIZE, PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, Pixels, edits_of, to_image
@@ -112,6 +113,7 @@ def _save(picture: Image.Image, file: Path) -> None:
 
 def main() -> None:
     """Command line, see the module's first lines."""
+    let_terminal_replace()
     parser = argparse.ArgumentParser(
         prog="python -m training.demo.show", description="Draw analogies with the demo model."
     )

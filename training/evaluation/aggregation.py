@@ -1,69 +1,46 @@
-"""Stage 3: from records to one number per method and measure, with how sure it is.
+"""Stage 3: from records to one number per method and measure (see `summaries`), and to win rates.
 
-    number = mean over tasks of the mean over the task's samples
-
-Intervals are bootstrapped over tasks (a task's samples stand or fall together): resample tasks with replacement, take
-the middle 95 % of the means. With one task there is no interval. Source: arXiv 2602.15727, Section 4.
+Every method is averaged over its own samples with a number. Methods may lack numbers for different samples (a result
+equal to b has no direction, a reply may be unreadable), so each measure is also averaged over the samples for which
+every method that has numbers at all has one: only these compare without a choice of samples in them.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
-
-from .errors import EvaluationError
 from .folder import EvaluationFolder
 from .generation import common_samples, missing_pictures, picture_hash
-from .measuring import MEASURES
-from .pairwise import PositionBias, couple_key, position_bias, wins_by_sample
+from .judge_choice import JudgeChoice, choose_judge
+from .measuring import MEASURES, made_by, read_number
+from .pairwise import ORDERS, PositionBias, couple_key, is_current_comparison, position_bias, wins_by_sample
+from .rating import is_current_rating
 from .records import Record
-from .samples import Sample
+from .samples import Sample, read_losses
+from .summaries import SampleValues, Summary
 
 RATINGS = {"preservation": "consistency", "accuracy": "accuracy"}
 INVALID = "the judge's reply could not be read"
-STALE = "the picture has changed since; run judge again"
+REFUSED = "the judge refused the question"
+STALE = "the pictures have changed since; run judge again"
 NOT_ASKED = "not judged"
-NOT_MEASURED = "not measured; run judge"
 
 
 @dataclass(frozen=True)
-class Summary:
-    """One measure of one method.
+class Couple:
+    """How two methods were compared.
 
     Attributes:
-        mean: over tasks of the means over samples; None when no sample has a value.
-        low, high: 95 % bootstrap interval over tasks; None with fewer than two tasks.
-        standard_error: likewise.
-        samples: how many samples have a value.
-        tasks: how many tasks they belong to.
-        left_out: reason → how many samples have none for it.
+        in_one_order: samples that count with an answer in the drawn order alone.
+        in_both_orders: samples that count with an answer in each order.
+        left_out: reason → samples that do not count.
     """
 
-    mean: float | None
-    low: float | None
-    high: float | None
-    standard_error: float | None
-    samples: int
-    tasks: int
+    in_one_order: int
+    in_both_orders: int
     left_out: dict[str, int]
-
-
-@dataclass(frozen=True)
-class JudgeChoice:
-    """Whose answers count.
-
-    Attributes:
-        model: id of the judge.
-        prompts: kind → hash of the wording.
-        source: `own words` or `paper`.
-    """
-
-    model: str
-    prompts: dict[str, str]
-    source: str
 
 
 @dataclass(frozen=True)
@@ -72,51 +49,31 @@ class Evaluation:
 
     Attributes:
         methods: in order.
-        reference: whose win rates are given.
+        references: the methods that all others were compared with.
         samples: compared samples; every method has a picture for each.
         missing: method → samples without a picture, which nobody is judged on.
-        measures: method → measure → summary.
-        wins: method → summary of the reference's win rate against it, in percent.
+        measures: method → measure → summary over the method's samples with a number.
+        common: likewise, over the samples for which every method with numbers has one.
+        wins: method → reference, and reference → method, → summary of the first one's win rate, in percent.
+        couples: key of two methods → how they were compared.
         judge: None when there are no answers.
         bias: of the comparisons.
+        made_by: measure → which weights made its numbers; several are a mistake that the table shows.
+        set_losses: what the test set could not use (see `sets`).
     """
 
     methods: tuple[str, ...]
-    reference: str
+    references: tuple[str, ...]
     samples: tuple[Sample, ...]
     missing: dict[str, list[str]]
     measures: dict[str, dict[str, Summary]]
-    wins: dict[str, Summary]
+    common: dict[str, dict[str, Summary]]
+    wins: dict[str, dict[str, Summary]]
+    couples: dict[str, Couple]
     judge: JudgeChoice | None
     bias: PositionBias
-
-
-def summarise(
-    values: Iterable[tuple[str, float]], left_out: Mapping[str, int], *, resamples: int = 2000, seed: int = 0
-) -> Summary:
-    """Return the summary of (task, value) couples.
-
-    Args:
-        values: one per sample that has a number.
-        left_out: reason → count of those that have none.
-        resamples: bootstrap samples.
-        seed: of the bootstrap.
-    """
-    by_task: dict[str, list[float]] = defaultdict(list)
-    for task, value in values:
-        by_task[task].append(value)
-    means = np.array([np.mean(by_task[task]) for task in sorted(by_task)])
-    count = sum(len(task_values) for task_values in by_task.values())
-    reasons = {reason: number for reason, number in left_out.items() if number}
-    if not len(means):
-        return Summary(None, None, None, None, 0, 0, reasons)
-    low = high = error = None
-    if len(means) > 1:
-        drawn = np.random.default_rng(seed).integers(0, len(means), (resamples, len(means)))
-        resampled = means[drawn].mean(1)
-        low, high = (float(value) for value in np.percentile(resampled, (2.5, 97.5)))
-        error = float(resampled.std(ddof=1))
-    return Summary(float(means.mean()), low, high, error, count, len(means), reasons)
+    made_by: dict[str, list[str]]
+    set_losses: list[str] = field(default_factory=list)
 
 
 def evaluate(
@@ -124,8 +81,9 @@ def evaluate(
     methods: Sequence[str],
     samples: Sequence[Sample],
     *,
-    reference: str,
+    reference: str | Sequence[str],
     judge: str | None = None,
+    wording: str | None = None,
     resamples: int = 2000,
 ) -> Evaluation:
     """Return all summaries over the samples that every method has.
@@ -134,122 +92,138 @@ def evaluate(
         folder: with measurements, ratings and comparisons.
         methods: which to compare.
         samples: of the folder.
-        reference: the method whose win rates are wanted.
+        reference: the method, or methods, that all others are compared with.
         judge: model id; may be None when only one judge was asked.
-        resamples: of the bootstrap.
-    Raises: EvaluationError: when methods have no sample in common, or several judges answered and none is named.
+        wording: see `choose_judge`.
+        resamples: of the bootstrap, at least 2.
+    Raises: EvaluationError: when methods have no sample in common, or it is not clear whose answers count.
     """
+    references = (reference,) if isinstance(reference, str) else tuple(reference)
     common = common_samples(folder, methods, samples)
-    choice = _choose_judge(folder, judge)
-    measures = {
-        method: _numbers(folder, method, common, resamples) | _ratings(folder, choice, method, common, resamples)
-        for method in methods
-    }
-    others = [method for method in methods if method != reference]
-    wins, bias = _comparisons(folder, choice, others, reference, common, resamples)
+    couples = list(dict.fromkeys((r, m) for r in references for m in methods if m != r))
+    choice = choose_judge(folder, judge, wording, needed=_questions(methods, couples, common))
+    values = {method: _numbers(folder, method, common) | _ratings(folder, choice, method, common) for method in methods}
+    own, shared = _summaries(values, common, resamples)
+    compared = _comparisons(folder, choice, couples, common)
+    wins, modes = _win_rates(compared, couples, common, resamples)
     return Evaluation(
         methods=tuple(methods),
-        reference=reference,
+        references=references,
         samples=tuple(common),
         missing={name: ids for name, ids in missing_pictures(folder, methods, samples).items() if ids},
-        measures=measures,
+        measures=own,
+        common=shared,
         wins=wins,
+        couples=modes,
         judge=choice,
-        bias=bias,
+        bias=position_bias([record for found in compared.values() for record in found]),
+        made_by=made_by(folder, methods, common),
+        set_losses=read_losses(folder),
     )
 
 
-def _numbers(folder: EvaluationFolder, method: str, samples: Sequence[Sample], resamples: int) -> dict[str, Summary]:
-    summaries = {}
-    for measure in MEASURES:
-        values, left_out = [], Counter[str]()
-        for sample in samples:
-            record = folder.measurements.find(method, sample.id)
-            if record is None or record["picture_sha256"] != picture_hash(folder, method, sample.id):
-                left_out[NOT_MEASURED] += 1
-            elif record["numbers"][measure] is None:
-                left_out[record["reasons"][measure]] += 1
-            else:
-                values.append((sample.task, record["numbers"][measure]))
-        summaries[measure] = summarise(values, left_out, resamples=resamples)
-    return summaries
+Values = dict[str, SampleValues]
 
 
-def _ratings(
-    folder: EvaluationFolder, choice: JudgeChoice | None, method: str, samples: Sequence[Sample], resamples: int
-) -> dict[str, Summary]:
-    values: dict[str, list[tuple[str, float]]] = {name: [] for name in RATINGS}
-    left_out = Counter[str]()
+def _questions(
+    methods: Sequence[str], couples: Sequence[tuple[str, str]], samples: Sequence[Sample]
+) -> dict[str, set[tuple[str, ...]]]:
+    """Kind → everything that a judge has to be asked for a whole table."""
+    return {
+        "rating": {(method, sample.id) for method in methods for sample in samples},
+        "comparison": {(couple_key(*couple), sample.id) for couple in couples for sample in samples},
+    }
+
+
+def _numbers(folder: EvaluationFolder, method: str, samples: Sequence[Sample]) -> Values:
+    values = {measure: SampleValues() for measure in MEASURES}
+    for sample in samples:
+        record, digest = folder.measurements.find(method, sample.id), picture_hash(folder, method, sample.id)
+        for measure in MEASURES:
+            values[measure].add(sample, read_number(record, measure, digest, sample))
+    return values
+
+
+def _ratings(folder: EvaluationFolder, choice: JudgeChoice | None, method: str, samples: Sequence[Sample]) -> Values:
+    values = {name: SampleValues() for name in RATINGS}
+    prompt = None if choice is None else choice.prompts.get("rating")
     for sample in samples:
         record = None
-        if choice is not None and "rating" in choice.prompts:
-            record = folder.ratings.find(choice.model, choice.prompts["rating"], method, sample.id)
-        if record is None:
-            left_out[NOT_ASKED] += 1
-        elif record["picture_sha256"] != picture_hash(folder, method, sample.id):
-            left_out[STALE] += 1
-        elif record["rating"] is None:
-            left_out[INVALID] += 1
-        else:
-            for name, key in RATINGS.items():
-                values[name].append((sample.task, float(record["rating"][key])))
-    return {name: summarise(values[name], left_out, resamples=resamples) for name in RATINGS}
+        if choice is not None and prompt is not None:
+            record = folder.ratings.find(choice.model, prompt, method, sample.id)
+        for name, key in RATINGS.items():
+            if record is None:
+                values[name].add(sample, NOT_ASKED)
+            elif not is_current_rating(folder, record, sample):
+                values[name].add(sample, STALE)
+            elif record["rating"] is None:
+                values[name].add(sample, _why_invalid(record))
+            else:
+                values[name].add(sample, float(record["rating"][key]))
+    return values
+
+
+def _summaries(
+    values: Mapping[str, Values], samples: Sequence[Sample], resamples: int
+) -> tuple[dict[str, dict[str, Summary]], dict[str, dict[str, Summary]]]:
+    """Per method and measure: over its own samples, and over those of all methods that have any."""
+    own: dict[str, dict[str, Summary]] = {method: {} for method in values}
+    shared: dict[str, dict[str, Summary]] = {method: {} for method in values}
+    for measure in (*MEASURES, *RATINGS):
+        with_numbers = [set(of[measure].by_sample) for of in values.values() if of[measure].by_sample]
+        ids = set.intersection(*with_numbers) if with_numbers else set()
+        for method, of_method in values.items():
+            own[method][measure] = of_method[measure].summary(samples, resamples=resamples)
+            shared[method][measure] = of_method[measure].summary(samples, resamples=resamples, only=ids)
+    return own, shared
 
 
 def _comparisons(
-    folder: EvaluationFolder,
-    choice: JudgeChoice | None,
-    methods: Sequence[str],
-    reference: str,
+    folder: EvaluationFolder, choice: JudgeChoice | None, couples: Sequence[tuple[str, str]], samples: Sequence[Sample]
+) -> dict[str, list[Record]]:
+    """Key of two methods → the comparisons that count: of this judge and wording, of these samples, up to date."""
+    wanted = None if choice is None else (choice.model, choice.prompts.get("comparison"))
+    by_id = {sample.id: sample for sample in samples}
+    found: dict[str, list[Record]] = {couple_key(*couple): [] for couple in couples}
+    for record in folder.comparisons:
+        sample = by_id.get(record["sample"])
+        is_counted = (record["model"], record["prompt_sha256"]) == wanted and record["methods"] in found
+        if is_counted and sample is not None and is_current_comparison(folder, record, sample):
+            found[record["methods"]].append(record)
+    return found
+
+
+def _win_rates(
+    compared: Mapping[str, Sequence[Record]],
+    couples: Sequence[tuple[str, str]],
     samples: Sequence[Sample],
     resamples: int,
-) -> tuple[dict[str, Summary], PositionBias]:
-    """Method → the reference's win rate against it, where the judge was asked, and the judge's bias."""
-    wanted = None if choice is None else (choice.model, choice.prompts.get("comparison"))
-    of_judge = [r for r in folder.comparisons if (r["model"], r["prompt_sha256"]) == wanted]
-    wins, counted = {}, []
-    for method in methods:
-        of_couple = [record for record in of_judge if record["methods"] == couple_key(reference, method)]
-        current = [record for record in of_couple if _has_current_pictures(folder, record)]
-        counted += current
-        if of_couple:
-            wins[method] = _win_rate(current, reference, samples, resamples)
-    return wins, position_bias(counted)
+) -> tuple[dict[str, dict[str, Summary]], dict[str, Couple]]:
+    """Both methods' win rates over each other, where the judge was asked, and how each couple was compared."""
+    rates: dict[str, dict[str, Summary]] = {}
+    modes = {}
+    for first, second in couples:
+        key = couple_key(first, second)
+        if not compared[key]:
+            continue
+        for winner, other in ((first, second), (second, first)):
+            values = _wins(compared[key], winner, samples)
+            rates.setdefault(winner, {})[other] = values.summary(samples, resamples=resamples)
+        orders = Counter(record["sample"] for record in compared[key])
+        both = sum(orders[sample] == len(ORDERS) for sample in values.by_sample)
+        modes[key] = Couple(len(values.by_sample) - both, both, dict(values.left_out))
+    return rates, modes
 
 
-def _win_rate(records: Sequence[Record], reference: str, samples: Sequence[Sample], resamples: int) -> Summary:
-    """The reference's wins in the comparisons of one couple."""
-    asked = {record["sample"] for record in records}
-    wins = wins_by_sample(records, reference)
-    left_out = Counter[str]()
+def _wins(records: Sequence[Record], winner: str, samples: Sequence[Sample]) -> SampleValues:
+    """A method's wins over another in percent, by sample."""
+    unread = {record["sample"]: _why_invalid(record) for record in records if record["better"] is None}
+    wins = wins_by_sample(records, winner)
+    values = SampleValues()
     for sample in samples:
-        if sample.id not in wins:
-            left_out[INVALID if sample.id in asked else NOT_ASKED] += 1
-    values = [(sample.task, 100 * wins[sample.id]) for sample in samples if sample.id in wins]
-    return summarise(values, left_out, resamples=resamples)
+        values.add(sample, 100 * wins[sample.id] if sample.id in wins else unread.get(sample.id, NOT_ASKED))
+    return values
 
 
-def _choose_judge(folder: EvaluationFolder, wanted: str | None) -> JudgeChoice | None:
-    """The judge whose answers count; of several wordings of one judge the last used."""
-    records = {"rating": list(folder.ratings), "comparison": list(folder.comparisons)}
-    models = list(dict.fromkeys(record["model"] for kind in records.values() for record in kind))
-    if not models and wanted is None:
-        return None
-    if (wanted is None and len(models) > 1) or (wanted is not None and wanted not in models):
-        raise EvaluationError(
-            expected=f"the name of one judge that was asked: {', '.join(models) or 'none was'}",
-            got=wanted or f"{len(models)} of them",
-            remedy="Name it with --judge; answers of different judges are never mixed.",
-        )
-    model = wanted or models[0]
-    last = {
-        kind: next((r for r in reversed(of_kind) if r["model"] == model), None) for kind, of_kind in records.items()
-    }
-    prompts = {kind: record["prompt_sha256"] for kind, record in last.items() if record is not None}
-    sources = {record["prompt_source"] for record in last.values() if record is not None}
-    return JudgeChoice(model, prompts, "paper" if sources == {"paper"} else "own words")
-
-
-def _has_current_pictures(folder: EvaluationFolder, record: Record) -> bool:
-    hashes = [picture_hash(folder, method, record["sample"]) for method in record["shown"]]
-    return hashes == record["pictures_sha256"]
+def _why_invalid(record: Record) -> str:
+    return INVALID if record.get("refused") is None else REFUSED

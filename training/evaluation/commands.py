@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from lorweb_core.files import write_text_atomically
 
@@ -16,7 +17,17 @@ from .aggregation import evaluate
 from .endpoint import EndpointJudge
 from .errors import EvaluationError
 from .folder import EvaluationFolder
-from .generation import BASELINES, Baseline, DrawnMethod, Method, common_samples, generate, methods_of, missing_pictures
+from .generation import (
+    BASELINES,
+    Baseline,
+    DrawnMethod,
+    Method,
+    common_samples,
+    generate,
+    known_methods,
+    methods_of,
+    missing_pictures,
+)
 from .judge import Asking, Judge, open_answers
 from .local_judge import LocalJudge
 from .measuring import Meter, load_meter, measure_all
@@ -25,8 +36,10 @@ from .pairwise import compare_all
 from .pareto import draw_pareto
 from .prompts import read_prompt
 from .rating import rate_all
-from .samples import Sample, read_samples, write_samples
-from .sets import SetOptions, read_set
+from .records import RecordFile
+from .samples import Sample, read_losses, read_samples, write_samples
+from .set_choice import SetOptions
+from .sets import read_set
 from .sheets import write_sheets
 
 _SHOWN = 5
@@ -41,12 +54,15 @@ def run_generate(options: argparse.Namespace) -> None:
             pairs_per_b=options.pairs_per_b, per_task=options.per_task, caption_source=options.caption,
             seed=options.seed,
         )  # fmt: skip
-        write_samples(folder, read_set(options.set, set_options), max_side_px=options.max_side)
+        found = read_set(options.set, set_options)
+        write_samples(folder, found.analogies, max_side_px=options.max_side, losses=found.losses)
+        for loss in read_losses(folder):
+            print(f"not in the test set: {loss}", file=sys.stderr)
     samples = read_samples(folder)
     baselines = [] if options.no_baselines else [Baseline(name, folder) for name in BASELINES]
     drawn = _generators(options, folder, samples)
     methods: list[Method] = [*baselines, *(parse_method(text) for text in options.method), *drawn]
-    require_distinct([method.name for method in methods])
+    require_distinct([method.name for method in methods], known_methods(folder))
     for method in methods:
         generate(folder, method, samples)
     print(f"{len(samples)} samples in {len({sample.task for sample in samples})} task(s) in {folder.root}")
@@ -57,8 +73,8 @@ def run_judge(options: argparse.Namespace) -> None:
     """Stage 2: numbers, and ratings and comparisons if there is a judge."""
     folder = EvaluationFolder(options.folder)
     samples = read_samples(folder)
-    methods = methods_of(folder, options.methods)
-    reference = _reference(methods, options.reference)
+    methods = _methods(options, folder)
+    references = _references(methods, options.reference)
     rating, comparison = (read_prompt(kind, options.paper_prompts) for kind in ("rating", "comparison"))
     judge = _judge(options)  # first: a wrong address should not cost the time of measuring
     measure_all(folder, _meter(options), methods, samples)
@@ -69,27 +85,28 @@ def run_judge(options: argparse.Namespace) -> None:
     answers = open_answers(options.answers or folder.root / "answers.jsonl")
     asking = Asking(judge, answers, options.workers, options.retry_invalid)
     rate_all(folder, asking, rating, methods, common)
-    couples = [(reference, method) for method in methods if method != reference]
+    couples = [(reference, method) for reference in references for method in methods if method != reference]
     compare_all(folder, asking, comparison, couples, common, asks_both_orders=options.both_orders)
-    invalid = sum(record["answer"] is None for record in answers)
-    print(f"{len(answers)} answers kept, {invalid} of them unreadable after three tries")
+    _print_answers(answers)
 
 
 def run_aggregate(options: argparse.Namespace) -> None:
     """Stage 3: tables, plot and picture sheets."""
     folder = EvaluationFolder(options.folder)
     samples = read_samples(folder)
-    methods = methods_of(folder, options.methods)
+    methods = _methods(options, folder)
     evaluation = evaluate(
-        folder, methods, samples, reference=_reference(methods, options.reference), judge=options.judge,
-        resamples=options.resamples,
+        folder, methods, samples, reference=_references(methods, options.reference), judge=options.judge,
+        wording=options.wording, resamples=options.resamples,
     )  # fmt: skip
     table = tables.as_markdown(evaluation)
     folder.results.mkdir(parents=True, exist_ok=True)
     write_text_atomically(folder.results / "table.md", table)
     write_text_atomically(folder.results / "results.json", _json(tables.as_json(evaluation)))
     print(table)
-    if not options.no_plot and not draw_pareto(evaluation, folder.results / "pareto.png"):
+    plot = folder.results / "pareto.png"
+    plot.unlink(missing_ok=True)  # an old one would show other numbers than the table beside it
+    if not options.no_plot and not draw_pareto(evaluation, plot):
         print("no plot: neither ratings nor LPIPS with CLIP direction")
     write_sheets(folder, methods, evaluation.samples, rows=options.sheet_rows, sheets=options.sheets)
     print(f"written to {folder.results}")
@@ -99,12 +116,12 @@ def run_sensitivity(options: argparse.Namespace) -> None:
     """Pair sensitivity of every method."""
     folder = EvaluationFolder(options.folder)
     samples = read_samples(folder)
-    methods = methods_of(folder, options.methods)
-    spreads = sensitivity.measure_spreads(folder, _meter(options), methods, samples)
-    table = sensitivity.as_markdown(spreads, sensitivity.pairs_per_b(samples))
+    methods = _methods(options, folder)
+    found = sensitivity.measure_spreads(folder, _meter(options), methods, samples)
+    table = sensitivity.as_markdown(found)
     folder.results.mkdir(parents=True, exist_ok=True)
     write_text_atomically(folder.results / "sensitivity.md", table)
-    write_text_atomically(folder.results / "sensitivity.json", _json(sensitivity.as_json(spreads)))
+    write_text_atomically(folder.results / "sensitivity.json", _json(sensitivity.as_json(found.spreads)))
     print(table)
 
 
@@ -156,11 +173,13 @@ def _generators(options: argparse.Namespace, folder: EvaluationFolder, samples: 
 
 
 def _meter(options: argparse.Namespace) -> Meter:
+    encoder = options.clip_encoder or options.default_encoder
     return load_meter(
         lpips_backbone=options.lpips_backbone,
         lpips_heads=options.lpips_heads,
-        clip_encoder=None if options.clip_encoder == "none" else options.clip_encoder,
+        clip_encoder=None if encoder == "none" else encoder,
         device=options.device,
+        requires_encoder=options.clip_encoder is not None,
     )
 
 
@@ -184,13 +203,23 @@ def _judge(options: argparse.Namespace) -> Judge | None:
     )
 
 
-def _reference(methods: list[str], wanted: str | None) -> str:
-    """The named method, else the first that is no baseline."""
-    if wanted is not None and wanted not in methods:
+def _methods(options: argparse.Namespace, folder: EvaluationFolder) -> list[str]:
+    """The methods of the command line; two of one folder are refused in evaluations made before that was checked."""
+    methods = methods_of(folder, options.methods, without=options.without)
+    require_distinct(methods)
+    return methods
+
+
+def _references(methods: list[str], wanted: list[str]) -> list[str]:
+    """The named methods, else the first that is no baseline."""
+    unknown = [name for name in wanted if name not in methods]
+    if unknown:
         raise EvaluationError(
-            expected=f"--reference to be one of {', '.join(methods)}", got=wanted, remedy="Correct the name."
+            expected=f"--reference to be one of {', '.join(methods)}",
+            got=", ".join(unknown),
+            remedy="Correct the name.",
         )
-    return wanted or next((method for method in methods if method not in BASELINES), methods[0])
+    return list(dict.fromkeys(wanted)) or [next((name for name in methods if name not in BASELINES), methods[0])]
 
 
 def _print_methods(folder: EvaluationFolder, methods: list[str], samples: list[Sample]) -> None:
@@ -198,6 +227,14 @@ def _print_methods(folder: EvaluationFolder, methods: list[str], samples: list[S
         text = f"  {method}: {len(samples) - len(missing)} pictures"
         more = f" … and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         print(text + (f", missing {', '.join(missing[:_SHOWN])}{more}" if missing else ""))
+
+
+def _print_answers(answers: RecordFile) -> None:
+    refused = [record["refused"] for record in answers if record.get("refused") is not None]
+    unreadable = sum(record["answer"] is None for record in answers) - len(refused)
+    print(f"{len(answers)} answers kept, {unreadable} of them unreadable after three tries, {len(refused)} refused")
+    if refused:
+        print(f"  first refusal: {refused[0].encode('utf-8', 'replace').decode('utf-8')}")
 
 
 def _json(values: object) -> str:

@@ -11,3 +11,7 @@ class EvaluationError(LoRWeBError):
 
 class JudgeError(LoRWeBError):
     """The vision-language model cannot be reached, refuses, or is not what was asked for."""
+
+
+class RefusedQuestionError(JudgeError):
+    """The judge refuses this one question (content policy, too long, too large); others may be answered."""

@@ -50,7 +50,7 @@ class Baseline:
 
     def fingerprint(self, sample: Sample) -> str | None:
         """Name the copied picture."""
-        return fingerprint(self.name, self._path(sample).stat().st_size)
+        return fingerprint(self.name, sample.inputs)
 
     def draw(self, sample: Sample) -> Image.Image:
         """Return the copy in b's size."""
@@ -77,8 +77,8 @@ class DrawnMethod:
     _draw: Callable[[Sample], Image.Image] | None = field(default=None, repr=False)
 
     def fingerprint(self, sample: Sample) -> str | None:
-        """Name model, settings and sample."""
-        return fingerprint(self.settings, sample.id, sample.prompt)
+        """Name model, settings, prompt and pictures."""
+        return fingerprint(self.settings, sample.prompt, sample.inputs)
 
     def draw(self, sample: Sample) -> Image.Image:
         """Return the model's picture."""
@@ -99,20 +99,30 @@ def generate(folder: EvaluationFolder, method: Method, samples: Sequence[Sample]
     _report(folder, method, samples)
 
 
-def methods_of(folder: EvaluationFolder, wanted: Sequence[str] = ()) -> list[str]:
-    """Return the names of the methods that have pictures, in the order they came; or the wanted ones.
+def known_methods(folder: EvaluationFolder) -> list[str]:
+    """Return the names of the methods that were brought in, in the order they came."""
+    return list(dict.fromkeys(record["method"] for record in folder.generated))
 
-    Raises: EvaluationError: when there are none, or a wanted one is not among them.
+
+def methods_of(folder: EvaluationFolder, wanted: Sequence[str] = (), *, without: Sequence[str] = ()) -> list[str]:
+    """Return the names of the methods that were brought in, in the order they came.
+
+    Args:
+        folder: the evaluation.
+        wanted: only these; () for all.
+        without: not these.
+    Raises: EvaluationError: when none is left, or a named one is not among them.
     """
-    names = list(dict.fromkeys(record["method"] for record in folder.generated))
-    unknown = [name for name in wanted if name not in names]
-    if unknown or not names:
+    names = known_methods(folder)
+    unknown = [name for name in (*wanted, *without) if name not in names]
+    chosen = [name for name in names if (not wanted or name in wanted) and name not in without]
+    if unknown or not chosen:
         raise EvaluationError(
             expected=f"methods of the evaluation in {folder.root}" + (f": {', '.join(names)}" if names else ""),
             got=", ".join(unknown) or "none at all",
             remedy="Correct the name, or add the method with `python -m training.evaluate generate`.",
         )
-    return [name for name in names if not wanted or name in wanted]
+    return chosen
 
 
 def missing_pictures(
@@ -126,10 +136,14 @@ def missing_pictures(
 
 
 def picture_hash(folder: EvaluationFolder, method: str, sample: str) -> str | None:
-    """Return the content hash of a method's picture; None when there is none."""
+    """Return the hash of the pixels of a method's picture; None when there is none, or the file is damaged."""
     record = folder.generated.find(method, sample)
-    is_there = record is not None and record["status"] == "ok" and folder.picture(method, sample).is_file()
-    return record["picture_sha256"] if record is not None and is_there else None
+    if record is None or record["status"] != "ok":
+        return None
+    content = folder.content(folder.picture(method, sample))
+    if content is None or record.get("file_sha256", content) != content:
+        return None
+    return record.get("picture_sha256")
 
 
 def common_samples(folder: EvaluationFolder, methods: Sequence[str], samples: Sequence[Sample]) -> list[Sample]:
@@ -153,7 +167,8 @@ def common_samples(folder: EvaluationFolder, methods: Sequence[str], samples: Se
 def _is_current(folder: EvaluationFolder, found: Record | None, name: str | None) -> bool:
     if found is None or found["source"] != name or found["status"] == "broken":
         return False
-    return found["status"] == "missing" or folder.picture(found["method"], found["sample"]).is_file()
+    is_there = "file_sha256" in found and picture_hash(folder, found["method"], found["sample"]) is not None
+    return found["status"] == "missing" or is_there
 
 
 def _make(folder: EvaluationFolder, method: Method, sample: Sample, *, has_picture: bool) -> Record:
@@ -163,8 +178,12 @@ def _make(folder: EvaluationFolder, method: Method, sample: Sample, *, has_pictu
         picture = method.draw(sample).convert("RGB")
     except PictureError as error:
         return {"status": "broken", "reason": f"{error.path}: {error.kind}: {error.reason}"}
-    digest = save_picture(picture, folder.picture(method.name, sample.id))
-    return {"status": "ok", "picture_sha256": digest, "width": picture.width, "height": picture.height}
+    path = folder.picture(method.name, sample.id)
+    digest = save_picture(picture, path)
+    return {
+        "status": "ok", "picture_sha256": digest, "width": picture.width, "height": picture.height,
+        "file_sha256": folder.content(path),
+    }  # fmt: skip
 
 
 def _report(folder: EvaluationFolder, method: Method, samples: Sequence[Sample]) -> None:

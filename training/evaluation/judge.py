@@ -2,14 +2,14 @@
 
 A question's key covers wording, model, and every picture's pixels, so a second run costs nothing and a changed picture
 is asked anew. Every raw reply is kept. A reply that cannot be read is asked for again, warmer (TEMPERATURES); after the
-last try the answer is recorded as invalid: it is counted, never scored.
+last try the answer is recorded as invalid: it is counted, never scored. So is a question that the judge refuses.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +19,11 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..data.pictures import load_picture
+from .errors import RefusedQuestionError
 from .folder import fingerprint, pixel_hash
 from .prompts import Prompt
 from .records import Record, RecordFile
+from .refusals import Refusals
 from .replies import ReplyError, read_comparison, read_rating
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ class Question:
 
 def open_answers(path: Path) -> RecordFile:
     """Return the answers kept in a file, by key; the file may be shared by evaluations."""
-    return RecordFile(path, ("key",))
+    return RecordFile(path, ("key",), ("answer", "model", "kind"))
 
 
 @dataclass(frozen=True)
@@ -95,28 +97,33 @@ def ask_all(asking: Asking, questions: Sequence[Question], *, on_answer: Callabl
 
     Args:
         asking: the judge and its kept answers.
-        questions: in any order.
+        questions: of one kind, in any order.
         on_answer: called in this thread with the question and its answer record (see `_ask`).
     Raises: JudgeError: when the judge cannot be asked any more; answers until then are kept.
     """
     judge, answers = asking.judge, asking.answers
-    hashes: dict[Path, str] = {}
-    to_ask: dict[str, list[Question]] = {}
-    for question in questions:
-        key = _key(judge, question, hashes)
-        known = answers.find(key)
-        if known is None or not asking.is_final(known["answer"]):
-            to_ask.setdefault(key, []).append(question)  # equal pictures of two methods are one question
-        else:
-            on_answer(question, known)
+    to_ask = _hand_over_known(asking, questions, on_answer)
+
+    def file_answer(record: Record) -> None:
+        answers.append(record)
+        for question in to_ask[record["key"]]:
+            on_answer(question, record)
+
+    kinds = {question.prompt.kind for question in questions}
+    refusals = Refusals(file_answer, has_replied=any(_is_reply(record, judge.model, kinds) for record in answers))
     pool = ThreadPoolExecutor(max_workers=asking.workers)
-    futures = {pool.submit(_ask, judge, same[0], key): same for key, same in to_ask.items()}
+    futures = {pool.submit(_ask, judge, same[0], key): key for key, same in to_ask.items()}
     try:
         for future in tqdm(as_completed(futures), total=len(futures), desc="judging", unit="answer", disable=None):
-            record = future.result()
-            answers.append(record)
-            for question in futures[future]:
-                on_answer(question, record)
+            try:
+                record = future.result()
+            except RefusedQuestionError as error:
+                key = futures[future]
+                refusals.note_refusal(_refused(judge, to_ask[key][0], key, error), error)
+                continue
+            file_answer(record)
+            refusals.note_reply()
+        refusals.finish()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         _keep_finished(futures, answers)
@@ -125,6 +132,27 @@ def ask_all(asking: Asking, questions: Sequence[Question], *, on_answer: Callabl
 def read_answer(kind: str, text: str) -> dict[str, Any]:
     """Return the scores in a raw reply; ReplyError when they cannot be read."""
     return asdict(read_rating(text)) if kind == "rating" else {"better": read_comparison(text)}
+
+
+def _hand_over_known(
+    asking: Asking, questions: Sequence[Question], on_answer: Callable[[Question, Record], None]
+) -> dict[str, list[Question]]:
+    """Return key → questions that have no final answer yet: equal pictures of two methods are one question."""
+    hashes: dict[Path, str] = {}
+    to_ask: dict[str, list[Question]] = {}
+    for question in questions:
+        key = _key(asking.judge, question, hashes)
+        known = asking.answers.find(key)
+        if known is None or not asking.is_final(known["answer"]):
+            to_ask.setdefault(key, []).append(question)
+        else:
+            on_answer(question, known)
+    return to_ask
+
+
+def _is_reply(record: Record, model: str, kinds: Collection[str]) -> bool:
+    """Whether an answer record holds this model's words, readable or not, to a question of these kinds."""
+    return record["model"] == model and record["kind"] in kinds and record.get("refused") is None
 
 
 def _keep_finished(futures: Iterable[Future[Record]], answers: RecordFile) -> None:
@@ -137,7 +165,10 @@ def _keep_finished(futures: Iterable[Future[Record]], answers: RecordFile) -> No
 
 
 def _ask(judge: Judge, question: Question, key: str) -> Record:
-    """Return the answer record: raw attempts in order, and the scores of the first readable one (None: invalid)."""
+    """Return the answer record: raw attempts in order, and the scores of the first readable one (None: invalid).
+
+    Raises: JudgeError: when there is no reply.
+    """
     parts = question.parts()
     attempts: list[dict[str, Any]] = []
     answer = None
@@ -150,9 +181,18 @@ def _ask(judge: Judge, question: Question, key: str) -> Record:
             break
         except ReplyError as error:
             attempt["problem"] = str(error)
+    return _record(judge, question, key, attempts) | {"answer": answer}
+
+
+def _refused(judge: Judge, question: Question, key: str, error: RefusedQuestionError) -> Record:
+    """An invalid answer with the server's words."""
+    return _record(judge, question, key, []) | {"answer": None, "refused": error.got}
+
+
+def _record(judge: Judge, question: Question, key: str, attempts: list[dict[str, Any]]) -> Record:
     return {
         "key": key, "kind": question.prompt.kind, "model": judge.model, "prompt_sha256": question.prompt.sha256,
-        "prompt_source": question.prompt.source, "attempts": attempts, "answer": answer,
+        "prompt_source": question.prompt.source, "attempts": attempts,
     }  # fmt: skip
 
 

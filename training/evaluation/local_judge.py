@@ -14,6 +14,7 @@ import torch
 
 from .errors import JudgeError
 from .judge import Part
+from .model_files import model_key
 
 _MAX_REPLY_TOKENS = 1024
 
@@ -22,7 +23,8 @@ class LocalJudge:
     """A model from a folder or a Hugging Face id.
 
     Args:
-        folder_or_id: what `from_pretrained` takes; weights are safetensors, no code of the folder is run.
+        folder_or_id: what `from_pretrained` takes; weights are safetensors, no code of the folder is run. A folder's
+            answers are kept under its name and a hash of its content.
         device: where the model runs.
         dtype: of its weights.
         max_reply_tokens: replies are cut there.
@@ -37,7 +39,7 @@ class LocalJudge:
         dtype: torch.dtype = torch.bfloat16,
         max_reply_tokens: int = _MAX_REPLY_TOKENS,
     ) -> None:
-        self.model = Path(folder_or_id).resolve().name if Path(folder_or_id).is_dir() else folder_or_id
+        self.model = _model_name(folder_or_id)
         self._network, self._processor = _load(folder_or_id, dtype)
         self._network.to(device).eval()
         self._max_reply_tokens = max_reply_tokens
@@ -59,6 +61,14 @@ class LocalJudge:
             tokens = self._network.generate(**inputs, max_new_tokens=self._max_reply_tokens, **sampling)
         new_tokens = tokens[0][inputs["input_ids"].shape[-1] :]
         return str(self._processor.decode(new_tokens, skip_special_tokens=True))
+
+
+def _model_name(folder_or_id: str) -> str:
+    """An id as it is; of a folder also its content, since two models may both lie in a folder named `judge`."""
+    folder = Path(folder_or_id)
+    if not folder.is_dir():
+        return folder_or_id
+    return f"{folder.resolve().name}@{str(model_key(folder))[:8]}"
 
 
 def _load(folder_or_id: str, dtype: torch.dtype) -> tuple[Any, Any]:

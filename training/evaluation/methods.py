@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import Image
 
 from ..data.pictures import PICTURE_SUFFIXES, load_picture
 from .errors import EvaluationError
-from .folder import file_hash
+from .folder import file_hash, method_folder
 from .samples import Sample
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def parse_method(text: str) -> FolderMethod:
         place = folder
     else:
         layout = "plain"
-    if not separator or not name.strip() or not Path(place).is_dir():
+    if not separator or not name.strip() or not place or not Path(place).is_dir():
         raise EvaluationError(
             expected=f"NAME=FOLDER or NAME=LAYOUT:FOLDER with LAYOUT one of {', '.join(LAYOUTS)}",
             got=repr(text) + ("" if not separator else f", and {place!r} is no folder"),
@@ -109,18 +110,27 @@ def parse_method(text: str) -> FolderMethod:
     return FolderMethod(name.strip(), Path(place), LAYOUTS[layout])
 
 
-def require_distinct(names: Sequence[str]) -> None:
-    """Refuse two methods of one name; upper and lower case are one name, as they are one folder on some disks.
+def require_distinct(names: Sequence[str], known: Sequence[str] = ()) -> None:
+    """Refuse two methods whose pictures would lie in one folder: each would have the numbers of the last.
 
-    Raises: EvaluationError: names the first double.
+    Names that differ in case only are one folder on some disks, names that differ in *, /, : or the like on all.
+
+    Args:
+        names: methods to be brought in, or compared.
+        known: methods that the evaluation has already; one of these may come again.
+    Raises: EvaluationError: names the first two.
     """
-    lowered = [name.lower() for name in names]
-    double = next((name for name in names if lowered.count(name.lower()) > 1), None)
-    if double is not None:
+    distinct = list(dict.fromkeys((*known, *names)))
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for name in (*distinct, *(name for name in distinct if names.count(name) > 1)):
+        by_folder[method_folder(name).lower()].append(name)
+    same = next((found for found in by_folder.values() if len(found) > 1), None)
+    if same is not None:
         raise EvaluationError(
-            expected="every method to have a name of its own",
-            got=f"{double!r} more than once",
-            remedy="Rename one of them; copy-b and copy-a-prime are taken by the baselines.",
+            expected="every method to have a name of its own, and so a folder of its own",
+            got=f"{same[0]!r} and {same[1]!r}, whose pictures would both lie in pictures/{method_folder(same[0])}",
+            remedy="Rename one of them; letters, digits, spaces, '-', '_' and '.' tell names apart, other characters "
+            "and upper or lower case do not. copy-b and copy-a-prime are taken by the baselines.",
         )
 
 

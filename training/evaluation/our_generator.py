@@ -18,6 +18,7 @@ from ..previews import to_picture
 from .errors import EvaluationError
 from .folder import EvaluationFolder, file_hash
 from .generation import DrawnMethod
+from .model_files import model_key
 from .samples import Sample
 
 
@@ -29,14 +30,14 @@ class GeneratorSettings:
         base: the base model.
         drawing: steps, guidance, size, strength and seed.
         encoder: folder or id of the image encoder; None takes the one named in the basis.
-        max_tokens: T5 tokens per prompt.
+        max_tokens: T5 tokens per prompt; None: as many as the basis was trained with.
         device: where the base runs.
     """
 
     base: BaseModelConfig
     drawing: DrawOptions
     encoder: str | None = None
-    max_tokens: int = 512
+    max_tokens: int | None = None
     device: str = "cpu"
 
 
@@ -57,8 +58,9 @@ def parse_generator(
         )
     prompts = sorted({sample.prompt for sample in samples})
     made_of = (
-        file_hash(basis_file), settings.base.model, settings.base.components, settings.base.dtype,
-        settings.base.quantize, asdict(settings.drawing), settings.encoder, settings.max_tokens,
+        file_hash(basis_file), model_key(settings.base.model), model_key(settings.base.components),
+        settings.base.dtype, settings.base.quantize, asdict(settings.drawing), model_key(settings.encoder),
+        settings.max_tokens,
     )  # fmt: skip
     return DrawnMethod(name.strip(), made_of, lambda: _load(basis_file, settings, folder, prompts))
 

@@ -1,7 +1,8 @@
 """Stage 2, third part: which of two methods' pictures is better (2AFC), with the order drawn, or asked both ways.
 
 The order comes from a hash of sample and methods, so it is random over samples and the same in every run. Asked both
-ways, a disagreement counts as half a win for each, and shows how much the judge goes by position.
+ways, a disagreement counts as half a win for each, and shows how much the judge goes by position; where one of the two
+answers cannot be read the sample does not count, since the other alone goes by position.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def compare_all(
         for sample in samples:
             for order in orders:
                 identity = _identity(folder, methods, sample, order)
-                if not _is_compared(folder, asking, prompt, identity):
+                if not _is_compared(folder, asking, prompt, sample, identity):
                     questions.append(_question(folder, prompt, sample, identity))
 
     def file_comparison(question: Question, answer: Record) -> None:
@@ -65,6 +66,7 @@ def compare_all(
             {
                 "model": asking.judge.model, "prompt_sha256": prompt.sha256, "prompt_source": prompt.source,
                 **question.identity, "answer_key": answer["key"], "better": better,
+                "refused": answer.get("refused"),
             }
         )  # fmt: skip
 
@@ -77,17 +79,22 @@ def couple_key(first: str, second: str) -> str:
 
 
 def wins_by_sample(records: Iterable[Record], method: str) -> dict[str, float]:
-    """Return sample → 1 when the method won, 0 when it lost, 0.5 when the orders disagree; unread ones are left out.
+    """Return sample → 1 when the method won, 0 when it lost, 0.5 when the orders disagree.
+
+    A sample with an unreadable answer in either order is left out.
 
     Args:
         records: comparisons of one couple by one judge.
         method: whose wins.
     """
-    wins: dict[str, list[float]] = {}
+    of_sample: dict[str, list[Record]] = {}
     for record in records:
-        if record["better"] is not None:
-            wins.setdefault(record["sample"], []).append(float(record["shown"][record["better"] - 1] == method))
-    return {sample: sum(values) / len(values) for sample, values in wins.items()}
+        of_sample.setdefault(record["sample"], []).append(record)
+    return {
+        sample: sum(_winner(record) == method for record in found) / len(found)
+        for sample, found in of_sample.items()
+        if all(record["better"] is not None for record in found)
+    }
 
 
 def position_bias(records: Sequence[Record]) -> PositionBias:
@@ -95,7 +102,7 @@ def position_bias(records: Sequence[Record]) -> PositionBias:
     read = [record for record in records if record["better"] is not None]
     winners: dict[tuple[str, str], list[str]] = {}
     for record in read:
-        winners.setdefault((record["methods"], record["sample"]), []).append(record["shown"][record["better"] - 1])
+        winners.setdefault((record["methods"], record["sample"]), []).append(_winner(record))
     both = [names for names in winners.values() if len(names) == len(ORDERS)]
     return PositionBias(
         first_share=sum(record["better"] == 1 for record in read) / len(read) if read else None,
@@ -105,6 +112,16 @@ def position_bias(records: Sequence[Record]) -> PositionBias:
     )
 
 
+def is_current_comparison(folder: EvaluationFolder, record: Record, sample: Sample) -> bool:
+    """Whether a comparison is about the pictures that are in the folder now."""
+    hashes = [picture_hash(folder, method, sample.id) for method in record["shown"]]
+    return hashes == record["pictures_sha256"] and record.get("inputs_sha256") == sample.inputs
+
+
+def _winner(record: Record) -> str:
+    return str(record["shown"][record["better"] - 1])
+
+
 def _identity(folder: EvaluationFolder, methods: tuple[str, ...], sample: Sample, order: str) -> Record:
     key = couple_key(*methods)
     is_swapped = (uniforms("comparison", key, sample.id)[0] < 0.5) != (order == "reversed")
@@ -112,6 +129,7 @@ def _identity(folder: EvaluationFolder, methods: tuple[str, ...], sample: Sample
     return {
         "methods": key, "sample": sample.id, "task": sample.task, "order": order, "shown": shown,
         "pictures_sha256": [picture_hash(folder, method, sample.id) for method in shown],
+        "inputs_sha256": sample.inputs,
     }  # fmt: skip
 
 
@@ -122,9 +140,9 @@ def _question(folder: EvaluationFolder, prompt: Prompt, sample: Sample, identity
     return Question(prompt, pictures, identity)
 
 
-def _is_compared(folder: EvaluationFolder, asking: Asking, prompt: Prompt, identity: Record) -> bool:
+def _is_compared(folder: EvaluationFolder, asking: Asking, prompt: Prompt, sample: Sample, identity: Record) -> bool:
     key = (asking.judge.model, prompt.sha256, identity["methods"], identity["sample"], identity["order"])
     found = folder.comparisons.find(*key)
-    if found is None or found["pictures_sha256"] != identity["pictures_sha256"]:
+    if found is None or not is_current_comparison(folder, found, sample):
         return False
     return asking.is_final(found["better"])

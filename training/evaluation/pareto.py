@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .aggregation import Evaluation, Summary
+from .aggregation import Evaluation
 from .errors import EvaluationError
+from .summaries import Summary
 
 #: (horizontal, vertical), the first couple that has numbers for some method is drawn; LPIPS falls to the right.
 _AXES = (("preservation", "accuracy"), ("lpips", "clip_direction"))

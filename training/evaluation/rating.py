@@ -31,10 +31,17 @@ def rate_all(
             {
                 "model": asking.judge.model, "prompt_sha256": prompt.sha256, "prompt_source": prompt.source,
                 **question.identity, "answer_key": answer["key"], "rating": answer["answer"],
+                "refused": answer.get("refused"),
             }
         )  # fmt: skip
 
     ask_all(asking, questions, on_answer=file_rating)
+
+
+def is_current_rating(folder: EvaluationFolder, record: Record, sample: Sample) -> bool:
+    """Whether a rating is about the pictures that are in the folder now."""
+    digest = picture_hash(folder, record["method"], sample.id)
+    return record["picture_sha256"] == digest and record.get("inputs_sha256") == sample.inputs
 
 
 def _question(folder: EvaluationFolder, prompt: Prompt, method: str, sample: Sample) -> Question:
@@ -43,13 +50,13 @@ def _question(folder: EvaluationFolder, prompt: Prompt, method: str, sample: Sam
     pictures["result"] = folder.picture(method, sample.id)
     identity = {
         "method": method, "sample": sample.id, "task": sample.task,
-        "picture_sha256": picture_hash(folder, method, sample.id),
+        "picture_sha256": picture_hash(folder, method, sample.id), "inputs_sha256": sample.inputs,
     }  # fmt: skip
     return Question(prompt, pictures, identity)
 
 
 def _is_rated(folder: EvaluationFolder, asking: Asking, prompt: Prompt, method: str, sample: Sample) -> bool:
     found = folder.ratings.find(asking.judge.model, prompt.sha256, method, sample.id)
-    if found is None or found["picture_sha256"] != picture_hash(folder, method, sample.id):
+    if found is None or not is_current_rating(folder, found, sample):
         return False
     return asking.is_final(found["rating"])

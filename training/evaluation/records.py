@@ -27,13 +27,14 @@ class RecordFile:
     Args:
         path: the file; it and its folder are made by the first append.
         key: names of the fields that tell records apart.
+        needed: names of further fields without which a record is of no use.
 
     Attributes:
         unreadable: how many lines were left out.
     """
 
-    def __init__(self, path: Path, key: tuple[str, ...]) -> None:
-        self.path, self.key = path, key
+    def __init__(self, path: Path, key: tuple[str, ...], needed: tuple[str, ...] = ()) -> None:
+        self.path, self.key, self.needed = path, key, needed
         self._records: dict[tuple[Any, ...], Record] = {}
         self.unreadable = 0
         self._is_in_order = self._read()
@@ -79,7 +80,7 @@ class RecordFile:
             if not line.strip():
                 continue
             record = _parse(line)
-            if record is None or not all(name in record for name in self.key):
+            if record is None or not all(name in record for name in (*self.key, *self.needed)):
                 self.unreadable += 1
                 continue
             self._records[self._key_of(record)] = record
@@ -109,4 +110,9 @@ def _parse(line: bytes) -> Record | None:
 
 
 def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:  # half a character, as broken replies hold: UTF-8 has none, JSON's \\u escapes do
+        return json.dumps(record, allow_nan=False) + "\n"
+    return line

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
@@ -19,22 +19,38 @@ from torch import Tensor
 from lorweb_core.images import from_pil
 
 from ..data.pictures import load_picture
-from .aggregation import Summary, summarise
 from .errors import EvaluationError
 from .folder import EvaluationFolder
-from .generation import common_samples
+from .generation import common_samples, missing_pictures
 from .measuring import Meter
 from .metrics import NoNumber, to_size
+from .notes import escape, missing_note
 from .samples import Sample
+from .summaries import Summary, summarise
 
 DISTANCES = {"rms": "RMS of pixels", "lpips": "LPIPS"}
 _MIN_PAIRS = 2
 
 
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much methods look at the pair.
+
+    Attributes:
+        spreads: method → distance → summary over tasks of the spread of every b.
+        pairs: how many pairs the compared b have, as `4` or `2–4`.
+        missing: method → samples without a picture, which are left out for all methods.
+    """
+
+    spreads: dict[str, dict[str, Summary]]
+    pairs: str
+    missing: dict[str, list[str]]
+
+
 def measure_spreads(
     folder: EvaluationFolder, meter: Meter, methods: Sequence[str], samples: Sequence[Sample]
-) -> dict[str, dict[str, Summary]]:
-    """Return method → distance → summary over tasks of the spread of every b.
+) -> Sensitivity:
+    """Return the spreads over the samples that every method has.
 
     Raises: EvaluationError: when no b has several pairs under one prompt.
     """
@@ -45,30 +61,32 @@ def measure_spreads(
             got="none",
             remedy="Make such a set: `generate --pairs-per-b 4`.",
         )
-    return {method: _spreads_of(folder, meter, method, groups) for method in methods}
+    counts = sorted({len(group) for group in groups})
+    return Sensitivity(
+        spreads={method: _spreads_of(folder, meter, method, groups) for method in methods},
+        pairs="–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))),
+        missing={name: ids for name, ids in missing_pictures(folder, methods, samples).items() if ids},
+    )
 
 
-def as_markdown(spreads: Mapping[str, Mapping[str, Summary]], pairs: str) -> str:
-    """Return the table; `pairs` says how many pairs a b has."""
+def as_markdown(sensitivity: Sensitivity) -> str:
+    """Return the table with its notes."""
+    spreads = sensitivity.spreads
     lines = ["| method | " + " | ".join(DISTANCES.values()) + " |", "|---|" + "---:|" * len(DISTANCES)]
     for method, summaries in spreads.items():
         cells = ["null" if s.mean is None else f"{s.mean:.4f}" for s in (summaries[name] for name in DISTANCES)]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append(f"| {escape(method)} | " + " | ".join(cells) + " |")
     first = next(iter(spreads.values()))["rms"]
+    pairs = sensitivity.pairs
     lines += ["", f"- {first.samples} pictures b in {first.tasks} task(s), {pairs} pairs each, one prompt per task."]
+    lines += [f"- {missing_note(sensitivity.missing)}"] if sensitivity.missing else []
     reasons = {reason for summaries in spreads.values() for s in summaries.values() for reason in s.left_out}
     return "\n".join([*lines, *(f"- Left out: {reason}." for reason in sorted(reasons))]) + "\n"
 
 
 def as_json(spreads: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:
-    """Return the same as JSON-ready values."""
+    """Return the spreads as JSON-ready values."""
     return {method: {name: asdict(s) for name, s in summaries.items()} for method, summaries in spreads.items()}
-
-
-def pairs_per_b(samples: Sequence[Sample]) -> str:
-    """Return how many pairs the b of a set have, as `4` or `2–4`."""
-    counts = sorted({len(group) for group in _groups(samples)})
-    return "no" if not counts else "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
 
 
 def _groups(samples: Sequence[Sample]) -> list[list[Sample]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,8 +27,13 @@ def write_sheets(
 ) -> list[Path]:
     """Write up to `sheets` pictures of `rows` samples each, tasks taking turns, and return the files.
 
+    Sheets of an earlier run are removed: they would show other methods than the table beside them.
+
     Raises: OutputError: when they cannot be written.
     """
+    for old in folder.results.glob("sheet-*.png"):
+        if re.fullmatch(r"sheet-\d{2,}", old.stem):
+            old.unlink()
     chosen = _by_turns(samples)[: rows * sheets]
     paths = []
     for number, start in enumerate(range(0, len(chosen), rows), start=1):

@@ -1,8 +1,10 @@
 // The heat map on Preview Coefficients: sharp at any zoom, with names and numbers under the mouse.
 
 import { app } from '../../../scripts/app.js'
-import { decodeMix, describeCell, drawMix, findCell } from './heat_map_drawing.js'
-import { addElement, onRemove, onResult, passWheelTo } from './node_element.js'
+import { decodeMix, describeCell, drawMix, findCell, moveCell } from './heat_map_drawing.js'
+import { onResult } from './kept_results.js'
+import { addElement, keepMinWidth, passWheelTo } from './node_element.js'
+import { say } from './translations.js'
 
 const NODE = 'LoRWeBPreviewCoefficients'
 const MIN_HEIGHT = 340
@@ -10,27 +12,68 @@ const MIN_WIDTH = 400
 /** A zoomed node is scaled by CSS, which tells nobody; so the size on the screen is compared this often. */
 const LOOK_EVERY_MS = 150
 const MAX_PIXELS_PER_SIDE = 4096
-const HINT = 'Run the workflow to see the coefficients.'
+/** Lower rows cannot all be met by the mouse; the arrow keys are told of then. */
+const MIN_ROW_PX = 1.5
+/** The host's own colour for text on a node's inputs, dark in light palettes. */
+const FAINT = 'color:var(--input-text,#bbb)'
+const ARROWS = {
+  ArrowUp: { rows: -1, columns: 0 },
+  ArrowDown: { rows: 1, columns: 0 },
+  ArrowLeft: { rows: 0, columns: -1 },
+  ArrowRight: { rows: 0, columns: 1 }
+}
+
+/** Maps on the page, looked at by one timer, which runs only while there are any. */
+const onPage = new Set()
+let timer = null
+
+function lookAtAll() {
+  for (const map of onPage) {
+    if (map.canvas.isConnected) map.redrawIfResized()
+    else onPage.delete(map)
+  }
+  if (onPage.size) return
+  clearInterval(timer)
+  timer = null
+}
 
 class HeatMap {
   constructor() {
     this.mixes = []
+    this.all = 0
     this.shown = 0
     this.mark = null
     this.element = make('div', 'display:flex; flex-direction:column; gap:4px; width:100%; height:100%')
     this.element.style.minHeight = `${MIN_HEIGHT}px`
     this.element.className = 'lorweb-heat-map'
     this.canvas = make('canvas', 'flex:1 1 0; min-height:0; width:100%; cursor:crosshair; display:block')
-    this.line = make('div', 'flex:0 0 30px; overflow:hidden; font:11px/15px ui-monospace,monospace; color:#bbb')
+    this.canvas.tabIndex = 0
+    this.line = make('div', `flex:0 0 30px; overflow:hidden; font:11px/15px ui-monospace,monospace; ${FAINT}`)
+    this.line.style.cssText += 'display:-webkit-box; -webkit-box-orient:vertical; -webkit-line-clamp:2'
     this.line.style.overflowWrap = 'anywhere'
-    this.pager = make('div', 'display:none; gap:8px; align-items:center; font:11px sans-serif; color:#bbb')
+    this.pager = make('div', `display:none; gap:8px; align-items:center; font:11px sans-serif; ${FAINT}`)
     this.count = make('span', '')
     this.pager.append(this.button('‹', -1), this.count, this.button('›', 1))
     this.element.append(this.pager, this.canvas, this.line)
-    this.line.textContent = HINT
+    this.write(say('hint'))
+    this.listen()
+  }
+
+  listen() {
     this.canvas.addEventListener('pointermove', (event) => this.point(event))
-    this.canvas.addEventListener('pointerleave', () => this.setMark(null))
-    this.timer = setInterval(() => this.redrawIfResized(), LOOK_EVERY_MS)
+    this.canvas.addEventListener('pointerleave', () => document.activeElement !== this.canvas && this.setMark(null))
+    this.canvas.addEventListener('blur', () => this.setMark(null))
+    this.canvas.addEventListener('pointerdown', () => this.canvas.focus({ preventScroll: true }))
+    this.canvas.addEventListener('keydown', (event) => this.step(event))
+    // Called when the canvas comes onto the page, too; never for copies of a node that stay outside, as in a clipboard.
+    new ResizeObserver(() => this.comeIntoView()).observe(this.canvas)
+  }
+
+  comeIntoView() {
+    if (!this.canvas.isConnected) return
+    onPage.add(this)
+    timer ??= setInterval(lookAtAll, LOOK_EVERY_MS)
+    this.redrawIfResized()
   }
 
   button(text, step) {
@@ -42,13 +85,15 @@ class HeatMap {
 
   setMixes(data) {
     this.mixes = data.map(decodeMix)
+    this.all = data[0].mixes ?? data.length
     this.pager.style.display = this.mixes.length > 1 ? 'flex' : 'none'
-    this.show(0)
+    this.show(Math.min(this.shown, this.mixes.length - 1))
   }
 
   show(index) {
     this.shown = (index + this.mixes.length) % this.mixes.length
-    this.count.textContent = `mix ${this.shown + 1} of ${this.mixes.length}`
+    const numbers = { mix: this.shown + 1, mixes: this.mixes.length, all: this.all }
+    this.count.textContent = say(this.all > this.mixes.length ? 'pagerOfSome' : 'pager', numbers)
     this.setMark(null)
   }
 
@@ -56,13 +101,23 @@ class HeatMap {
     return this.mixes[this.shown]
   }
 
+  /** Show a line of at most two rows; what is cut off is seen as its tooltip. */
+  write(text) {
+    this.line.textContent = text
+    this.line.title = text
+  }
+
   setMark(mark) {
     this.mark = mark
-    if (this.mix) {
-      const rest = `${this.mix.layers.length} layers × ${this.mix.basisSize} adapters`
-      this.line.textContent = mark ? describeCell(this.mix, mark) : rest
-    }
+    if (this.mix) this.write(mark ? describeCell(this.mix, mark, say) : this.describeSize())
     this.draw()
+  }
+
+  describeSize() {
+    const { layers, basisSize } = this.mix
+    const size = say('size', { layers: layers.length, adapters: basisSize })
+    const { clientHeight: height } = this.canvas // 0 until the canvas is on the page
+    return height && height / layers.length < MIN_ROW_PX ? `${size}. ${say('keys')}` : size
   }
 
   point(event) {
@@ -72,6 +127,15 @@ class HeatMap {
     const x = ((event.clientX - box.left) / box.width) * width
     const y = ((event.clientY - box.top) / box.height) * height
     this.setMark(findCell(this.mix, { width, height, x, y }))
+  }
+
+  /** Arrow keys reach every cell, also where many layers share a pixel of the screen. */
+  step(event) {
+    const arrow = ARROWS[event.key]
+    if (!arrow || !this.mix) return
+    event.preventDefault()
+    event.stopPropagation() // the host would move the node
+    this.setMark(moveCell(this.mix, this.mark, arrow))
   }
 
   /** Device pixels per CSS pixel, so that one pixel of the drawing is one of the screen. */
@@ -87,7 +151,7 @@ class HeatMap {
     const { clientWidth: width, clientHeight: height } = this.canvas
     const scale = this.pixelScale()
     const isSame = this.canvas.width === Math.round(width * scale) && this.canvas.height === Math.round(height * scale)
-    if (!isSame) this.draw()
+    if (!isSame) this.setMark(this.mark)
   }
 
   draw() {
@@ -120,10 +184,9 @@ app.registerExtension({
     const map = new HeatMap()
     passWheelTo(app, map.element)
     addElement(node, 'heat_map', map.element, MIN_HEIGHT)
-    node.setSize([Math.max(node.size[0], MIN_WIDTH), node.size[1]])
+    keepMinWidth(node, map.element.className, MIN_WIDTH)
     onResult(node, (output) => {
       if (output.lorweb_heat_map?.length) map.setMixes(output.lorweb_heat_map)
     })
-    onRemove(node, () => clearInterval(map.timer))
   }
 })

@@ -1,5 +1,6 @@
 // Drawing of coefficients: heat map layer × adapter, a strip per layer, use per adapter. Numbers in, pixels out.
 // `lorweb_core/heat_map.py` draws the same with PIL; keep colours and layout in step. Knows nothing of the host.
+// Colours: a difference is blue ← white → red, also where it has one sign or is 0 everywhere; so are coefficients below 0.
 
 const SEQUENTIAL = [[12, 10, 30], [87, 22, 110], [187, 55, 84], [249, 142, 9], [252, 255, 200]]
 const DIVERGING = [[20, 60, 160], [120, 165, 220], [245, 245, 245], [235, 145, 110], [165, 20, 35]]
@@ -70,19 +71,31 @@ export function findCell(mix, { width, height, x, y }) {
   return { layer: isRow ? row : null, adapter: isColumn ? column : null }
 }
 
-/** Words for a cell: names and numbers. */
-export function describeCell(mix, { layer, adapter }) {
+/** Words for a cell: names and numbers. `say` gives the text of a name in the user's language. */
+export function describeCell(mix, { layer, adapter }, say) {
   if (layer === null) {
-    const use = mix.isDifference ? mix.use[adapter].toFixed(4) : `${(100 * mix.use[adapter]).toFixed(1)} %`
-    return `adapter ${adapter}: mean ${mix.isDifference ? 'difference' : 'use'} ${use}`
+    const use = mix.use[adapter]
+    if (mix.isDifference) return say('difference', { adapter, value: use.toFixed(4) })
+    return say('use', { adapter, value: `${(100 * use).toFixed(1)} %` })
   }
-  const strip = `${mix.stripName} ${mix.strip[layer].toFixed(3)}`
-  if (adapter === null) return `${mix.layers[layer]} · ${strip}`
+  const name = mix.layers[layer]
+  const strip = `${say(mix.stripName)} ${mix.strip[layer].toFixed(3)}`
+  if (adapter === null) return `${name} · ${strip}`
   const row = mix.values.subarray(layer * mix.basisSize, (layer + 1) * mix.basisSize)
   const value = row[adapter]
-  if (Number.isNaN(value)) return `${mix.layers[layer]} · has no adapter ${adapter}`
+  if (Number.isNaN(value)) return say('missing', { layer: name, adapter })
   const rank = 1 + row.filter((other) => Math.abs(other) > Math.abs(value)).length
-  return `${mix.layers[layer]} · adapter ${adapter}: ${value.toPrecision(4)} (no. ${rank}) · ${strip}`
+  return say('cell', { layer: name, adapter, value: value.toPrecision(4), rank, strip })
+}
+
+/** The cell that arrow keys lead to; the first one when none is marked. */
+export function moveCell(mix, mark, { rows, columns }) {
+  if (!mark) return { layer: 0, adapter: 0 }
+  const within = (place, count) => Math.min(Math.max(place, 0), count - 1)
+  return {
+    layer: within((mark.layer ?? mix.layers.length) + rows, mix.layers.length),
+    adapter: within((mark.adapter ?? mix.basisSize) + columns, mix.basisSize)
+  }
 }
 
 function decodeFloats(text) {
@@ -105,7 +118,7 @@ function adapterUse({ values, basisSize, layers, isDifference }) {
 }
 
 /** One pixel per cell; the browser enlarges it without smoothing, so cells have sharp edges at any zoom. */
-function drawCells({ values, basisSize, layers }) {
+function drawCells({ values, basisSize, layers, isDifference }) {
   const canvas = document.createElement('canvas')
   canvas.width = basisSize
   canvas.height = layers.length
@@ -113,7 +126,7 @@ function drawCells({ values, basisSize, layers }) {
   const image = context.createImageData(basisSize, layers.length)
   const known = Array.from(values, (value) => value || 0)
   const highest = known.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-12)
-  const isSigned = known.some((value) => value < 0)
+  const isSigned = isDifference || known.some((value) => value < 0)
   values.forEach((value, index) => {
     const relative = Math.sign(value) * Math.sqrt(Math.abs(value) / highest)
     const place = isSigned ? (relative + 1) / 2 : relative

@@ -13,22 +13,24 @@ export function addElement(node, name, element, minHeight) {
   return widget
 }
 
-/** Run `action` with the node's output after each run, behind whatever the node already does. */
-export function onResult(node, action) {
-  const before = node.onExecuted
-  node.onExecuted = function (output) {
+/** Make nodes with elements of a class so wide, and let them be made no narrower. */
+export function keepMinWidth(node, className, width) {
+  const before = node.onResize
+  node.onResize = function (size) {
+    size[0] = Math.max(size[0], width)
     before?.apply(this, arguments)
-    action(output ?? {})
   }
+  node.setSize([Math.max(node.size[0], width), node.size[1]])
+  addStyle(`${className}-min-width`, `[data-node-id]:has(.${className}) { --min-node-width: ${width}px !important }`)
 }
 
-/** Run `action` when the node is deleted. */
-export function onRemove(node, action) {
-  const before = node.onRemoved
-  node.onRemoved = function () {
-    before?.apply(this, arguments)
-    action()
-  }
+/** In the renderer whose nodes are HTML they are resized by their own style alone; nodes are told afterwards. */
+function addStyle(id, rule) {
+  if (document.getElementById(id)) return
+  const style = document.createElement('style')
+  style.id = id
+  style.textContent = rule
+  document.head.append(style)
 }
 
 /** Let the mouse wheel zoom the graph instead of being swallowed by the element. */

@@ -1,7 +1,8 @@
 // Reports as text on the node: what Apply did, what was saved, what a preview says.
 
 import { app } from '../../../scripts/app.js'
-import { addElement, onResult, passWheelTo } from './node_element.js'
+import { onResult } from './kept_results.js'
+import { addElement, passWheelTo } from './node_element.js'
 
 const NODES = new Set([
   'LoRWeBApplyMixedLoRA',

@@ -5,6 +5,7 @@ An importer knows a layout; it neither opens pictures nor writes the index. What
 
 from __future__ import annotations
 
+import codecs
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from ..problems import DataError, Problem
 from ..validation import hash_files, in_threads
 
 _SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
+#: Folders that systems and unpackers leave beside the user's own.
+_FOREIGN_FOLDERS = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 _SPLIT_NAMES |= {"test": "test", "eval": "test", "evaluation": "test"}
 
 
@@ -96,9 +99,19 @@ def require_folder(path: Path, content: str) -> Path:
     return path
 
 
+def folder_name(path: Path) -> str:
+    """The name of a folder, also of `.` and `..`."""
+    return path.resolve().name or "pictures"
+
+
+def is_visible(path: Path) -> bool:
+    """Whether a file or folder is the user's own: neither hidden nor left by a system or unpacker."""
+    return not path.name.startswith(".") and path.name.lower() not in _FOREIGN_FOLDERS
+
+
 def subfolders(folder: Path) -> list[Path]:
     """Visible subfolders by name."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and is_visible(path))
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -106,15 +119,29 @@ def picture_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     files = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
-    return sorted(path for path in files if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in files if path.is_file() and is_visible(path))
 
 
-def read_caption(path: Path) -> str:
-    """Text of a caption file with white space folded; "" when there is none or it is no UTF-8."""
+def read_caption(path: Path, problems: list[Problem]) -> str:
+    """Text of a caption file with white space folded; "" when there is none.
+
+    UTF-8 and, by its mark, UTF-16 (Notepad's “Unicode”) are read as such; other bytes as Windows-1252, which is added
+    to `problems` as a warning.
+    """
     try:
-        return " ".join(path.read_text(encoding="utf-8-sig").split())
-    except (OSError, UnicodeDecodeError):
+        data = path.read_bytes()
+    except FileNotFoundError:
         return ""
+    except OSError as error:
+        problems.append(Problem(str(path), "caption", f"not readable ({error.strerror or error}); left out", "warning"))
+        return ""
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError:
+        text = data.decode("cp1252", "replace")
+        problems.append(Problem(str(path), "caption", "no UTF-8; read as Windows-1252, save it as UTF-8", "warning"))
+    return " ".join(text.split())
 
 
 def split_name(name: str) -> str:

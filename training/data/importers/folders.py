@@ -4,6 +4,8 @@
     mydata/watercolour/before/0001.png  after/0001.jpg  [caption/0001.txt]
     mydata/watercolour/task.toml        [caption, reverse_caption, split, weight, bidirectional]
 
+Folders may lie deeper (`mydata/style/watercolour` is the task `style/watercolour`), and pairs in `mydata` itself are
+a task as well. Upper and lower case of `before` and `after` do not matter; names are compared as a person reads them.
 `bidirectional = true` adds a second task with before and after exchanged: the reverse transformation has its own
 pairs, so an analogy never mixes directions.
 """
@@ -11,7 +13,8 @@ pairs, so an analogy never mixes directions.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +23,22 @@ import tomllib
 
 from ..index import SPLITS
 from ..problems import DataError, Problem
-from .building import Candidate, Found, picture_files, read_caption, require_folder, subfolders
+from .building import (
+    Candidate,
+    Found,
+    folder_name,
+    is_visible,
+    picture_files,
+    read_caption,
+    require_folder,
+    subfolders,
+)
 
 REVERSED_SUFFIX = " (reversed)"
 _SIDES = ("before", "after")
 _CAPTION_FOLDERS = ("caption", "captions")
+#: Pictures that cameras and programs write and Pillow does not read as they are.
+_FOREIGN_SUFFIXES = (".heic", ".heif", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 
 
 @dataclass(frozen=True)
@@ -47,17 +61,13 @@ class TaskSettings:
 
 
 def find_pairs(root: Path) -> Found:
-    """The pairs of every subfolder of `root`, or of `root` itself when it holds pairs directly.
+    """The pairs of `root` itself and of every folder below it that holds any; a folder without is listed.
 
     Raises: DataError: when `root` is no folder, or a `task.toml` cannot be understood.
     """
     require_folder(root, "one subfolder per transformation")
-    is_task_itself = any(_side_of(path) for path in picture_files(root)) or (root / "before").is_dir()
     found = Found()
-    for task in [root] if is_task_itself else subfolders(root):
-        candidates, problems = _find_task(task)
-        found.candidates += candidates
-        found.problems += problems
+    _search(root, folder_name(root), found)
     return found
 
 
@@ -69,7 +79,7 @@ def read_task_settings(path: Path) -> TaskSettings:
     if not path.is_file():
         return TaskSettings()
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise _toml_error(path, [str(error)]) from error
     mistakes = [mistake for name, value in values.items() if (mistake := _toml_mistake(name, value))]
@@ -78,45 +88,86 @@ def read_task_settings(path: Path) -> TaskSettings:
     return TaskSettings(**values)
 
 
-def _find_task(folder: Path) -> tuple[list[Candidate], list[Problem]]:
+def _search(
+    folder: Path, name: str, found: Found, *, above: tuple[Path, ...] = (), is_within_task: bool = False
+) -> None:
+    """Add the pairs of a folder and of those below it; a link back to one of the folders `above` is not followed."""
+    if folder.resolve() in above:
+        return
+    is_task = _is_task(folder)
+    if is_task:
+        _find_task(folder, name, found)
+    below = [path for path in subfolders(folder) if not (is_task and path.name.lower() in _SIDES + _CAPTION_FOLDERS)]
+    for path in below:
+        below_name = f"{name}/{path.name}" if above else path.name
+        _search(path, below_name, found, above=(*above, folder.resolve()), is_within_task=is_task)
+    if not is_task and not below:
+        reason = "no `*_before`/`*_after` pictures and no `before/` and `after/` folders"
+        found.problems.append(Problem(str(folder), "few-pairs", reason, "warning" if is_within_task else "error"))
+
+
+def _is_task(folder: Path) -> bool:
+    has_side_folders = any(path.name.lower() in _SIDES for path in subfolders(folder))
+    return has_side_folders or any(_side_of(path) for path in picture_files(folder))
+
+
+def _find_task(folder: Path, name: str, found: Found) -> None:
     settings = read_task_settings(folder / "task.toml")
-    sides, problems = _pictures_by_side(folder)
-    before, after = sides["before"], sides["after"]
+    before, after = _pictures_by_side(folder, found.problems)
+    captions = _captions(folder, before.keys() | after.keys(), found.problems)
     candidates = [
         Candidate(
-            id=f"{folder.name}/{stem}",
-            task=folder.name,
+            id=f"{name}/{stem}",
+            task=name,
             before=before[stem],
             after=after[stem],
-            caption=_caption_of(folder, stem) or settings.caption,
+            caption=captions.get(stem) or settings.caption,
             split=settings.split,
             weight=float(settings.weight),
             task_caption=settings.caption,
         )
         for stem in sorted(before.keys() & after.keys())
     ]
-    problems += _unpaired(before, after, "after") + _unpaired(after, before, "before")
-    if not candidates and not problems:
-        reason = "no `*_before`/`*_after` pictures and no `before/` and `after/` folders"
-        problems = [Problem(str(folder), "few-pairs", reason)]
-    return candidates + (_reversed(candidates, settings) if settings.bidirectional else []), problems
+    found.problems += _unpaired(before, after, "after") + _unpaired(after, before, "before")
+    found.candidates += candidates + (_reversed(candidates, settings) if settings.bidirectional else [])
+    if not before and not after:
+        reason = "its `before/` and `after/` folders hold no pictures"
+        found.problems.append(Problem(str(folder), "few-pairs", reason))
 
 
-def _pictures_by_side(folder: Path) -> tuple[dict[str, dict[str, Path]], list[Problem]]:
-    """`before` and `after` → the pair's name → picture; of two pictures of one name and side the first is used."""
-    if (folder / "before").is_dir() or (folder / "after").is_dir():
-        named = [(side, path.stem, path) for side in _SIDES for path in picture_files(folder / side)]
-    else:
-        named = [
-            (side, path.stem[: -len(side) - 1], path) for path in picture_files(folder) if (side := _side_of(path))
-        ]
+def _pictures_by_side(folder: Path, problems: list[Problem]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The pair's name → before picture, and → after picture; of two of one name and side the first is used."""
     sides: dict[str, dict[str, Path]] = {side: {} for side in _SIDES}
-    problems = []
-    for side, name, path in named:
+    for side, name, path in (*_in_side_folders(folder), *_beside_each_other(folder)):
         first = sides[side].setdefault(name, path)
         if first != path:
             problems.append(Problem(str(path), "ambiguous", f"{first.name} is already the {side} picture of {name}"))
-    return sides, problems
+    for path in (path for place in (folder, *_side_folders(folder)) for path in place.iterdir() if is_visible(path)):
+        if path.suffix.lower() in _FOREIGN_SUFFIXES and (path.parent != folder or _side_of(path)):
+            reason = f"{path.suffix} pictures cannot be read; save it as PNG or JPEG"
+            problems.append(Problem(str(path), "unreadable", reason))
+    return sides["before"], sides["after"]
+
+
+def _beside_each_other(folder: Path) -> Iterator[tuple[str, str, Path]]:
+    """(side, name, picture) of `<name>_before.png` and `<name>_after.png`."""
+    for path in picture_files(folder):
+        if side := _side_of(path):
+            yield side, _without_side(path), path
+
+
+def _in_side_folders(folder: Path) -> Iterator[tuple[str, str, Path]]:
+    """(side, name, picture) of `before/<name>.png`, `after/<name>.png`, which may be called `<name>_after.png` too."""
+    pictures = [path for place in _side_folders(folder) for path in picture_files(place)]
+    named = [(path.parent.name.lower(), _readable(path.stem), path) for path in pictures]
+    names = {side: {name for other, name, _ in named if other == side} for side in _SIDES}
+    for side, name, path in named:
+        is_alone = not all(name in names[other] for other in _SIDES)
+        yield side, _without_side(path) if is_alone and _side_of(path) == side else name, path
+
+
+def _side_folders(folder: Path) -> list[Path]:
+    return [path for path in subfolders(folder) if path.name.lower() in _SIDES]
 
 
 def _side_of(path: Path) -> str:
@@ -125,9 +176,29 @@ def _side_of(path: Path) -> str:
     return next((side for side in _SIDES if stem.endswith((f"_{side}", f"-{side}"))), "")
 
 
-def _caption_of(folder: Path, stem: str) -> str:
-    places = [folder, *(folder / name for name in _CAPTION_FOLDERS)]
-    return next((text for place in places if (text := read_caption(place / f"{stem}.txt"))), "")
+def _without_side(path: Path) -> str:
+    return _readable(path.stem[: -len(_side_of(path)) - 1])
+
+
+def _readable(name: str) -> str:
+    """A name with composed letters: `é` may be stored as one character or, by macOS, as `e` and an accent."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _captions(folder: Path, names: Iterable[str], problems: list[Problem]) -> dict[str, str]:
+    """The pair's name → text of its file beside the pictures or in `caption/`; files of no pair are told once."""
+    places = [folder, *(path for path in subfolders(folder) if path.name.lower() in _CAPTION_FOLDERS)]
+    files = [p for place in places for p in sorted(place.iterdir()) if p.suffix.lower() == ".txt" and is_visible(p)]
+    known, captions = set(names), dict[str, str]()
+    for path in files:
+        name = _readable(path.stem)
+        if name in known and not captions.get(name):
+            captions[name] = read_caption(path, problems)
+    unused = [path.name for path in files if _readable(path.stem) not in known]
+    if unused:
+        reason = f"{len(unused)} text file(s) named like no pair, as {unused[0]}; a caption is called <name>.txt"
+        problems.append(Problem(str(folder), "unused", reason, "warning"))
+    return captions
 
 
 def _unpaired(present: dict[str, Path], other: dict[str, Path], wanted: str) -> list[Problem]:

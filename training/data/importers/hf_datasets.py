@@ -1,15 +1,17 @@
 """Hugging Face `datasets`: parquet files, an imagefolder, a saved data set, or a repository on the hub.
 
-Needs the package `datasets` (extra `hf`). Rows are streamed once; pictures inside a table are written out unchanged,
-those that are files already stay where they are. An imagefolder's metadata names its pictures in the columns
-`before_file_name` and `after_file_name`.
+Needs the package `datasets` (extra `hf`). Rows are streamed once; pictures inside a table, in an archive or on the hub
+are written out unchanged, those that are files already stay where they are. An imagefolder's metadata names its
+pictures in the columns `before_file_name` and `after_file_name`.
 """
 
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,8 @@ def find_pairs(
     """The pairs of every split of a data set.
 
     Args:
-        source: a parquet file, a folder (parquet, imagefolder or saved with `save_to_disk`), or a hub id.
+        source: a parquet file, a folder (parquet, imagefolder or saved with `save_to_disk`), a zip file of an
+            imagefolder, or a hub id.
         pictures: folder to write pictures into, a subfolder per split.
         columns: see `Columns`.
         task: for rows that name none; the source's name when None.
@@ -54,7 +57,7 @@ def find_pairs(
         show_progress: draw a progress bar over rows.
     Raises: DataError: when the package is missing, the source cannot be opened or its columns cannot be told.
     """
-    found = Found()
+    found, files = Found(), _PictureFiles(pictures)
     for name, table in _open_splits(source).items():
         table, label_names = _undecoded(table)
         rows = islice(table, limit)
@@ -62,7 +65,7 @@ def find_pairs(
             for number, row in enumerate(tqdm(rows, desc=f"reading {name}", unit="row", disable=not show_progress)):
                 chosen = _choose_columns(columns or Columns(), row, source)
                 names = _RowNames(f"{name}/{number:06d}", split_name(name), task or Path(source).stem, label_names)
-                _read_row(row, chosen, names, pictures, found)
+                _read_row(row, chosen, names, files, found)
         except (OSError, ValueError) as error:
             if isinstance(error, LoRWeBError):
                 raise
@@ -81,6 +84,52 @@ class _RowNames:
     label_names: Mapping[str, Sequence[str]]
 
 
+@dataclass
+class _PictureFiles:
+    """Turns picture cells into files; an archive is opened once, since its list of contents is read in full each time.
+
+    Attributes:
+        folder: to write pictures into.
+    """
+
+    folder: Path
+    _archives: dict[str, zipfile.ZipFile] = field(default_factory=dict)
+
+    def file_of(self, value: object, name: str) -> Path | None:
+        """The file of a picture cell: one that exists as it is, or one written from its bytes; None without any.
+
+        Args:
+            value: a row's cell: path and bytes, bytes, a path, or a picture.
+            name: below the folder, without suffix.
+        Raises: OSError, ValueError, KeyError, ImportError, zipfile.BadZipFile, zlib.error: when a picture elsewhere
+            cannot be fetched. OutputError: when it cannot be written.
+        """
+        path = value.get("path") if isinstance(value, Mapping) else value
+        data = value.get("bytes") if isinstance(value, Mapping) else value
+        if isinstance(value, Image.Image):
+            encoded = io.BytesIO()
+            value.save(encoded, "PNG")
+            data = encoded.getvalue()
+        elif isinstance(value, Mapping) and data is None and isinstance(path, str) and "://" in path:
+            data = self._fetch(path)
+        if isinstance(data, bytes):
+            return write_picture(self.folder / Path(name).parent, Path(name).name, data)
+        return Path(path) if isinstance(path, str) and path else None
+
+    def _fetch(self, address: str) -> bytes:
+        """The bytes behind `zip://member::archive`, `hf://…` or `https://…`, as `datasets` names them."""
+        from datasets.utils.file_utils import xopen
+
+        member, _, archive = address.partition("::")
+        if archive and member.startswith("zip://"):
+            if archive not in self._archives:
+                self._archives[archive] = zipfile.ZipFile(xopen(archive, "rb"))
+            return self._archives[archive].read(member.removeprefix("zip://"))
+        with xopen(address, "rb") as file:
+            data: bytes = file.read()
+        return data
+
+
 def _open_splits(source: str) -> dict[str, Iterable[Mapping[str, Any]]]:
     """Split name → its rows, read as a stream."""
     try:
@@ -97,19 +146,21 @@ def _open_splits(source: str) -> dict[str, Iterable[Mapping[str, Any]]]:
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             opened = datasets.load_from_disk(source)
+        elif path.suffix.lower() == ".zip" and path.is_file():
+            opened = datasets.load_dataset("imagefolder", data_files=source, streaming=True)
         elif path.is_file():
             opened = datasets.load_dataset("parquet", data_files=source, streaming=True)
         else:
             opened = datasets.load_dataset(source, streaming=True)
     except (OSError, ValueError) as error:
-        raise _cannot_open(source, " ".join(str(error).split())) from error
+        raise _cannot_open(source, _one_line(error)) from error
     return dict(opened) if isinstance(opened, dict) else {str(opened.split or "train"): opened}
 
 
 def _cannot_open(source: str, reason: str) -> DataError:
     return DataError(
-        expected="a parquet file, an imagefolder, a saved data set or a hub id that `datasets` can open",
-        got=f"{source}: {reason}",
+        expected="a parquet file, an imagefolder (also zipped), a saved data set or a hub id that `datasets` can open",
+        got=f"{source}: {reason.rstrip('.')}",
         remedy="Correct the path or id; for a gated repository accept its terms and run `hf auth login` first.",
     )
 
@@ -125,6 +176,10 @@ def _undecoded(table: Any) -> tuple[Any, dict[str, list[str]]]:  # noqa: ANN401 
     return table, {name: kind.names for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _choose_columns(wanted: Columns, row: Mapping[str, Any], source: str) -> Columns:
     usual = {"before": BEFORE_NAMES, "after": AFTER_NAMES, "caption": CAPTION_NAMES, "task": TASK_NAMES}
     chosen = {role: getattr(wanted, role) or first_of(names, row) for role, names in usual.items()}
@@ -134,15 +189,23 @@ def _choose_columns(wanted: Columns, row: Mapping[str, Any], source: str) -> Col
         raise DataError(
             expected=f"columns of {source} for the before and the after picture",
             got=f"no column for {', '.join(absent)}; there are {', '.join(row)}",
-            remedy="Name them with --before-column and --after-column.",
+            remedy="Unpack an archived imagefolder first; tar shards have a command of their own, `webdataset`."
+            if "__key__" in row
+            else "Name them with --before-column and --after-column.",
         )
     return Columns(**chosen)
 
 
-def _read_row(row: Mapping[str, Any], columns: Columns, names: _RowNames, pictures: Path, found: Found) -> None:
+def _read_row(row: Mapping[str, Any], columns: Columns, names: _RowNames, files: _PictureFiles, found: Found) -> None:
     paths = []
     for side, column in (("before", columns.before), ("after", columns.after)):
-        path = _picture_file(row[column or ""], pictures, f"{names.id}.{side}")
+        try:
+            path = files.file_of(row[column or ""], f"{names.id}.{side}")
+        except (OSError, ValueError, KeyError, ImportError, zipfile.BadZipFile, zlib.error) as error:
+            if isinstance(error, LoRWeBError | ConnectionError):  # no folder to write to, no network: not this picture
+                raise
+            found.problems.append(Problem(names.id, "unreadable", f"column {column}: {_one_line(error)}"))
+            return
         if path is None:
             found.problems.append(Problem(names.id, "missing", f"column {column} holds no picture"))
             return
@@ -159,19 +222,6 @@ def _read_row(row: Mapping[str, Any], columns: Columns, names: _RowNames, pictur
             split=names.split,
         )
     )
-
-
-def _picture_file(value: object, pictures: Path, name: str) -> Path | None:
-    """The file of a picture cell: one that exists as it is, or one written from its bytes; None when there is none."""
-    path = value.get("path") if isinstance(value, Mapping) else value
-    data = value.get("bytes") if isinstance(value, Mapping) else value
-    if isinstance(data, bytes):
-        return write_picture(pictures / Path(name).parent, Path(name).name, data)
-    if isinstance(value, Image.Image):
-        encoded = io.BytesIO()
-        value.save(encoded, "PNG")
-        return write_picture(pictures / Path(name).parent, Path(name).name, encoded.getvalue())
-    return Path(path) if isinstance(path, str) and path else None
 
 
 def _task_name(value: object, label_names: Sequence[str] | None) -> str:

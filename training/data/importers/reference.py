@@ -1,7 +1,8 @@
 """The reference's layout: `control/<id>.jpg` (strip a|a'|b), `target/<id>.jpg` (b'), `target/<id>.txt` (caption).
 
-`analogy_metadata.json`, a list of {analogy_id, edit_prompt, category, …}, gives caption and task where it is present;
-its prompt goes before the text file, as in the reference's loader. The one format of triplets: it has its own index.
+`analogy_metadata.json`, a list of {analogy_id, edit_prompt, category, pair_A, pair_C, …}, gives caption, task and the
+names of a's and b's pair where it is present; its prompt goes before the text file, as in the reference's loader. The
+one format of triplets: it has its own index.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from ..index import TripletRecord
 from ..problems import Problem
 from ..reference import tidy_caption
-from .building import picture_files, read_caption, require_folder
+from .building import folder_name, picture_files, read_caption, require_folder
 
 METADATA_NAME = "analogy_metadata.json"
 
@@ -34,10 +35,26 @@ def find_triplets(root: Path) -> tuple[list[TripletRecord], list[Problem]]:
     records = []
     for stem in sorted(controls.keys() & targets.keys()):
         entry = metadata.get(stem, {})
-        caption = str(entry.get("edit_prompt") or "") or read_caption(targets[stem].with_suffix(".txt"))
-        task = str(entry.get("category") or root.name)
-        records.append(TripletRecord(stem, task, controls[stem], targets[stem], 0, 0, tidy_caption(caption)))
+        caption = str(entry.get("edit_prompt") or "") or read_caption(targets[stem].with_suffix(".txt"), problems)
+        task = str(entry.get("category") or folder_name(root))
+        records.append(
+            TripletRecord(
+                id=stem,
+                task=task,
+                control=controls[stem],
+                target=targets[stem],
+                width=0,
+                height=0,
+                caption=tidy_caption(caption),
+                pair_a=_text(entry.get("pair_A")),
+                pair_b=_text(entry.get("pair_C")),
+            )
+        )
     return records, problems
+
+
+def _text(value: object) -> str:
+    return str(value) if isinstance(value, str | int) else ""
 
 
 def _read_metadata(root: Path) -> tuple[dict[str, Mapping[str, Any]], list[Problem]]:

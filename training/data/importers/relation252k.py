@@ -8,12 +8,14 @@ pictures in a subfolder are accepted, and what cannot be read is listed.
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..problems import Problem
-from .building import Candidate, Found, picture_files, require_folder, subfolders
+from .building import Candidate, Found, folder_name, is_visible, picture_files, require_folder, subfolders
 
 LABELS_NAME = "labels.json"
 _PICTURE_FIELDS = ("img_name", "image_name", "img", "image", "file_name", "filename")
@@ -31,14 +33,27 @@ def find_pairs(root: Path, *, group: str | None = "Group1") -> Found:
     """
     require_folder(root, f"task folders that hold Group1/{LABELS_NAME}")
     found = Found()
-    for task in subfolders(root):
-        label_files = sorted(task.rglob(LABELS_NAME))
-        label_files = [path for path in label_files if path.parent.name == group] or label_files
-        if not label_files:
-            found.problems.append(Problem(str(task), "few-pairs", f"there is no {LABELS_NAME} in it"))
-        for labels in label_files:
-            _read_group(labels, task.name, found)
+    labels_of = _label_files(root)
+    for task, label_files in labels_of.items():
+        for labels in [path for path in label_files if path.parent.name == group] or label_files:
+            _read_group(labels, folder_name(task), found)
+    if root not in labels_of:
+        used = {folder for task in labels_of for folder in (task, *task.parents)}
+        beside = [folder for place in {root, *(task.parent for task in labels_of)} for folder in subfolders(place)]
+        reason = f"there is no {LABELS_NAME} in it"
+        found.problems += [Problem(str(path), "few-pairs", reason) for path in sorted({*beside} - used)]
     return found
+
+
+def _label_files(root: Path) -> dict[Path, list[Path]]:
+    """Task folder → label files of its groups or its own; the set may lie deeper, in folders of its archive."""
+    labels_of: dict[Path, list[Path]] = defaultdict(list)
+    for path in sorted(root.rglob(LABELS_NAME)):
+        folders = path.parent.relative_to(root).parts
+        is_group_of_root = len(folders) == 1 and re.fullmatch(r"group\d*", folders[0], re.IGNORECASE)
+        if all(is_visible(Path(name)) for name in folders):
+            labels_of[root.joinpath(*folders[: 0 if is_group_of_root else max(1, len(folders) - 1)])].append(path)
+    return labels_of
 
 
 def _read_group(labels: Path, task: str, found: Found) -> None:

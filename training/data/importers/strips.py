@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .building import Candidate, Found, picture_files, read_caption, require_folder, subfolders
+from ..problems import Problem
+from .building import Candidate, Found, folder_name, picture_files, read_caption, require_folder, subfolders
 
 
 def find_pairs(root: Path, *, task: str | None = None) -> Found:
@@ -21,18 +22,20 @@ def find_pairs(root: Path, *, task: str | None = None) -> Found:
     Raises: DataError: when `root` is no folder.
     """
     require_folder(root, "before|after strips, or one subfolder of them per transformation")
-    folders = [(root, task or root.name), *((folder, folder.name) for folder in subfolders(root))]
-    return Found(
-        [
+    found = Found()
+    for folder, name in [(root, task or folder_name(root)), *((folder, folder.name) for folder in subfolders(root))]:
+        pictures = picture_files(folder)
+        found.candidates += [
             Candidate(
                 id=f"{name}/{path.stem}",
                 task=name,
                 before=path,
                 after=path,
-                caption=read_caption(path.with_suffix(".txt")),
+                caption=read_caption(path.with_suffix(".txt"), found.problems),
                 strip=True,
             )
-            for folder, name in folders
-            for path in picture_files(folder)
+            for path in pictures
         ]
-    )
+        if not pictures and folder != root:
+            found.problems.append(Problem(str(folder), "few-pairs", "there are no pictures in it"))
+    return found

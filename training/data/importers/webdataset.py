@@ -18,10 +18,11 @@ from typing import Any
 from tqdm import tqdm
 
 from ..problems import DataError, Problem
-from .building import Candidate, Found, split_name
+from .building import Candidate, Found, folder_name, is_visible, split_name
 from .extraction import AFTER_NAMES, BEFORE_NAMES, CAPTION_NAMES, TASK_NAMES, safe_name, text_of, write_picture
 
 _SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_TEXT_SUFFIXES = ("txt", "json", "cls", "caption")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def find_pairs(
         try:
             for place, (key, members) in enumerate(_samples(shard)):
                 sample = _Sample(shard, key, members, folder / f"{place:06d}")
-                _read_sample(sample, task or shard.absolute().parent.name, found)
+                _read_sample(sample, task or folder_name(shard.parent), found)
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             reason = f"reading stopped with “{error}”; the pairs before that are used"
             found.problems.append(Problem(str(shard), "damaged", reason))
@@ -61,7 +62,7 @@ def find_pairs(
 
 
 def _shards_of(source: Path) -> list[Path]:
-    shards = sorted(p for p in source.rglob("*") if p.name.endswith(_SHARD_SUFFIXES)) if source.is_dir() else [source]
+    shards = sorted(p for p in source.rglob("*") if _is_shard(p)) if source.is_dir() else [source]
     if not shards or not all(shard.is_file() for shard in shards):
         raise DataError(
             expected="a tar file, or a folder of tar files",
@@ -69,6 +70,10 @@ def _shards_of(source: Path) -> list[Path]:
             remedy="Name the shards one by one (your shell expands shard-*.tar).",
         )
     return shards
+
+
+def _is_shard(path: Path) -> bool:
+    return is_visible(path) and path.name.lower().endswith(_SHARD_SUFFIXES)
 
 
 def _samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -123,18 +128,19 @@ def _shard_name(shard: Path) -> str:
 
 def _picture_among(members: Mapping[str, bytes], names: Sequence[str]) -> bytes | None:
     """The member called `<name>.<picture suffix>` (`before.jpg`) for the first name that there is."""
-    by_name = {extension.rsplit(".", 1)[0]: data for extension, data in members.items() if "." in extension}
+    parts = ((extension.rpartition("."), data) for extension, data in members.items())
+    by_name = {name: data for (name, dot, suffix), data in parts if dot and suffix not in _TEXT_SUFFIXES}
     return next((by_name[name] for name in names if name in by_name), None)
 
 
 def _fields_of(members: Mapping[str, bytes]) -> dict[str, Any] | None:
     """What `key.json`, `key.txt` and `key.cls` say; None when the JSON cannot be read."""
-    texts = {name: members[name].decode("utf-8", "replace") for name in ("txt", "cls") if name in members}
+    texts = {name: members[name].decode("utf-8-sig", "replace") for name in ("txt", "cls") if name in members}
     fields: dict[str, Any] = {"caption": texts["txt"]} if "txt" in texts else {}
     if "cls" in texts:
         fields["cls"] = texts["cls"]
     try:
-        described = json.loads(members.get("json", b"{}"))
+        described = json.loads(members.get("json", b"{}").decode("utf-8-sig"))
     except ValueError:
         return None
     return {**fields, **described} if isinstance(described, dict) else None

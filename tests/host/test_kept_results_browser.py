@@ -1,0 +1,138 @@
+"""What our nodes showed comes back: other workflow and back, reload, nodes that the host does not run again."""
+
+import contextlib
+import time
+
+import pytest
+
+from tests.host.browser import READY, Frontend
+from tests.host.test_browser import chromium  # noqa: F401 - a fixture
+from tests.host.test_coefficients_browser import GRAPH, LOAD, PLACES, RUN
+
+SLOW = pytest.mark.slow
+#: The workflow as the frontend would save it, with an id, so that runs can be told apart.
+MAKE_WORKFLOW = """async () => {
+  const saved = (await window.app.graphToPrompt()).workflow;
+  return {...saved, id: crypto.randomUUID()};
+}"""
+KEEP_ID = "async () => (await window.app.graphToPrompt()).workflow"
+SHOWN = """() => {
+  const texts = name => [...document.querySelectorAll(name)].filter(e => e.isConnected).map(e => e.textContent).sort();
+  return {maps: texts('.lorweb-heat-map > div:last-child'), reports: texts('.lorweb-report')};
+}"""
+RUN_COMMAND = "name => window.app.extensionManager.command.execute(name)"
+#: Timers of the heat map's period that run; those that were there before are not counted.
+COUNT_TIMERS = """() => {
+  const [set, clear, live] = [window.setInterval, window.clearInterval, new Set()];
+  window.setInterval = (action, period, ...rest) => {
+    const id = set(action, period, ...rest);
+    if (period === 150) live.add(id);
+    return id;
+  };
+  window.clearInterval = id => { live.delete(id); clear(id); };
+  window.lorwebTimers = () => live.size;
+}"""
+COPY_NODES = """() => {
+  const node = (window.app.rootGraph || window.app.graph).nodes.find(n => n.type === 'LoRWeBPreviewCoefficients');
+  for (let copy = 0; copy < 20; copy++) node.clone();
+}"""
+
+
+@pytest.fixture(
+    scope="module",
+    params=["newest-canvas", pytest.param("newest-vue", marks=SLOW), pytest.param("oldest-canvas", marks=SLOW)],
+)
+def server(request, servers):
+    """The servers of both hosts, the newest one with each of its two renderers."""
+    host_name, renderer = request.param.split("-")
+    server = servers(request.getfixturevalue(f"{host_name}_host"))
+    server.post("/api/settings/Comfy.VueNodes.Enabled", renderer == "vue")
+    return server
+
+
+@pytest.fixture
+def frontend(server, chromium):  # noqa: F811
+    """A new tab with a workflow that was run, nothing of it before."""
+    server.post("/history", {"clear": True})
+    server.post("/free", {"free_memory": True, "unload_models": True})
+    time.sleep(1)
+    with contextlib.closing(Frontend(chromium, server.url, size=(2200, 1250))) as frontend:
+        frontend.page.evaluate(LOAD, {"graph": GRAPH, "places": PLACES})
+        frontend.page.wait_for_timeout(500)
+        frontend.open_workflow(frontend.page.evaluate(MAKE_WORKFLOW))
+        run(frontend)
+        shown = frontend.page.evaluate(SHOWN)
+        assert shown["maps"] == ["20 layers × 3 adapters"] and len(shown["reports"]) == 3
+        yield frontend
+
+
+def run(frontend):
+    """Run the open workflow."""
+    assert frontend.page.evaluate(RUN) == "success"
+    frontend.page.wait_for_timeout(1500)
+
+
+def test_maps_and_reports_are_back_after_another_workflow(frontend):
+    before = frontend.page.evaluate(SHOWN)
+    frontend.page.evaluate(RUN_COMMAND, "Comfy.NewBlankWorkflow")
+    frontend.page.wait_for_timeout(1500)
+    assert frontend.page.evaluate(SHOWN) == {"maps": [], "reports": []}
+    frontend.page.evaluate(RUN_COMMAND, "Workspace.PreviousOpenedWorkflow")
+    frontend.page.wait_for_timeout(2000)
+    assert frontend.page.evaluate(SHOWN) == before
+    assert frontend.errors == []
+
+
+def test_maps_and_reports_are_back_after_a_reload_and_stay(frontend):
+    before = frontend.page.evaluate(SHOWN)
+    frontend.page.wait_for_timeout(1500)  # until the frontend has put the workflow aside
+    frontend.page.reload()
+    frontend.page.wait_for_function(READY, timeout=120_000)
+    frontend.page.wait_for_timeout(3000)
+    assert frontend.page.evaluate(SHOWN) == before
+    frontend.page.evaluate(RUN_COMMAND, "Comfy.NewBlankWorkflow")
+    frontend.page.wait_for_timeout(1500)
+    frontend.page.evaluate(RUN_COMMAND, "Workspace.PreviousOpenedWorkflow")
+    frontend.page.wait_for_timeout(2000)
+    assert frontend.page.evaluate(SHOWN) == before
+
+
+def test_a_reload_shows_nothing_that_other_settings_gave(frontend):
+    """A shipped workflow has one id wherever it is opened; what another strength gave is not this one's report."""
+    workflow = frontend.page.evaluate(KEEP_ID)
+    (apply,) = [node for node in workflow["nodes"] if node["type"] == "LoRWeBApplyMixedLoRA"]
+    apply["widgets_values"][0] = 0.5
+    frontend.page.reload()
+    frontend.page.wait_for_function(READY, timeout=120_000)
+    frontend.page.wait_for_timeout(1500)
+    frontend.page.evaluate(RUN_COMMAND, "Comfy.NewBlankWorkflow")
+    frontend.open_workflow(workflow)
+    frontend.page.wait_for_timeout(1000)
+    shown = frontend.page.evaluate(SHOWN)
+    assert shown["maps"] == ["20 layers × 3 adapters"]
+    assert not any("Layers: 20 matched" in text for text in shown["reports"])
+
+
+def test_reports_of_nodes_that_do_not_run_again_are_shown(frontend):
+    """Apply is no output node: the host says nothing of its kept result when nothing has changed."""
+    before = frontend.page.evaluate(SHOWN)
+    workflow = {**frontend.page.evaluate(MAKE_WORKFLOW), "id": "5a1df69c-8ec2-4b0e-b8a4-0f9c1a2ab7d1"}
+    opened = frontend.open_workflow(workflow)
+    assert opened["missing"] == []
+    assert frontend.page.evaluate(SHOWN) == {"maps": ["Run the workflow to see the coefficients."], "reports": []}
+    run(frontend)
+    assert frontend.page.evaluate(SHOWN) == before
+    assert frontend.errors == []
+
+
+def test_copies_of_a_map_start_no_timers_and_the_last_one_stops_it(frontend):
+    frontend.page.evaluate(COUNT_TIMERS)
+    frontend.open_workflow(frontend.page.evaluate(MAKE_WORKFLOW))
+    run(frontend)
+    frontend.page.evaluate(COPY_NODES)
+    frontend.page.wait_for_timeout(500)
+    assert frontend.page.evaluate("() => window.lorwebTimers()") <= 1
+    frontend.page.evaluate(RUN_COMMAND, "Comfy.NewBlankWorkflow")
+    frontend.page.wait_for_timeout(1500)
+    assert frontend.page.evaluate("() => window.lorwebTimers()") == 0
+    assert frontend.errors == []

@@ -1,0 +1,114 @@
+"""What goes wrong around a run and must not cost it: lack of memory, killed loaders, numbers beyond float16."""
+
+import logging
+import multiprocessing
+import os
+import signal
+
+import pytest
+import torch
+
+from lorweb_core.checkpoint import load_basis
+from training.checkpoints import STATE_FILE, list_checkpoints
+from training.loop import Loop
+from training.train import train
+from training.trainable import TrainableKontext
+
+VALIDATED = ("validation.every=2", "validation.pictures=1", "validation.picture_steps=3", "checkpoint.every=2")
+
+
+def _checkpoints(config):
+    return [path.name for path in list_checkpoints(config.run_folder / "checkpoints")]
+
+
+def test_out_of_memory_in_a_validation_costs_the_validation_alone(tiny_config, monkeypatch, caplog):
+    def run_out(*_args, **_options):
+        raise torch.OutOfMemoryError("tried to allocate more than there is")
+
+    monkeypatch.setattr("training.validation.sample_latents", run_out)
+    config = tiny_config("run.steps=3", *VALIDATED)
+    assert train(config).step == 3
+    assert "no validation at step 2: out of memory" in caplog.text
+    assert not (config.run_folder / "validation").exists()
+
+
+def test_a_step_is_saved_before_it_is_looked_at(tiny_config, monkeypatch):
+    def fail(*_args, **_options):
+        raise RuntimeError("a mistake in the validation")
+
+    monkeypatch.setattr("training.validation.sample_latents", fail)
+    config = tiny_config("run.steps=3", *VALIDATED)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        train(config)
+    assert _checkpoints(config) == ["step-000000002"]
+
+
+def test_a_signal_in_the_middle_of_a_validation_does_not_wait_for_its_end(tiny_config, monkeypatch, caplog):
+    forwards = []
+    predict = TrainableKontext.predict
+
+    def predict_and_signal(self, *arguments):
+        if not torch.is_grad_enabled():  # not in training
+            forwards.append(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict(self, *arguments)
+
+    monkeypatch.setattr(TrainableKontext, "predict", predict_and_signal)
+    config = tiny_config("run.steps=4", *VALIDATED)
+    assert train(config).step == 2
+    assert len(forwards) == 1
+    assert "the validation of step 2 is left off" in caplog.text
+    assert _checkpoints(config) == ["step-000000002"]
+
+
+def test_a_killed_loading_process_costs_no_step(tiny_config, monkeypatch):
+    update = Loop._update
+
+    def update_and_kill(self, state, norm):
+        if state.step == 1:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+        return update(self, state, norm)
+
+    monkeypatch.setattr(Loop, "_update", update_and_kill)
+    config = tiny_config("run.steps=50", "data.workers=1")
+    with pytest.raises(ValueError, match=r"--shm-size.*data\.workers"):
+        train(config)
+    (saved,) = _checkpoints(config)
+    assert int(saved.removeprefix("step-")) >= 2
+    monkeypatch.setattr(Loop, "_update", update)
+    assert train(tiny_config("run.steps=6", "data.workers=0"), resume="latest").step == 6
+
+
+def test_numbers_beyond_float16_make_the_file_bfloat16_and_lose_no_checkpoint(tiny_config, assembled, caplog):
+    config = tiny_config("run.steps=1", "checkpoint.dtype=float16")
+    loop, state = assembled(config)
+    with torch.no_grad():
+        next(iter(state.model.linears.values())).up.fill_(60_000.0)  # times the gain, 4
+    loop.run(state)
+    (folder,) = list_checkpoints(config.run_folder / "checkpoints")
+    basis = load_basis(folder / "basis.safetensors")
+    assert next(iter(basis.layers.values())).lora_up.dtype == torch.bfloat16
+    assert "is bfloat16, not float16" in caplog.text
+
+
+def test_random_states_of_a_resumed_run_are_those_of_the_straight_one(tiny_config):
+    states = []
+    for name, stops in (("straight", (4,)), ("resumed", (2, 4))):
+        for steps in stops:
+            config = tiny_config(f"run.steps={steps}", f"run.name={name}", "optimiser.schedule=constant")
+            train(config, resume="latest")
+            torch.rand(3)  # whatever else this process draws
+        (*_, last) = list_checkpoints(config.run_folder / "checkpoints")
+        states.append(torch.load(last / STATE_FILE, weights_only=True)["random"]["cpu"])
+    assert torch.equal(*states)
+
+
+def test_a_basis_to_start_from_is_not_taken_for_one_of_another_kind(tiny_config, caplog):
+    first = train(tiny_config("run.steps=1", "basis.activation=tanh")).basis_file
+    options = ("run.steps=1", "run.name=second", f"basis.start_from={first}")
+    with pytest.raises(ValueError, match=r"basis\.activation tanh, as .* got softmax"):
+        train(tiny_config(*options))
+    with caplog.at_level(logging.WARNING):
+        assert train(tiny_config(*options, "basis.activation=tanh", "encoder.id=other/encoder")).step == 1
+    assert "this run goes on with other/encoder" in caplog.text
