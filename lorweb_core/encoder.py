@@ -8,6 +8,7 @@ Only safetensors files are read and no code of a model folder is ever run. Sourc
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
@@ -31,18 +32,22 @@ from .preprocessing import (
 from .settings import CLIP_ENCODER_ID, SIGLIP_ENCODER_ID
 
 __all__ = [
+    "CLIP_FAMILY",
     "CLIP_PREPROCESSING",
     "CONFIG_FILE",
     "ENCODER_FILES",
     "SIGLIP2_PREPROCESSING",
+    "SIGLIP_FAMILY",
     "ImageEncoder",
     "Preprocessing",
+    "family_of",
     "fit_images",
     "load_image_encoder",
     "preprocess_images",
 ]
 
 CONFIG_FILE = "config.json"
+CLIP_FAMILY, SIGLIP_FAMILY = "CLIP", "SigLIP"
 #: All that is read of a model folder, and fetched of a Hugging Face repository: no code and no pickles.
 ENCODER_FILES = (CONFIG_FILE, "preprocessor_config.json", "processor_config.json", "model.safetensors")
 _REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -69,17 +74,28 @@ class ImageEncoder:
     embedding_dim: int
     encoder_id: str
 
-    def embed(self, images: Tensor) -> Tensor:
+    @property
+    def family(self) -> str:
+        """`CLIP` or `SigLIP`."""
+        return CLIP_FAMILY if self.output_name == "image_embeds" else SIGLIP_FAMILY
+
+    def embed(self, images: Tensor, *, on_progress: Callable[[int, int], None] | None = None) -> Tensor:
         """Return image embeddings [B, P], float32 on the CPU, not normalised.
 
         Args:
             images: [B, H, W, C], float 0–1; pictures already fitted by `fit_images` are left as they are.
+            on_progress: called after each batch of pictures with (pictures done, pictures in all); may raise to stop.
         Raises: ImageError: see `images.require_images`. ModelError: when an embedding is NaN or infinite.
         """
         images = require_images("images", images)
-        return torch.cat(
-            [self._embed(preprocess_images(part, self.preprocessing)) for part in images.split(_MAX_BATCH)]
-        )
+        embeddings: list[Tensor] = []
+        done = 0
+        for part in images.split(_MAX_BATCH):
+            embeddings.append(self._embed(preprocess_images(part, self.preprocessing)))
+            done += len(part)
+            if on_progress is not None:
+                on_progress(done, len(images))
+        return torch.cat(embeddings)
 
     def _embed(self, pixel_values: Tensor) -> Tensor:
         weight = next(self.model.parameters())
@@ -93,6 +109,11 @@ class ImageEncoder:
                 remedy="Get its weights again, or load them in float32 or bfloat16 instead of float16.",
             )
         return embedding
+
+
+def family_of(encoder_id: str) -> str:
+    """Return the family, `CLIP` or `SigLIP`, of the image encoder that a basis' settings name."""
+    return SIGLIP_FAMILY if "siglip" in encoder_id.lower() else CLIP_FAMILY
 
 
 def load_image_encoder(

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .basis import Basis, LayerBasis
-from .errors import CheckpointError, SettingsError
-from .files import DeferredTensor, write_safetensors_atomically
+from .errors import CheckpointError, OutputError, SettingsError
+from .files import DeferredTensor, require_writable, write_safetensors_atomically
 from .mixing import mix_layer
 from .rank_reduction import balance_pair, reduce_rank
 
@@ -74,24 +74,30 @@ def export_mixed_lora(
     Raises:
         CheckpointError: for a basis with biases.
         SettingsError: for a negative rank.
-        OutputError: when the file cannot be written, or numbers leave the dtype's range.
+        OutputError: when the file cannot be written, or numbers leave float32's or the dtype's range.
     """
     if rank < 0:
         raise SettingsError(
             expected="rank 0 (keep all) or a positive number", got=str(rank), remedy="Set rank to 0 or above."
         )
     _require_no_bias(basis)
+    require_writable(path)  # now rather than after minutes of decompositions
     tensors: dict[str, Tensor | DeferredTensor] = {}
     kept_energy: dict[str, float] = {}
     for name, layer in basis.layers.items():
         if rank and rank < layer.total_rank:
             mixed = mix_layer(layer, coefficients[name], strength=strength)
-            reduced = reduce_rank(mixed.down, mixed.up, rank=rank)
+            _require_finite(name, strength, mixed.down, mixed.up)
+            try:
+                reduced = reduce_rank(mixed.down, mixed.up, rank=rank)
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # the product overflowed
+                raise _overflow(name, strength) from error
+            _require_finite(name, strength, reduced.down, reduced.up)
             pair: tuple[Tensor | DeferredTensor, Tensor | DeferredTensor] = reduced.down, reduced.up
             kept_energy[name] = reduced.kept_energy
             on_layer()
         else:
-            pair = _defer_pair(layer, coefficients[name], strength=strength, on_made=on_layer)
+            pair = _defer_pair(name, layer, coefficients[name], strength=strength, on_made=on_layer)
             kept_energy[name] = 1.0
         tensors[f"transformer.{name}.lora_A.weight"], tensors[f"transformer.{name}.lora_B.weight"] = pair
     highest = max(tensor.shape[0] for key, tensor in tensors.items() if key.endswith("lora_A.weight"))
@@ -102,7 +108,7 @@ def export_mixed_lora(
 
 
 def _defer_pair(
-    layer: LayerBasis, coefficients: Tensor, *, strength: float, on_made: Callable[[], None]
+    name: str, layer: LayerBasis, coefficients: Tensor, *, strength: float, on_made: Callable[[], None]
 ) -> tuple[DeferredTensor, DeferredTensor]:
     """Return down and up of full rank, made one after the other while the file is written."""
     waiting: list[Tensor] = []
@@ -110,6 +116,7 @@ def _defer_pair(
     def make_down() -> Tensor:
         mixed = mix_layer(layer, coefficients, strength=strength)
         down, up = balance_pair(mixed.down, mixed.up)
+        _require_finite(name, strength, down, up)
         waiting.append(up)
         on_made()
         return down
@@ -117,6 +124,19 @@ def _defer_pair(
     return (
         DeferredTensor((layer.total_rank, layer.in_features), torch.float32, make_down),
         DeferredTensor((layer.out_features, layer.total_rank), torch.float32, waiting.pop),
+    )
+
+
+def _require_finite(name: str, strength: float, *tensors: Tensor) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise _overflow(name, strength)
+
+
+def _overflow(name: str, strength: float) -> OutputError:
+    return OutputError(
+        expected=f"a mix of layer {name} that float32 can hold",
+        got=f"infinity or NaN at strength {strength:g}",
+        remedy="Use a smaller strength, or smaller coefficients.",
     )
 
 

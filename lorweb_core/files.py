@@ -75,7 +75,8 @@ def write_safetensors_atomically(
         metadata: header strings.
         dtype: cast every tensor to it; None keeps each as it is.
         on_progress: called after each tensor with (tensors done, tensors in all); may raise to stop.
-    Raises: OutputError: when the file cannot be written. RangeError: when numbers leave the dtype's range.
+    Raises: OutputError: when the file cannot be written, or numbers are NaN or infinite. RangeError: when numbers
+        leave the dtype's range.
     """
     # Wide numbers first keep every tensor aligned to its own size.
     ordered = sorted(tensors, key=lambda name: -(dtype or tensors[name].dtype).itemsize)
@@ -108,27 +109,50 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def require_writable(path: Path) -> None:
+    """Raise an OutputError unless a file can be made beside `path` and become it; for before long work."""
+    target = Path(os.path.realpath(path))
+    temporary = _temporary_beside(target)
+    try:
+        _open_new(temporary, target).close()
+        temporary.unlink()
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _temporary_beside(target: Path) -> Path:
+    # A name may have 255 bytes, and a character up to four of them.
+    return target.with_name(f".{target.name[:50]}.{uuid4().hex[:8]}.tmp")
+
+
+def _open_new(temporary: Path, target: Path) -> BinaryIO:
+    if target.is_dir():
+        raise IsADirectoryError(f"{target.name} is a folder")
+    return temporary.open("xb")
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        expected=f"to be able to write {path}",
+        got=error.strerror or str(error),
+        remedy="Choose an existing folder with enough free space that you may write to, and a file no other "
+        "program holds open.",
+    )
+
+
 @contextmanager
 def _atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Give a file to write, which becomes `path` when the block ends well and vanishes when it does not."""
     target = Path(os.path.realpath(path))  # through a link, so that the link stays one
-    # A name may have 255 bytes, and a character up to four of them.
-    temporary = target.with_name(f".{target.name[:50]}.{uuid4().hex[:8]}.tmp")
+    temporary = _temporary_beside(target)
     try:
-        if target.is_dir():
-            raise IsADirectoryError(f"{target.name} is a folder")
-        with temporary.open("xb") as file:
+        with _open_new(temporary, target) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as error:
-        raise OutputError(
-            expected=f"to be able to write {path}",
-            got=error.strerror or str(error),
-            remedy="Choose an existing folder with enough free space that you may write to, and a file no other "
-            "program holds open.",
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         with suppress(OSError):  # it is gone after a success, or was never there
             temporary.unlink()
@@ -152,14 +176,32 @@ def _encode_text(text: str) -> bytes:
     return text.encode("utf-8", errors="replace")
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    numbers = tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
+    return not tensor.is_floating_point() or bool(torch.isfinite(numbers).all())
+
+
+def _not_finite(tensor: Tensor, dtype: torch.dtype, name: str) -> OutputError:
+    """Return the refusal that fits the cause: numbers that never were finite, or that the file's dtype cannot hold."""
+    numbers = tensor.detach().double()
+    if not bool(torch.isfinite(numbers).all()):
+        return OutputError(
+            expected=f"finite numbers in {name}",
+            got=f"{int((~torch.isfinite(numbers)).sum())} of {numbers.numel()} NaN or infinite",
+            remedy="They were so before writing: what made them diverged, overflowed or read a damaged file.",
+        )
+    is_narrow = torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max
+    return RangeError(
+        expected=f"numbers of {name} within the range of {dtype}",
+        got=f"a largest magnitude of {float(numbers.abs().max()):.3g}",
+        remedy="Write the file as bf16 or fp32." if is_narrow else "Scale them down; no wider type is to be had here.",
+    )
+
+
 def _contiguous_bytes(tensor: Tensor, dtype: torch.dtype | None, name: str) -> memoryview:
     """Return the tensor's bytes in file order; a view when it already is contiguous in the right dtype."""
     cast = tensor.detach().to("cpu", dtype or tensor.dtype)
-    if cast.dtype != tensor.dtype and not bool(torch.isfinite(cast).all()):
-        raise RangeError(
-            expected=f"numbers of {name} within the range of {cast.dtype}",
-            got=f"a largest magnitude of {float(tensor.abs().max()):.3g}",
-            remedy="Write the file as bf16 or fp32.",
-        )
+    if not _is_finite(cast):
+        raise _not_finite(tensor, cast.dtype, name)
     flat = cast.contiguous().reshape(-1).view(torch.uint8)
     return flat.numpy().data

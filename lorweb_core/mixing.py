@@ -109,19 +109,26 @@ def expand_to_ranks(layer: LayerBasis, coefficients: Tensor) -> Tensor:
 def per_sample_scale(scale: Tensor, x: Tensor) -> Tensor:
     """Return scale [mixes, R] shaped to multiply x's projection [B, ..., R], repeating the mixes over the batch.
 
-    Sample i gets mix i modulo the number of mixes: samplers lay conditional and unconditional batches end to end.
+    Row i gets mix i modulo the number of mixes. Samplers lay whole latent batches, conditional and unconditional, end
+    to end: that is each latent's own mix only where the latent batch itself is a multiple of the mixes, which cannot
+    be seen here (`require_multiple_of_mixes`).
 
     Raises: ShapeError: when B is no multiple of the number of mixes.
     """
     mixes, batch = scale.shape[0], x.shape[0]
+    require_multiple_of_mixes(batch, mixes=mixes)
+    repeated = scale if mixes in (1, batch) else scale.repeat(batch // mixes, 1)
+    return repeated.reshape(repeated.shape[0], *(1,) * (x.dim() - 2), -1)
+
+
+def require_multiple_of_mixes(batch: int, *, mixes: int) -> None:
+    """Raise a ShapeError unless a latent batch can share out the mixes evenly."""
     if batch % mixes:
         raise ShapeError(
             expected=f"a latent batch that is a multiple of the {mixes} mixes (one per analogy)",
             got=f"a batch of {batch}",
             remedy=f"Make the latent batch {mixes}, or encode one analogy only.",
         )
-    repeated = scale if mixes in (1, batch) else scale.repeat(batch // mixes, 1)
-    return repeated.reshape(repeated.shape[0], *(1,) * (x.dim() - 2), -1)
 
 
 def require_coefficients(layer: LayerBasis, coefficients: Tensor, *, dimensions: int) -> None:

@@ -2,7 +2,8 @@
 
 1. an explicit argument (settings, or a YAML file); 2. our header key `lorweb`; 3. a sidecar: `<name>.yaml` beside the
 file, or `config.yaml` when the file is the only .safetensors of its folder; 4. defaults from shapes, with a warning
-that names what was assumed. A source that is read must agree with the tensors on N, r and key width.
+that names what was assumed. A source must agree with the tensors on N, r and key width, also a sidecar that the header
+leaves nothing to say.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .errors import SettingsError
 from .header_settings import read_header_settings
 from .layer_tensors import SUFFIX_PROJECTION, LayerTensors, query_widths
 from .settings import RouterSettings
-from .sidecar import StatedSettings, read_settings_file
+from .sidecar import StatedSettings, name_settings_file, read_settings_file
 
 #: Settings without which coefficients would be guesses; a source that lacks one leaves it to the next.
 NEEDED = ("activation", "heads", "reduction", "query_mode", "encoder_id")
@@ -53,8 +54,9 @@ def resolve_settings(
         require_fitting(explicit, layers)
         return ResolvedSettings(explicit, "argument", ())
     values: dict[str, Any] = {}
-    used = []
+    used, read = [], []
     for stated in _sources(path, metadata, explicit):
+        read.append(stated.source)
         _require_agreement(stated, layers)
         added = {name: value for name, value in stated.router.items() if name not in values}
         values |= added
@@ -65,7 +67,11 @@ def resolve_settings(
     settings = RouterSettings(**values, **assumed)
     require_fitting(settings, layers)
     source = " and ".join([*used, "defaults"] if assumed else used)
-    return ResolvedSettings(settings, source, _report_assumptions(path, used, assumed, layers))
+    report = _report_assumptions(path, used, assumed, layers)
+    sidecar = None if explicit else find_sidecar(path)
+    if sidecar and name_settings_file(sidecar) not in read:
+        report += _report_unused(sidecar, settings, layers)
+    return ResolvedSettings(settings, source, report)
 
 
 def sizes_of(layers: Mapping[str, LayerTensors]) -> dict[str, set[int]]:
@@ -162,6 +168,21 @@ def _report_assumptions(
         count = len(_bases_beside(path))
         lines.append(f"{path.name}: config.yaml was not read, since the folder holds {count} .safetensors files.")
     return tuple(lines)
+
+
+def _report_unused(sidecar: Path, settings: RouterSettings, layers: Mapping[str, LayerTensors]) -> tuple[str, ...]:
+    """Return a line when a sidecar that the header overrules says something else, or is no settings file at all.
+
+    Raises: SettingsError: when it contradicts the tensors, and so belongs to another basis.
+    """
+    line = f"{sidecar.name} was not used: the file has settings of its own"
+    try:
+        stated = read_settings_file(sidecar)
+    except SettingsError as error:
+        return (f"{line} ({sidecar.name} could not be read: {error})",)
+    _require_agreement(stated, layers)
+    others = [f"{name} {value}" for name, value in stated.router.items() if value != getattr(settings, name)]
+    return (f"{line}, and {sidecar.name} says otherwise: {', '.join(others)}.",) if others else ()
 
 
 def _join_numbers(numbers: Collection[int]) -> str:

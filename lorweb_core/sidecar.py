@@ -52,13 +52,18 @@ def read_settings_file(path: Path) -> StatedSettings:
     Raises: SettingsError: when it is unreadable, no YAML, neither form, asks for an internal query, or a value is of
         the wrong kind.
     """
-    source = f"settings file {path.name}"
+    source = name_settings_file(path)
     content = _load_yaml(path)
     if isinstance(content, dict) and "config" in content:
         return _read_reference_form(content, source)
     if isinstance(content, dict) and content and not {"job", "process", "network"} & set(content):
         return read_plain_form(content, source)
     raise _no_settings(source, "config.process[0].network, or activation, heads, reduction, query_mode, encoder")
+
+
+def name_settings_file(path: Path) -> str:
+    """Return how messages and `StatedSettings.source` call a YAML file."""
+    return f"settings file {path.name}"
 
 
 def read_plain_form(content: Mapping[Any, Any], source: str) -> StatedSettings:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ..lorweb_core.coefficients import Coefficients, count_mixes, require_coefficients_of
-from ..lorweb_core.errors import ModelError
-from . import host
+from ..lorweb_core.settings import RouterSettings
 from .forward_mode import patch_forward
+from .mode_choice import choose_mode, describe_quantised, describe_shortage, find_originals, gigabytes
 from .sockets import BASIS, COEFFICIENTS, LoadedBasis
 from .targets import Model, Target, find_targets
 from .weights_mode import patch_weights
 
 MODES = ("auto", "weights", "forward")
-#: Mode `weights` makes the host keep every original; this much more than their size must be free.
-_RAM_MARGIN = 1.2
+#: Settings that decide which coefficients an analogy gets.
+_ROUTER_FIELDS = ("activation", "heads", "reduction", "query_mode")
 
 
 class ApplyMixedLoRA:
@@ -74,7 +74,7 @@ class ApplyMixedLoRA:
         """Return a patched clone of the model and the report."""
         mixes = require_coefficients_of(basis.basis, coefficients)
         targets = find_targets(model, basis.basis)
-        taken, reason = choose_mode(mode, targets, mixes=count_mixes(mixes))
+        taken, reason = choose_mode(mode, model, targets, mixes=count_mixes(mixes))
         patched = model.clone()
         if strength == 0.0:
             return patched, "Strength 0: the model is passed on unchanged."
@@ -82,63 +82,62 @@ class ApplyMixedLoRA:
             extra_bytes = patch_weights(patched, targets, mixes, strength=strength)
         else:
             extra_bytes = patch_forward(patched, targets, basis, mixes, strength=strength)
-        return patched, _report(taken, reason, targets, basis, mixes, strength, extra_bytes)
+        memory = _describe_memory(taken, model, targets, extra_bytes)
+        lines = [
+            f"Mode: {taken} ({reason})",
+            f"Basis: {basis.basis.name}, id {basis.basis.basis_id}",
+            f"Layers: {len(basis.basis.layers)} matched on {len(targets)} weights, none missing",
+            f"Mixes: {count_mixes(mixes)}, strength {strength:g}",
+            *_describe_other_router(basis.basis.settings, mixes),
+            *memory,
+            *basis.basis.report,
+        ]
+        return patched, "\n".join(lines)
 
 
-def choose_mode(mode: str, targets: list[Target], *, mixes: int) -> tuple[str, str]:
-    """Return the mode to take, `weights` or `forward`, and the reason in words.
+def _describe_other_router(settings: RouterSettings, coefficients: Coefficients) -> list[str]:
+    """Return a line when the coefficients come from other router settings than the basis has by now.
 
-    Raises: ModelError: when `weights` is asked for and there are several mixes.
+    The basis' id does not change with its sidecar, so such coefficients fit in shape and mean another mix.
     """
-    if mode == "weights" and mixes > 1:
-        raise ModelError(
-            expected="one mix for mode weights, since the model has one set of weights",
-            got=f"{mixes} mixes, one per analogy",
-            remedy="Use mode forward (or auto), or encode one analogy only.",
-        )
-    if mode != "auto":
-        return mode, "as asked"
-    if mixes > 1:
-        return "forward", f"{mixes} mixes, one per sample"
-    quantised = [target for target in targets if not target.is_plain]
-    if quantised:
-        weight = quantised[0].module.weight
-        kind = type(weight).__name__ if not str(weight.dtype).startswith("torch.float8") else str(weight.dtype)
-        return "forward", f"{len(quantised)} of {len(targets)} weights are quantised ({kind})"
-    needed, free = sum(target.weight_bytes for target in targets), host.free_ram_bytes()
-    if free > _RAM_MARGIN * needed:
-        return "weights", f"plain weights, {_gigabytes(free)} RAM free for {_gigabytes(needed)} of originals"
-    return "forward", f"{_gigabytes(free)} RAM free is too little to keep {_gigabytes(needed)} of originals"
-
-
-def _report(
-    mode: str,
-    reason: str,
-    targets: list[Target],
-    loaded: LoadedBasis,
-    coefficients: Coefficients,
-    strength: float,
-    extra_bytes: int,
-) -> str:
-    basis = loaded.basis
-    if mode == "weights":
-        originals = sum(target.weight_bytes for target in targets)
-        memory = f"{_gigabytes(extra_bytes)} of patches, {_gigabytes(originals)} of originals kept by the host"
-        change = f"a new mix makes the host patch all {len(targets)} weights again"
-    else:
-        memory = f"{_gigabytes(extra_bytes)} of adapters beside the model"
-        change = "a new mix reloads nothing"
-    lines = [
-        f"Mode: {mode} ({reason})",
-        f"Basis: {basis.name}, id {basis.basis_id}",
-        f"Layers: {len(basis.layers)} matched on {len(targets)} weights, none missing",
-        f"Mixes: {count_mixes(coefficients)}, strength {strength:g}",
-        f"Memory: {memory}",
-        f"Changing the analogy: {change}",
-        *basis.report,
+    made_with = coefficients["settings"]
+    others = [
+        f"{name} {made_with[name]} (the basis has {getattr(settings, name)})"
+        for name in _ROUTER_FIELDS
+        if name in made_with and made_with[name] != getattr(settings, name)
     ]
-    return "\n".join(lines)
+    if not others:
+        return []
+    return [f"Coefficients made with other settings: {', '.join(others)}. Encode the analogy again to use the basis'."]
 
 
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"
+def _describe_memory(mode: str, model: Model, targets: list[Target], extra_bytes: int) -> list[str]:
+    """Return the report's lines on memory and on what the mode costs later."""
+    if mode == "forward":
+        return [
+            f"Memory: {gigabytes(extra_bytes)} of adapters beside the model",
+            "Changing the analogy: a new mix reloads nothing",
+        ]
+    originals = find_originals(model, targets)
+    kept = f"{gigabytes(originals.total_bytes)} of originals kept by the host in {originals.place}"
+    return [
+        f"Memory: {gigabytes(extra_bytes)} of patches, {kept if originals.total_bytes else 'no originals kept'}",
+        f"Changing the analogy: a new mix makes the host patch all {len(targets)} weights again",
+        *_warn_of_weights(model, targets),
+    ]
+
+
+def _warn_of_weights(model: Model, targets: list[Target]) -> list[str]:
+    """Return what speaks against the mode `weights` that was asked for."""
+    warnings = []
+    quantised, shortage = describe_quantised(targets), describe_shortage(model)
+    if quantised and any(target.is_patched_while_used for target in targets):
+        warnings.append(f"Slow: {quantised}, and the host adds the patch again in every step. Mode forward costs less.")
+    elif quantised:
+        warnings.append(
+            f"Noise: {quantised}, and the host rounds them anew with the edit; that noise can be as large as a small "
+            "LoRA's whole effect. Mode forward leaves them as they are."
+        )
+    if shortage:
+        warnings.append(f"Slow: {shortage}. Mode forward costs less.")
+    return warnings

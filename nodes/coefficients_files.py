@@ -105,8 +105,13 @@ class LoadCoefficients:
         }
 
     @classmethod
-    def IS_CHANGED(cls, file_name: str, basis: None = None) -> tuple[str, int, int]:
-        """Reload when the file is another one."""
+    def IS_CHANGED(cls, file_name: str | None, basis: None = None) -> tuple[str, int, int]:
+        """Reload when the file is another one.
+
+        A name that comes over a link is not known yet: then only another name counts. Saved files get new names.
+        """
+        if file_name is None:
+            return ("a name over a link", 0, 0)
         return fingerprint_file(host.find_coefficients(file_name))
 
     def load(self, file_name: str, basis: LoadedBasis | None = None) -> dict[str, Any]:

@@ -14,8 +14,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..lorweb_core.coefficients import Coefficients
-from ..lorweb_core.mixing import expand_to_ranks, per_sample_scale, stacked_down, stacked_up
+from ..lorweb_core.coefficients import Coefficients, count_mixes
+from ..lorweb_core.mixing import (
+    expand_to_ranks,
+    per_sample_scale,
+    require_multiple_of_mixes,
+    stacked_down,
+    stacked_up,
+)
 from . import host
 from .sockets import LoadedBasis
 from .targets import Model, Target
@@ -99,10 +105,20 @@ def patch_forward(
         name = f"{target.module_name}.forward"
         contribution = _make_contribution(target, entry, coefficients, strength)
         model.add_object_patch(name, _wrap_forward(model.get_model_object(name), contribution))
+    _check_latent_batches(model, mixes=count_mixes(coefficients))
     present = model.get_additional_models_with_key(_ADDITIONAL_MODELS_KEY)
     if not any(bank.is_clone(other) for other in present):
         model.set_additional_models(_ADDITIONAL_MODELS_KEY, [*present, bank])
     return bank.model_size()
+
+
+def _check_latent_batches(model: Model, *, mixes: int) -> None:
+    """Have every sampling step refuse a latent batch that is no multiple of the mixes.
+
+    A Linear cannot tell: two mixes on one latent would fit the two rows of its conditional and unconditional pass.
+    """
+    if mixes > 1:
+        host.watch_latent_batches(model, lambda batch: require_multiple_of_mixes(batch, mixes=mixes))
 
 
 def _wrap_forward(forward: Callable[..., Tensor], contribution: Contribution) -> Callable[..., Tensor]:

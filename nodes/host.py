@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,6 +22,8 @@ from ..lorweb_core.errors import ImageError, OutputError
 BASIS_FOLDER = "lorweb"
 #: Below `models` for files from others, and below the output folder, where Save Coefficients writes.
 COEFFICIENTS_FOLDER = "lorweb_coefficients"
+#: Under which the host keeps our wrappers of its functions.
+_WRAPPERS_KEY = "lorweb"
 #: diffusers parameter name → weight key, or (weight key, (dimension, start, length)) for a part of a fused weight.
 WeightTargets = Mapping[str, Any]
 
@@ -178,6 +180,14 @@ def next_output_path(filename_prefix: str) -> tuple[Path, str, int]:
     """
     import folder_paths
 
+    name = re.split(r"[\\/]", filename_prefix)[-1].strip()
+    if not name or name.startswith("."):
+        # The host would count such files wrongly and write over the first one each time.
+        raise OutputError(
+            expected="a filename_prefix that ends in a file name",
+            got=repr(filename_prefix),
+            remedy="Name folder and file, such as loras/lorweb; the name may not begin with a dot.",
+        )
     output = Path(folder_paths.get_output_directory()).resolve()
     try:
         target = (output / filename_prefix).resolve()
@@ -235,6 +245,17 @@ def make_model_patcher(module: torch.nn.Module, *, load_device: torch.device, of
     return patcher(module, load_device=load_device, offload_device=offload_device)
 
 
+def watch_latent_batches(model: Any, check: Callable[[int], None]) -> None:  # noqa: ANN401
+    """Call `check` with the size of the latent batch before each step, whatever conditionings the host then joins."""
+    import comfy.patcher_extension
+
+    def call_after_check(executor: Any, inner_model: Any, conds: Any, latents: torch.Tensor, *rest: Any) -> Any:  # noqa: ANN401
+        check(latents.shape[0])
+        return executor(inner_model, conds, latents, *rest)
+
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, _WRAPPERS_KEY, call_after_check)
+
+
 def text_encoder_devices() -> tuple[torch.device, torch.device]:
     """Return the (load, offload) devices that the host uses for encoders."""
     import comfy.model_management as management
@@ -249,11 +270,37 @@ def load_patchers(patchers: list[Any]) -> None:
     comfy.model_management.load_models_gpu(patchers)
 
 
-def free_ram_bytes() -> int:
-    """Return how many bytes of main memory the host believes to be free."""
+def free_bytes(device: torch.device) -> int:
+    """Return how many bytes of a device's memory the host believes to be free; of the RAM for a CPU."""
     import comfy.model_management
 
-    return int(comfy.model_management.get_free_memory(torch.device("cpu")))
+    return int(comfy.model_management.get_free_memory(device))
+
+
+def streams_weights(model: Any) -> bool:  # noqa: ANN401
+    """Return whether a MODEL's weights are patched while they are streamed in (dynamic VRAM), none being kept."""
+    is_dynamic = getattr(model, "is_dynamic", None)  # unknown to older hosts, which cannot do it
+    return is_dynamic is not None and bool(is_dynamic())
+
+
+def room_for_weights(model: Any) -> int | None:  # noqa: ANN401
+    """Return how many bytes of weights a MODEL's load device can hold at once, everything else unloaded.
+
+    None where the host loads a model whole whatever its size, or does not say.
+    """
+    import comfy.model_management as management
+
+    try:
+        state, device = management.vram_state.name, model.load_device
+        if device.type == "cpu" or state not in ("NO_VRAM", "LOW_VRAM", "NORMAL_VRAM"):
+            return None
+        if state == "NO_VRAM":
+            return 0
+        loaded = [other for other in management.loaded_models() if other is not None and other.load_device == device]
+        unloadable = sum(other.loaded_size() for other in loaded)
+        return int(free_bytes(device) + unloadable - management.minimum_inference_memory())
+    except AttributeError:  # a host whose memory management has other names
+        return None
 
 
 def compute_dtype(model: Any) -> torch.dtype:  # noqa: ANN401

@@ -35,11 +35,13 @@ class LoadBasis:
         return {"required": {"basis_name": (host.list_bases(), {"tooltip": tooltip})}}
 
     @classmethod
-    def IS_CHANGED(cls, basis_name: str) -> tuple[str | int, ...]:
-        """Reload when the file is another one, or the YAML with its settings comes, goes or changes."""
-        path = host.find_basis(basis_name)
-        sidecar = find_sidecar(path) if path else None
-        return (*fingerprint_file(path), *(fingerprint_file(sidecar) if sidecar else ()))
+    def IS_CHANGED(cls, basis_name: str | None) -> tuple[str | int, ...]:
+        """Reload when the file is another one, or the YAML with its settings comes, goes or changes.
+
+        A name that comes over a link is not known yet and may be any: then all files count.
+        """
+        names = host.list_bases() if basis_name is None else [basis_name]
+        return tuple(part for name in names for part in _fingerprint_basis(host.find_basis(name)))
 
     def load(self, basis_name: str) -> tuple[LoadedBasis]:
         """Return the basis, wholly in memory, so that its file may be replaced."""
@@ -74,10 +76,11 @@ class LoadImageEncoder:
         return {"required": {"encoder_name": (list(host.find_encoder_folders()), {"tooltip": tooltip})}}
 
     @classmethod
-    def IS_CHANGED(cls, encoder_name: str) -> tuple[str | int, ...]:
-        """Reload when weights, config or preprocessing are others."""
-        folder = host.find_encoder_folders().get(encoder_name)
-        files = [folder / name for name in ENCODER_FILES] if folder else [None]
+    def IS_CHANGED(cls, encoder_name: str | None) -> tuple[str | int, ...]:
+        """Reload when weights, config or preprocessing are others; of any encoder, while the name is not known yet."""
+        known = host.find_encoder_folders()
+        folders = list(known.values()) if encoder_name is None else [known.get(encoder_name)]
+        files = [folder / name if folder else None for folder in folders for name in ENCODER_FILES]
         return tuple(part for file in files for part in fingerprint_file(file))
 
     def load(self, encoder_name: str) -> tuple[TransformersClipVision]:
@@ -90,6 +93,11 @@ class LoadImageEncoder:
                 remedy="Put the folder there, press R to refresh the lists, and choose it again.",
             )
         return (load_clip_vision(folder),)
+
+
+def _fingerprint_basis(path: Path | None) -> tuple[str | int, ...]:
+    sidecar = find_sidecar(path) if path else None
+    return (*fingerprint_file(path), *(fingerprint_file(sidecar) if sidecar else ()))
 
 
 def fingerprint_file(path: Path | None) -> tuple[str, int, int]:

@@ -18,6 +18,8 @@ from ..lorweb_core.errors import ModelError
 from . import host
 
 _PLAIN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+#: Class of the weights that ComfyUI-GGUF loads.
+_GGUF_WEIGHT = "GGMLTensor"
 Model = Any  # the host's ModelPatcher
 
 
@@ -58,6 +60,17 @@ class Target:
         """Whether the weight is an ordinary float tensor that can be changed without rounding it anew."""
         weight = self.module.weight
         return type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.dtype in _PLAIN_DTYPES
+
+    @property
+    def weight_kind(self) -> str:
+        """The weight's number format, for people."""
+        weight = self.module.weight
+        return str(weight.dtype) if str(weight.dtype).startswith("torch.float8") else type(weight).__name__
+
+    @property
+    def is_patched_while_used(self) -> bool:
+        """Whether a patch stays beside the weight and is added in every forward: GGUF, whose host keeps no original."""
+        return type(self.module.weight).__name__ == _GGUF_WEIGHT
 
     @property
     def weight_bytes(self) -> int:

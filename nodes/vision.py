@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..lorweb_core.basis import Basis
-from ..lorweb_core.encoder import ImageEncoder, load_image_encoder
+from ..lorweb_core.encoder import SIGLIP_FAMILY, ImageEncoder, family_of, load_image_encoder
 from ..lorweb_core.errors import ModelError
 from ..lorweb_core.preprocessing import CLIP_PREPROCESSING, Preprocessing, preprocess_images
 from . import host
@@ -53,7 +53,7 @@ class TransformersClipVision:
     def embed(self, images: Tensor) -> Tensor:
         """Return image embeddings [B, P] float32 on the CPU for pictures [B, H, W, C], float 0–1."""
         self.load()
-        return self.encoder.embed(images)
+        return self.encoder.embed(images, on_progress=lambda *_: host.raise_if_interrupted())
 
     def encode_image(self, image: Tensor, crop: bool | str = True) -> Any:  # noqa: ANN401 - the host's output class
         """Return the host's CLIP_VISION_OUTPUT for pictures [B, H, W, C]; crop False or "none" squeezes them."""
@@ -110,15 +110,13 @@ def embed_images(clip_vision: Any, images: Tensor, basis: Basis) -> Tensor:  # n
 
 
 def _require_kind(clip_vision: Any, basis: Basis) -> None:  # noqa: ANN401
-    wants_siglip = "siglip" in basis.settings.encoder_id.lower()
+    family = family_of(basis.settings.encoder_id)
     if isinstance(clip_vision, TransformersClipVision):
-        is_siglip = clip_vision.encoder.output_name == "pooler_output"
-        if is_siglip != wants_siglip:
-            raise _wrong_encoder(
-                basis, f"the {'SigLIP' if is_siglip else 'CLIP'} model {clip_vision.encoder.encoder_id}"
-            )
+        encoder = clip_vision.encoder
+        if encoder.family != family:
+            raise _wrong_encoder(basis, f"the {encoder.family} model {encoder.encoder_id}")
         return
-    if wants_siglip:
+    if family == SIGLIP_FAMILY:
         raise _wrong_encoder(basis, "a model of the host's own CLIP Vision loader")
     size_px = getattr(clip_vision, "image_size", CLIP_PREPROCESSING.size_px)
     if size_px != CLIP_PREPROCESSING.size_px:
@@ -126,7 +124,7 @@ def _require_kind(clip_vision: Any, basis: Basis) -> None:  # noqa: ANN401
 
 
 def _wrong_encoder(basis: Basis, got: str) -> ModelError:
-    wants_siglip = "siglip" in basis.settings.encoder_id.lower()
+    wants_siglip = family_of(basis.settings.encoder_id) == SIGLIP_FAMILY
     loader = "Load Image Encoder (transformers)" if wants_siglip else "Load CLIP Vision"
     files = "its Hugging Face folder" if wants_siglip else "clip_vision_l.safetensors (CLIP ViT-L/14, 224 px)"
     if basis.embedding_dim != 768:

@@ -153,7 +153,7 @@ def _write_coefficients(coefficients: Coefficients, path: Path) -> None:
 def _embed_pictures(basis: Basis, paths: tuple[Path, ...], encoder_folder: Path) -> Tensor:
     from transformers.utils import logging as transformers_logging  # seconds to import
 
-    from ..encoder import load_image_encoder
+    from ..encoder import family_of, load_image_encoder
     from ..query import embed_analogy
 
     transformers_logging.disable_progress_bar()
@@ -165,10 +165,11 @@ def _embed_pictures(basis: Basis, paths: tuple[Path, ...], encoder_folder: Path)
         )
     pictures = [read_picture(path) for path in paths]
     encoder = load_image_encoder(encoder_folder, local_files_only=True)
-    if encoder.embedding_dim != basis.embedding_dim:
+    wanted = (family_of(basis.settings.encoder_id), basis.embedding_dim)
+    if (encoder.family, encoder.embedding_dim) != wanted:
         raise ModelError(
-            expected=f"an encoder with embeddings of width {basis.embedding_dim} ({basis.settings.encoder_id})",
-            got=f"{encoder.embedding_dim} from {encoder.encoder_id}",
+            expected=f"a {wanted[0]} encoder with embeddings of width {wanted[1]} ({basis.settings.encoder_id})",
+            got=f"{encoder.embedding_dim} from the {encoder.family} model {encoder.encoder_id}",
             remedy=f"Name the folder of {basis.settings.encoder_id}.",
         )
     return embed_analogy(basis.settings, encoder.embed, *pictures, preprocessing=encoder.preprocessing)

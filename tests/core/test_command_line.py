@@ -218,6 +218,14 @@ def test_mix_of_pictures_tells_every_mistake(run, tmp_path):
         return run("mix", basis, *words, "--encoder", encoder, "-o", tmp_path / "out.safetensors")
 
     assert_refused(mix(basis, tmp_path / "clip"), "width 768", "got 12", "clip-vit-large-patch14")
+    narrow = write_reference(tmp_path / "narrow.safetensors", query_dim=36)
+    (tmp_path / "narrow.yaml").write_text(
+        "{activation: softmax, heads: 1, reduction: mean, query_mode: cat-aa'b, encoder: "
+        "google/siglip2-base-patch16-224}"
+    )
+    assert_refused(
+        mix(narrow, tmp_path / "clip"), "a SigLIP encoder", "got 12 from the CLIP model clip", "siglip2-base"
+    )
     assert_refused(mix(basis, tmp_path / "none"), "--encoder to be a folder", "nothing is downloaded")
     assert_refused(mix(basis, tmp_path / "clip", **{"--b": tmp_path / "text.png"}), "a picture at", "text.png")
     assert_refused(mix(basis, tmp_path / "clip", **{"--b": tmp_path / "missing.png"}), "a picture at", "No such file")

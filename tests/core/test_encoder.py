@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from lorweb_core.encoder import (
     CLIP_PREPROCESSING,
     Preprocessing,
+    family_of,
     load_image_encoder,
     preprocess_images,
 )
@@ -99,6 +100,26 @@ def test_a_whole_clip_is_read_without_its_text_tower(whole_clip):
     assert encoder.embedding_dim == 12
     assert torch.allclose(encoder.embed(noise(50, 40)), expected, atol=1e-6)
     assert not any("text" in name for name, _ in encoder.model.named_parameters())
+
+
+def test_a_family_is_known_by_its_name_and_by_what_it_gives(whole_siglip, whole_clip):
+    assert load_image_encoder(whole_siglip).family == family_of("google/SigLIP2-base-patch16-224") == "SigLIP"
+    assert load_image_encoder(whole_clip).family == family_of("openai/clip-vit-large-patch14") == "CLIP"
+
+
+def test_embedding_many_pictures_tells_its_progress_and_can_be_stopped(tiny_clip):
+    encoder, seen = load_image_encoder(tiny_clip), []
+    images = noise(32, 32, batch=70)
+    encoder.embed(images, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(32, 70), (64, 70), (70, 70)]
+
+    def stop(done, _):
+        seen.append(done)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encoder.embed(images, on_progress=stop)
+    assert seen[3:] == [32]
 
 
 def test_a_fixed_size_siglip_gives_its_pooled_output_from_its_own_weights(whole_siglip):

@@ -121,6 +121,26 @@ def test_numbers_beyond_half_precision_are_refused_and_nothing_is_left(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("strength", [1e38, -1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_file_never_holds_nan_or_infinity(tmp_path, rank, strength, dtype):
+    basis, path = make_basis(), tmp_path / "lora.safetensors"
+    mixes = {name: 1e9 * mix for name, mix in mixes_of(basis).items()}
+    with pytest.raises(OutputError, match=r"that float32 can hold; got infinity or NaN at strength .*smaller strength"):
+        export_mixed_lora(path, basis, mixes, strength=strength, rank=rank, dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    basis, layers = make_basis(), []
+    with pytest.raises(OutputError, match="to be able to write"):
+        export_mixed_lora(
+            tmp_path / "none" / "lora.safetensors", basis, mixes_of(basis), rank=1, on_layer=lambda: layers.append(1)
+        )
+    assert not layers and not list(tmp_path.iterdir())
+
+
 def test_a_negative_rank_is_refused(tmp_path):
     basis = make_basis()
     with pytest.raises(SettingsError, match="rank 0"):

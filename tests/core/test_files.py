@@ -56,6 +56,22 @@ def test_numbers_beyond_the_dtype_are_refused_and_nothing_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.float8_e4m3fn])
+def test_numbers_that_were_never_finite_are_refused_as_such(tmp_path, stored, dtype):
+    tensor = torch.tensor([1.0, float("nan")]).to(stored)
+    with pytest.raises(OutputError, match=r"finite numbers in a; got 1 of 2 NaN or infinite\. They were so before"):
+        write_safetensors_atomically(tmp_path / "x.safetensors", {"a": tensor}, {}, dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_beyond_every_type_are_not_sent_to_another_one(tmp_path):
+    with pytest.raises(OutputError, match=r"range of torch\.bfloat16.*Scale them down"):
+        write_safetensors_atomically(
+            tmp_path / "x.safetensors", {"a": torch.tensor([1e300], dtype=torch.float64)}, {}, dtype=torch.bfloat16
+        )
+
+
 def test_an_existing_file_is_replaced_in_one_step(tmp_path):
     path = tmp_path / "out.txt"
     path.write_text("old")

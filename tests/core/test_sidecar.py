@@ -164,6 +164,34 @@ def test_the_first_source_that_states_a_setting_wins(tmp_path):
     assert given.settings == FULL_SETTINGS and given.settings_source == "argument" and given.report == ()
 
 
+def test_a_sidecar_that_is_not_needed_must_still_agree(tmp_path):
+    path = tmp_path / "basis.safetensors"
+    save_basis(path, make_basis().layers, RouterSettings())
+    (tmp_path / "basis.yaml").write_text("rank: 77")
+    with pytest.raises(SettingsError, match=r"tensors with rank 77, as settings file basis.yaml says; got rank 2"):
+        load_basis(path)
+    assert load_basis(path, settings=RouterSettings()).report == ()
+    (tmp_path / "basis.yaml").write_text("rank: 2\nactivation: softmax")
+    assert load_basis(path).report == (), "it says nothing new"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("activation: tanh\nheads: 1", "basis.yaml says otherwise: activation tanh."),
+        ("steps: 100", "basis.yaml could not be read: Expected fields of settings file basis.yaml"),
+    ],
+)
+def test_a_sidecar_without_effect_is_reported(tmp_path, text, words):
+    path = tmp_path / "basis.safetensors"
+    save_basis(path, make_basis().layers, RouterSettings())
+    (tmp_path / "basis.yaml").write_text(text)
+    basis = load_basis(path)
+    assert basis.settings == RouterSettings()
+    (line,) = basis.report
+    assert line.startswith("basis.yaml was not used: the file has settings of its own") and words in line
+
+
 def test_a_sidecar_of_its_own_name_goes_before_config_yaml(tmp_path):
     path = write_reference(tmp_path / "basis.safetensors")
     (tmp_path / "config.yaml").write_text(network_yaml(**FULL))

@@ -127,7 +127,7 @@ def test_a_model_that_is_no_flux(server, edit):
     assert_refused(server, graph, "LoRWeBApplyMixedLoRA", "FLUX.1-Kontext", "SD3")
 
 
-@pytest.mark.parametrize("prefix", ["blocked/lorweb", "../outside", "/tmp/outside"])
+@pytest.mark.parametrize("prefix", ["blocked/lorweb", "../outside", "/tmp/outside", "", "loras/..", "lo\0ras/x"])
 def test_an_output_folder_that_cannot_be_used(server, save, prefix):
     output = server.base / "output"
     (output / "blocked").write_text("a file where a folder should be")

@@ -63,6 +63,8 @@ def test_a_scaled_fp8_base(server, edit, folder):
     models.write_scaled_fp8_flux(folder / names[0], folder / names[1], models.width_for(server.host))
     scaled, plain = (graphs.change(edit, "UNETLoader", unet_name=name) for name in names)
     assert_like_its_plain_twin(server, scaled, plain, FP8_TOLERANCE)
+    _, report = sample(server, graphs.change(scaled, "LoRWeBApplyMixedLoRA", mode="weights"))
+    assert "Noise: 13 of 13 weights are quantised" in report and "of originals kept by the host" in report, report
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
@@ -76,6 +78,8 @@ def test_a_gguf_base(server, edit, folder, kind):
     graph = {**edit, graphs.find_node(edit, "UNETLoader"): gguf}
     plain = graphs.change(edit, "UNETLoader", unet_name=plain_name)
     assert_like_its_plain_twin(server, graph, plain, GGUF_TOLERANCE)
+    _, report = sample(server, graphs.change(graph, "LoRWeBApplyMixedLoRA", mode="weights"))
+    assert "Slow: 13 of 13 weights are quantised (GGMLTensor)" in report and "no originals kept" in report, report
 
 
 def test_the_host_s_own_vit_l_gives_the_same_mix_as_ours(server, tmp_path):

@@ -97,6 +97,50 @@ def test_a_basis_that_was_replaced_is_loaded_again_and_nothing_else_is(server, e
     assert graphs.find_node(graph, "LoRWeBLoadBasis") not in outcome.cached
 
 
+def with_linked_names(graph):
+    """Return a copy whose loaders get their names from other nodes."""
+    changed = graphs.change(graph, "LoRWeBLoadBasis")
+    for class_type, name in (("LoRWeBLoadBasis", "basis_name"), ("LoRWeBLoadImageEncoder", "encoder_name")):
+        inputs = changed[graphs.find_node(changed, class_type)]["inputs"]
+        changed[name] = {"class_type": "LoRWeBTestNameOnALink", "inputs": {"text": inputs[name]}}
+        inputs[name] = [name, 0]
+    return changed
+
+
+def test_a_name_on_a_link_loads_again_only_when_a_file_changes(server):
+    target = server.base / "models" / "lorweb" / "linked.safetensors"
+    width = models.width_for(server.host)
+    models.write_basis(target, width, seed=1)
+    save = graphs.make_runnable(graphs.load_twin(SAVE))
+    graph = with_linked_names(graphs.change(save, "LoRWeBLoadBasis", basis_name=target.name))
+    seen = len(server.log)
+    assert server.run(graph).status == "success"
+    again = server.run(graph)
+    assert again.status == "success" and again.cached == set(graph), again
+    models.write_basis(target, width, seed=2)
+    outcome = server.run(graph)
+    assert graphs.find_node(graph, "LoRWeBLoadBasis") not in outcome.cached
+    assert graphs.find_node(graph, "LoRWeBLoadImageEncoder") in outcome.cached
+    assert "WARNING" not in server.log[seen:], server.log[seen:]
+
+
+def test_coefficients_named_over_a_link_are_not_read_again(server):
+    save = graphs.make_runnable(graphs.load_twin(graphs.SAVE_ANALOGY))
+    saved = server.run(save)
+    assert saved.status == "success", saved
+    path = sorted((server.base / "output" / "lorweb_coefficients").glob("*.safetensors"))[-1]
+    graph = {
+        "name": {"class_type": "LoRWeBTestNameOnALink", "inputs": {"text": path.name}},
+        "load": {"class_type": "LoRWeBLoadCoefficients", "inputs": {"file_name": ["name", 0]}},
+        "show": {"class_type": "PreviewImage", "inputs": {"images": ["load", 2]}},
+    }
+    seen = len(server.log)
+    assert server.run(graph).status == "success"
+    again = server.run(graph)
+    assert again.cached == set(graph), again
+    assert "WARNING" not in server.log[seen:], server.log[seen:]
+
+
 def test_a_new_strength_runs_only_what_comes_after_apply(server, edit):
     sample(server, apply_with(edit, strength=0.9))
     outcome = server.run(apply_with(edit, strength=0.7))

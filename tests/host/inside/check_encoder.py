@@ -5,11 +5,13 @@ import tempfile
 from pathlib import Path
 
 import comfy.clip_vision
+import comfy.model_management
 import torch
 from comfyui_lorweb.lorweb_core.basis import Basis, LayerBasis
 from comfyui_lorweb.lorweb_core.errors import ModelError
 from comfyui_lorweb.lorweb_core.settings import RouterSettings
 from comfyui_lorweb.nodes.vision import embed_images, load_clip_vision
+from refusals import expect
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -55,6 +57,17 @@ def check_modules_that_the_host_leaves_behind_follow():
     vision.load()
     tensors = [*vision.model.parameters(), *vision.model.buffers()]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def check_embedding_many_pictures_can_be_interrupted():
+    vision = load_tiny_encoder()
+    pictures = torch.rand(40, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    batches = []
+    vision.model.register_forward_hook(lambda *_: batches.append(1))
+    comfy.model_management.interrupt_current_processing(True)
+    expect(comfy.model_management.InterruptProcessingException, (), vision.embed, pictures)
+    assert len(batches) == 1
+    assert vision.embed(pictures).shape == (40, 16) and len(batches) == 3
 
 
 def check_embedding_and_encode_image_agree():

@@ -105,6 +105,31 @@ def check_names_that_lead_elsewhere_are_refused_with_where():
     assert host.find_input_folder("pairs/comic") == (inside / "pairs" / "comic").resolve()
 
 
+def check_prefixes_without_a_file_name_are_refused():
+    output = new_folder("prefixes")
+    folder_paths.set_output_directory(str(output))
+    for prefix in (
+        "",
+        ".",
+        "..",
+        " ",
+        "loras/",
+        "loras/..",
+        "loras/.",
+        "loras/ ",
+        "loras/.hidden",
+        "a\\..",
+    ):
+        words = ("Expected a filename_prefix that ends in a file name", f"got {prefix!r}", "such as loras/lorweb")
+        expect(OutputError, words, host.next_output_path, prefix)
+    assert not list(output.iterdir()), "nothing is made for them"
+    for prefix, name in (("lorweb", "lorweb"), ("loras/v1.2", "v1.2"), ("a/../b", "b")):
+        folder, stem, counter = host.next_output_path(prefix)
+        assert (stem, counter) == (name, 1)
+        (folder / f"{stem}_00001_.safetensors").touch()
+        assert host.next_output_path(prefix)[2] == 2, "the next file gets the next number"
+
+
 def check_a_preview_refuses_what_is_no_coefficients():
     coefficients = make_coefficients(make_loaded_basis(build_flux(TINY)))
     expect(CheckpointError, ("Expected a coefficients dict", "got []"), PreviewCoefficients().preview, coefficients, {})

@@ -1,5 +1,7 @@
 """Laws of Apply inside the host's own model, sampler and memory management."""
 
+from dataclasses import replace
+
 import comfy.lora
 import comfy.lora_convert
 import comfy.model_management
@@ -96,6 +98,27 @@ def check_per_sample_mixes_survive_classifier_free_guidance():
     together = sample_once(apply(model, loaded, both), batch=2, cfg=3.0)
     one = {**both, "layers": {name: mix[:1] for name, mix in both["layers"].items()}}
     assert_same(together[0], sample_once(apply(model, loaded, one, mode="forward"), batch=2, cfg=3.0)[0], 1e-5)
+
+
+def check_mixes_are_shared_out_over_latents_and_not_over_conditionings():
+    model = build_flux(TINY)
+    loaded = make_loaded_basis(model)
+    for mixes, batch in ((2, 1), (4, 2), (6, 3)):
+        patched = apply(model, loaded, make_coefficients(loaded, mixes=mixes))
+        words = [f"multiple of the {mixes} mixes", f"batch of {batch}", f"latent batch {mixes}"]
+        expect(ShapeError, words, lambda patched=patched, batch=batch: sample_once(patched, batch=batch, cfg=3.0))
+    both = make_coefficients(loaded, mixes=2)
+    together = sample_once(apply(model, loaded, both), batch=4, cfg=3.0)
+    for index in range(4):
+        one = {**both, "layers": {name: mix[index % 2][None] for name, mix in both["layers"].items()}}
+        alone = sample_once(apply(model, loaded, one, mode="forward"), batch=4, cfg=3.0)
+        assert_same(together[index], alone[index], 1e-5)
+    stacked = apply(
+        apply(model, loaded, make_coefficients(loaded, mixes=2)), loaded, make_coefficients(loaded, mixes=3)
+    )
+    expect(ShapeError, ["multiple of the 3 mixes"], lambda: sample_once(stacked, batch=2, cfg=3.0))
+    assert sample_once(stacked, batch=6, cfg=3.0).isfinite().all()
+    assert sample_once(model, batch=1, cfg=3.0).isfinite().all(), "the incoming model checks nothing"
 
 
 def check_stacking_adds_up_in_any_order_and_mode():
@@ -209,6 +232,19 @@ def check_a_batch_that_is_no_multiple_of_the_mixes_is_refused():
         ShapeError, ["multiple of the 2 mixes", "batch of 3", "latent batch 2"], lambda: sample_once(patched, batch=3)
     )
     assert sample_once(model).isfinite().all()
+
+
+def check_coefficients_of_other_router_settings_are_reported():
+    model = build_flux(TINY)
+    loaded = make_loaded_basis(model)
+    coefficients = make_coefficients(loaded)
+    assert "other settings" not in ApplyMixedLoRA().apply(model, loaded, coefficients, 1.0, "auto")[1]
+    changed = LoadedBasis(replace(loaded.basis, settings=RouterSettings(activation="tanh", heads=2)))
+    for mode in ("weights", "forward"):
+        report = ApplyMixedLoRA().apply(model, changed, coefficients, 1.0, mode)[1]
+        assert "activation softmax (the basis has tanh), heads 1 (the basis has 2). Encode" in report, report
+    bare = {**coefficients, "settings": {}}
+    assert "other settings" not in ApplyMixedLoRA().apply(model, changed, bare, 1.0, "auto")[1]
 
 
 def check_weights_with_several_mixes_is_refused():

@@ -1,4 +1,4 @@
-"""Test-only nodes: a text encoder without weights, for graphs that would otherwise need 10 GB of T5.
+"""Test-only nodes: a text encoder without weights, in place of 10 GB of T5, and names that come over links.
 
 Everything downstream is the host's own: T5TokenizerOptions sets options on it and CLIPTextEncode encodes with it.
 """
@@ -52,4 +52,27 @@ class LoadSeededTextEncoder:
         return (SeededTextEncoder(),)
 
 
-NODE_CLASS_MAPPINGS = {"LoRWeBTestTextEncoder": LoadSeededTextEncoder}
+class AnyType(str):
+    """A socket type that fits every other, as several packs have one."""
+
+    def __ne__(self, other):
+        """Differ from nothing."""
+        return False
+
+
+class NameOnALink:
+    """Gives a text to a widget that was made an input, whatever the list behind it."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "LoRWeB tests", "give", (AnyType("*"),)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        """One text."""
+        return {"required": {"text": ("STRING", {"default": ""})}}
+
+    def give(self, text):
+        """Return the text."""
+        return (text,)
+
+
+NODE_CLASS_MAPPINGS = {"LoRWeBTestTextEncoder": LoadSeededTextEncoder, "LoRWeBTestNameOnALink": NameOnALink}
