@@ -83,6 +83,7 @@ def test_maps_and_reports_are_back_after_another_workflow(frontend):
     assert frontend.errors == []
 
 
+@SLOW
 def test_maps_and_reports_are_back_after_a_reload_and_stay(frontend):
     before = frontend.page.evaluate(SHOWN)
     frontend.page.wait_for_timeout(1500)  # until the frontend has put the workflow aside
@@ -97,6 +98,7 @@ def test_maps_and_reports_are_back_after_a_reload_and_stay(frontend):
     assert frontend.page.evaluate(SHOWN) == before
 
 
+@SLOW
 def test_a_reload_shows_nothing_that_other_settings_gave(frontend):
     """A shipped workflow has one id wherever it is opened; what another strength gave is not this one's report."""
     workflow = frontend.page.evaluate(KEEP_ID)

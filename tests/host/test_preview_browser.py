@@ -68,7 +68,7 @@ SHOW_ROWS = """({id, rows, values, strip}) => {
 }"""
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "vue"])
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["canvas", "vue"])
 def server(request, servers, newest_host):
     """The newest host's server, with each of its two renderers."""
     server = servers(newest_host)
@@ -232,8 +232,12 @@ def test_line_and_pager_are_dark_on_light_nodes(server, chromium, pictures, requ
     ("language", "hint", "size"),
     [
         ("zh", "运行工作流即可查看系数。", "20 层 × 3 个适配器"),
-        ("ja", "ワークフローを実行すると係数が表示されます。", "20 層 × 3 アダプター"),
-        ("ko", "워크플로를 실행하면 계수가 표시됩니다.", "레이어 20개 × 어댑터 3개"),
+        pytest.param(
+            "ja", "ワークフローを実行すると係数が表示されます。", "20 層 × 3 アダプター", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "ko", "워크플로를 실행하면 계수가 표시됩니다.", "레이어 20개 × 어댑터 3개", marks=pytest.mark.slow
+        ),
     ],
     ids=["zh", "ja", "ko"],
 )
