@@ -54,7 +54,9 @@ def load_base(path: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
 
     model: Any = FluxTransformer2DModel(**CONFIG)
     model.load_state_dict(from_bfl(load_file(path), path.name))
-    return model.to(dtype).eval()
+    if dtype != torch.float32:  # diffusers warns of any cast, though no module here has to stay in float32
+        model.to(dtype)
+    return model.eval()
 
 
 def to_bfl(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
