@@ -24,7 +24,7 @@ INFO_BUTTON = "[data-testid='info-button']"
 PICTURE_WIDTHS = "() => [...document.querySelectorAll(\"img[src*='/docs/']\")].map(image => image.naturalWidth)"
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "vue"])
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["canvas", "vue"])
 def frontend(request, newest_server, chromium):  # noqa: F811
     """The newest frontend, in each of its two renderers."""
     newest_server.post("/api/settings/Comfy.VueNodes.Enabled", request.param)
