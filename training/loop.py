@@ -33,7 +33,9 @@ _OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "De
 #: The second one has the optimiser's moments beside it.
 _STEPS_TO_BE_SURE = 2
 #: How torch says that a loading process is gone; the system has killed it as a rule.
-_LOADER_GONE = ("DataLoader worker", "Pin memory thread")
+_LOADER_GONE = ("DataLoader worker (pid", "Pin memory thread")
+#: How torch begins to tell of an error that a living loading process has met.
+_ERROR_IN_LOADER = "Caught "
 
 
 class DivergenceError(LoRWeBError):
@@ -138,7 +140,8 @@ class Loop:
         try:
             return next(self.batches)
         except (RuntimeError, ConnectionError, EOFError) as error:
-            if isinstance(error, RuntimeError) and not any(text in str(error) for text in _LOADER_GONE):
+            is_told = any(text in str(error) for text in _LOADER_GONE)
+            if str(error).startswith(_ERROR_IN_LOADER) or (isinstance(error, RuntimeError) and not is_told):
                 raise
             if self.processes.world_size == 1:
                 self.callbacks.save(state, is_last=True)

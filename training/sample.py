@@ -216,7 +216,7 @@ def _too_large(error: RuntimeError) -> ModelError:
     return ModelError(
         expected="base, basis and encoder to fit in memory",
         got=f"out of memory ({str(error)[:150]})",
-        remedy="Add --quantize nf4 (6.5 GB for the base) or int8 (12 GB), or set a smaller --megapixels.",
+        remedy="Add --quantize nf4 (6.6 GB for the base) or int8 (12 GB), or set a smaller --megapixels.",
     )
 
 

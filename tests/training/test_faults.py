@@ -80,6 +80,17 @@ def test_a_killed_loading_process_costs_no_step(tiny_config, monkeypatch):
     assert train(tiny_config("run.steps=6", "data.workers=0"), resume="latest").step == 6
 
 
+def test_a_mistake_within_a_loading_process_is_not_taken_for_its_end(tiny_config, monkeypatch):
+    def fail(*_args, **_options):
+        raise RuntimeError("a mistake in the data")
+
+    monkeypatch.setattr("training.data.quadruplets.load_pair", fail)
+    config = tiny_config("run.steps=2", "data.workers=1")
+    with pytest.raises(RuntimeError, match="a mistake in the data"):
+        train(config)
+    assert not (config.run_folder / "checkpoints").exists()
+
+
 def test_numbers_beyond_float16_make_the_file_bfloat16_and_lose_no_checkpoint(tiny_config, assembled, caplog):
     config = tiny_config("run.steps=1", "checkpoint.dtype=float16")
     loop, state = assembled(config)
