@@ -20,7 +20,7 @@ from .basis import Basis, LayerBasis
 from .errors import CheckpointError, OutputError, SettingsError
 from .files import DeferredTensor, require_writable, write_safetensors_atomically
 from .mixing import mix_layer
-from .rank_reduction import balance_pair, reduce_rank
+from .rank_reduction import ReducedPair, balance_pair, reduce_rank
 
 EXPORT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 METADATA_KEY = "lorweb_mix"
@@ -86,13 +86,7 @@ def export_mixed_lora(
     kept_energy: dict[str, float] = {}
     for name, layer in basis.layers.items():
         if rank and rank < layer.total_rank:
-            mixed = mix_layer(layer, coefficients[name], strength=strength)
-            _require_finite(name, strength, mixed.down, mixed.up)
-            try:
-                reduced = reduce_rank(mixed.down, mixed.up, rank=rank)
-            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # the product overflowed
-                raise _overflow(name, strength) from error
-            _require_finite(name, strength, reduced.down, reduced.up)
+            reduced = _reduce_layer(name, layer, coefficients[name], strength=strength, rank=rank)
             pair: tuple[Tensor | DeferredTensor, Tensor | DeferredTensor] = reduced.down, reduced.up
             kept_energy[name] = reduced.kept_energy
             on_layer()
@@ -105,6 +99,17 @@ def export_mixed_lora(
     metadata = {"format": "pt", METADATA_KEY: json.dumps(provenance)}
     write_safetensors_atomically(path, tensors, metadata, dtype=dtype)
     return ExportReport(path=path, rank=highest, kept_energy=kept_energy)
+
+
+def _reduce_layer(name: str, layer: LayerBasis, coefficients: Tensor, *, strength: float, rank: int) -> ReducedPair:
+    mixed = mix_layer(layer, coefficients, strength=strength)
+    _require_finite(name, strength, mixed.down, mixed.up)
+    try:
+        reduced = reduce_rank(mixed.down, mixed.up, rank=rank)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # the product overflowed
+        raise _overflow(name, strength) from error
+    _require_finite(name, strength, reduced.down, reduced.up)
+    return reduced
 
 
 def _defer_pair(
