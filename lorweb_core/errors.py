@@ -1,23 +1,22 @@
-"""The one shape of a message about bad input: what was expected, what came, what to do.
+"""Errors for bad input: what is wrong, with the value, and what to do about it.
 
-Every mistake that a user can make is raised as a `LoRWeBError`; the subclasses say which border was crossed.
-Programming mistakes stay ordinary Python exceptions.
+Everything that a user can get wrong is raised as a `LoRWeBError`; the subclasses say where it happened. Programming
+errors stay ordinary Python exceptions.
 """
 
 from __future__ import annotations
 
 
 class LoRWeBError(ValueError):
-    """A user's mistake, told in three parts.
+    """A user-facing error.
 
     Args:
-        expected: what the code needs, as a noun phrase without a full stop.
-        got: what came instead, with its value.
-        remedy: one or two whole sentences that say what to do.
+        message: whole sentences: what is wrong, with the value, and what to do.
+        expected, got, remedy: the former three-part form, until all messages are rewritten.
     """
 
-    def __init__(self, *, expected: str, got: str, remedy: str) -> None:
-        super().__init__(f"Expected {expected}; got {got}. {remedy}")
+    def __init__(self, message: str = "", *, expected: str = "", got: str = "", remedy: str = "") -> None:
+        super().__init__(message or f"Expected {expected}; got {got}. {remedy}")
         self.expected = expected
         self.got = got
         self.remedy = remedy
