@@ -1,0 +1,85 @@
+"""One `main` for every command line: a typer app → an exit code.
+
+Exit codes: 0 success, 2 an error of the user's (usage, or a `LoRWeBError`, printed as one message on stderr without a
+traceback), 130 interrupted; a command may return others with `raise typer.Exit(code)`. Results go to stdout, messages
+and progress to stderr.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import typer
+
+from .coefficients import escape_controls
+from .errors import LoRWeBError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+INTERRUPTED = "interrupted; no partial file is left"
+UsageError: type[Exception] = typer.BadParameter.__mro__[
+    1
+]  # typer ships its own click since 0.29 and exports no other name for it
+
+
+class _PlainFormatter(logging.Formatter):
+    """Log lines without control characters, which names in foreign files can contain."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_controls(super().format(record))
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """An app with plain help: no shell completion, no markup, no decorated tracebacks."""
+    return typer.Typer(
+        help=help_text,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+    )
+
+
+def make_main(
+    app: typer.Typer, program: str, *, log_format: str = "%(levelname)s: %(message)s", level: int = logging.WARNING,
+    interrupted: str = INTERRUPTED,
+) -> Callable[[Sequence[str] | None], int]:  # fmt: skip
+    """Return `main(arguments=None) -> exit code` of an app.
+
+    Args:
+        app: from `new_app`; one command, or several.
+        program: as users call it, such as `python -m training.train`; shown in help and error messages.
+        log_format, level: of log lines, which go to stderr.
+        interrupted: printed after Ctrl-C.
+    """
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):  # Windows code pages lack characters that file names can have
+            if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+                stream.reconfigure(errors="replace")
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_PlainFormatter(log_format, datefmt="%H:%M:%S"))
+        logging.basicConfig(level=level, handlers=[handler])
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        try:
+            result = app(given, prog_name=program, standalone_mode=False)
+            sys.stdout.flush()
+        except UsageError as error:
+            error.show()  # type: ignore[attr-defined]
+            return EXIT_ERROR
+        except LoRWeBError as error:
+            print("error: " + "\n".join(map(escape_controls, str(error).splitlines())), file=sys.stderr)
+            return EXIT_ERROR
+        except (KeyboardInterrupt, typer.Abort):
+            print(interrupted, file=sys.stderr)
+            return EXIT_INTERRUPTED
+        except BrokenPipeError:  # the reader of our output has left, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return result if isinstance(result, int) else 0
+
+    return main
