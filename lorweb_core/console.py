@@ -21,9 +21,8 @@ from .errors import LoRWeBError
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 INTERRUPTED = "interrupted; no partial file is left"
-UsageError: type[Exception] = typer.BadParameter.__mro__[
-    1
-]  # typer ships its own click since 0.29 and exports no other name for it
+# typer ships its own click since 0.29 and exports only subclasses of this one.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 class _PlainFormatter(logging.Formatter):
