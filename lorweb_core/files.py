@@ -31,6 +31,8 @@ from .errors import FileError, OutputError, RangeError
 #: Settings and configs are a page of text; PyYAML takes 0.5 s for the worst file of this size.
 MAX_YAML_BYTES = 50_000
 MAX_JSON_BYTES = 1_000_000
+#: Captions and prompts.
+MAX_TEXT_BYTES = 1_000_000
 MAX_DEPTH = 50
 #: Values of a YAML file, each alias counted as what it stands for.
 MAX_YAML_VALUES = 5_000

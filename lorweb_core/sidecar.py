@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def read_plain_form(content: Mapping[Any, Any], source: str) -> StatedSettings:
     Raises: SettingsError: for misspelled names and values that no basis can have.
     """
     known = (*_ROUTER_FIELDS, *_TENSOR_FIELDS, *_OTHER_FIELDS)
-    for name in content:
+    for name in islice(content, 20):
         nearest = get_close_matches(str(name), known, n=1)
         if name not in known and (nearest or set(known) & set(content)):
             advice = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}."
