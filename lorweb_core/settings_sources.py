@@ -71,7 +71,7 @@ def resolve_settings(
 
     facts = _tensor_facts(layers)
     values: dict[str, Any] = {}
-    used = []
+    used: list[str] = []
     for stated in sources:
         wrong = {name: value for name, value in stated.facts.items() if value not in facts[name]}
         if wrong.get("external_query") is False and _may_be_internal(layers):

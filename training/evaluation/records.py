@@ -79,8 +79,11 @@ class RecordFile:
             if not line.strip():
                 continue
             record = _parse(line)
-            is_whole = record is not None and all(name in record for name in (*self.key, *self.needed))
-            if not is_whole or any(isinstance(record[name], (list, dict)) for name in self.key):
+            if (
+                record is None
+                or not all(name in record for name in (*self.key, *self.needed))
+                or any(isinstance(record[name], list | dict) for name in self.key)
+            ):
                 self.unreadable += 1
                 continue
             self._records[self._key_of(record)] = record
