@@ -34,7 +34,7 @@ _DIMENSIONS = {
     SUFFIX_BIAS: "N,out",
 }
 _REQUIRED = (SUFFIX_A, SUFFIX_B, SUFFIX_KEYS)
-_FLOAT_DTYPES = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
+FLOAT_DTYPES = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 _ORDINARY_LORA_SUFFIXES = (
     ".lora_A.weight",
     ".lora_B.weight",
@@ -99,7 +99,7 @@ def group_layers(entries: Mapping[str, TensorEntry], file_name: str) -> dict[str
         f"{tensor_name(name, suffix)}: {entry.dtype}"
         for name, parts in by_layer.items()
         for suffix, entry in parts.items()
-        if entry.dtype not in _FLOAT_DTYPES
+        if entry.dtype not in FLOAT_DTYPES
     ]
     if odd:
         raise CheckpointError(

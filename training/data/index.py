@@ -35,6 +35,8 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
 }
 _SHOWN_MISTAKES = 3
+#: After so many the file is taken for something else and not read on.
+_MAX_MISTAKES = 1_000
 _MAX_BYTES = 1_000_000_000
 
 
@@ -153,6 +155,8 @@ class Index(Generic[RecordT]):
                 records.append(_parse_record(line, cls.record_type, path.parent))
             except ValueError as error:
                 mistakes.append(f"line {number}: {error}")
+                if len(mistakes) == _MAX_MISTAKES:
+                    break
         mistakes += [f"id {name!r} occurs {n} times" for name, n in Counter(r.id for r in records).items() if n > 1]
         if mistakes or not records:
             raise _unusable_index(path, mistakes)
