@@ -65,7 +65,8 @@ def load_basis(
         settings: replace whatever the file or a sidecar says; or a YAML file whose entries go before theirs.
         on_progress: called after each layer with (layers done, layers in all); may raise to stop.
     Raises:
-        CheckpointError: when the file is missing, of another kind, damaged, incomplete, or holds NaN or infinity.
+        FileError: when the file is missing or cannot be read.
+        CheckpointError: when it is of another kind, damaged, incomplete, or holds NaN or infinity.
         SettingsError: when settings are unusable or contradict the tensors.
     """
     path = Path(path)
@@ -82,11 +83,7 @@ def load_basis(
                 if on_progress is not None:
                     on_progress(len(layers), len(groups))
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            expected=f"to read the tensors of {path.name}",
-            got=str(error),
-            remedy="The file changed or cannot be read; check it and load it again.",
-        ) from error
+        raise CheckpointError(f"{path.name} changed while it was read ({error}). Load it again.") from error
     for line in resolved.report:
         _logger.warning(line)
     return Basis(
@@ -128,7 +125,7 @@ def save_basis(
     tensors = {tensor_name(name, suffix): tensor for name in layers for suffix, tensor in _file_tensors(layers[name])}
     groups = {name: _describe_layer(layer) for name, layer in layers.items()}
     if not groups:
-        raise CheckpointError(expected="a basis with layers", got="none", remedy="Choose the layers to train.")
+        raise CheckpointError(f"There is no layer to save as {path.name}. Choose the layers to train.")
     require_one_query_width(groups, path.name)
     require_fitting(settings, groups)
     strings = {**(metadata or {}), "format": "pt"}
@@ -173,9 +170,8 @@ def _checked_copy(tensor: Tensor, name: str, suffix: str) -> Tensor:
     np.copyto(bits, tensor.view(bit_type).numpy())
     if (bits & exponent).max() == exponent:  # all exponent bits set: NaN or infinity
         raise CheckpointError(
-            expected=f"finite numbers in {tensor_name(name, suffix)}",
-            got=f"{int((~torch.isfinite(copy)).sum())} of {copy.numel()} NaN or infinite",
-            remedy="The training diverged or the file is damaged; use an earlier checkpoint or get the file again.",
+            f"{int((~torch.isfinite(copy)).sum())} of {copy.numel()} numbers of {tensor_name(name, suffix)} are NaN or "
+            "infinite. The training diverged or the file is damaged; use an earlier checkpoint or get the file again."
         )
     return copy
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .coefficients import FORMAT_VERSION, Coefficients, require_whole_coefficients
 from .errors import CheckpointError
-from .files import write_safetensors_atomically
+from .files import parse_json, write_safetensors_atomically
 from .header import Header, read_header
 from .images import require_images, to_pil
 
@@ -33,6 +33,7 @@ THUMBNAIL_SIDE_PX = 256
 MAX_NOTE_CHARACTERS = 10_000
 #: As long as a file's name can be.
 MAX_NAME_CHARACTERS = 255
+_ASK = "The file was edited or damaged; ask its sender for it again."
 _DATA_URI = "data:image/jpeg;base64,"
 
 
@@ -67,19 +68,13 @@ def save_coefficients(
         OutputError: when the file cannot be written.
     """
     whole = require_whole_coefficients(coefficients)
-    if len(note) > MAX_NOTE_CHARACTERS:
-        raise CheckpointError(
-            expected=f"a note of at most {MAX_NOTE_CHARACTERS:,} characters",
-            got=f"{len(note):,}",
-            remedy="Shorten the note; long texts belong into a file of their own.",
-        )
-    _require_names(whole, path)
     content = {
         "format_version": FORMAT_VERSION,
         "basis_id": whole["basis_id"],
         "settings": whole["settings"],
         "note": note,
     }
+    _require_texts(content, path)
     metadata = {METADATA_KEY: json.dumps(content, ensure_ascii=False)}
     if thumbnail is not None:
         metadata[THUMBNAIL_KEY] = _encode_thumbnail(thumbnail)
@@ -90,7 +85,8 @@ def load_coefficients(path: Path) -> CoefficientsFile:
     """Return what a coefficients file holds; whether it fits a basis is `require_coefficients_of`'s to check.
 
     Raises:
-        CheckpointError: when the file is missing, damaged, of a newer version or no coefficients file.
+        FileError: when the file is missing or cannot be read.
+        CheckpointError: when it is damaged, of a newer version or no coefficients file.
         ShapeError: when its tensors are not [B, N] of one batch and finite.
 
     Texts come from strangers: they are of bounded length, but may hold control characters, see `escape_controls`.
@@ -105,67 +101,51 @@ def load_coefficients(path: Path) -> CoefficientsFile:
 def _read_content(header: Header, path: Path) -> dict[str, Any]:
     if METADATA_KEY not in header.metadata:
         is_basis = any(name.endswith(("lora_keys", "lora_A")) for name in header.entries)
+        kind = "a LoRWeB basis" if is_basis else f"a file of {len(header.entries)} tensors without {METADATA_KEY}"
         raise CheckpointError(
-            expected=f"{path.name} to be a coefficients file, with the header key {METADATA_KEY}",
-            got="a LoRWeB basis" if is_basis else f"a file of {len(header.entries)} tensors without it",
-            remedy="Load a basis with Load LoRWeB Basis, and here a file written by Save Coefficients.",
+            f"{path.name} is {kind}, not a coefficients file. Load a basis with Load LoRWeB Basis, and here a file "
+            "written by Save Coefficients."
         )
-    try:
-        content = json.loads(header.metadata[METADATA_KEY])
-    except (ValueError, RecursionError):
-        content = None
+    content = parse_json(header.metadata[METADATA_KEY], f"The header key {METADATA_KEY} of {path.name}")
     is_whole = isinstance(content, dict) and {"format_version", "basis_id", "settings"} <= set(content)
-    if not is_whole or not isinstance(content["basis_id"], str) or not isinstance(content["settings"], dict):
+    if not is_whole or not isinstance(content["settings"], dict):
+        text = header.metadata[METADATA_KEY][:80]
         raise CheckpointError(
-            expected=f"format_version, basis_id and settings under {METADATA_KEY} in {path.name}",
-            got=header.metadata[METADATA_KEY][:80],
-            remedy="The file was edited or written wrongly; ask its sender for it again.",
+            f"The header key {METADATA_KEY} of {path.name} lacks format_version, basis_id or settings: {text!r}. {_ASK}"
         )
-    note = content.get("note", "")
-    if not isinstance(note, str) or len(note) > MAX_NOTE_CHARACTERS:
-        raise CheckpointError(
-            expected=f"a note of at most {MAX_NOTE_CHARACTERS:,} characters in {path.name}",
-            got=f"{len(note):,}" if isinstance(note, str) else f"{type(note).__name__}, which is no text",
-            remedy="The file was edited or written wrongly; ask its sender for it again.",
-        )
-    _require_names(content, path)
+    _require_texts(content, path)
     return dict(content)
 
 
-def _require_names(content: Mapping[str, Any], path: Path) -> None:
-    """Raise unless what names the basis in messages is short text."""
-    names = {"basis_id": content["basis_id"], "basis_name": content["settings"].get("basis_name", "")}
-    for key, name in names.items():
-        if not isinstance(name, str) or len(name) > MAX_NAME_CHARACTERS:
-            raise CheckpointError(
-                expected=f"{key} to be a text of at most {MAX_NAME_CHARACTERS} characters in {path.name}",
-                got=f"{len(name):,} characters" if isinstance(name, str) else type(name).__name__,
-                remedy="It was edited or made wrongly; encode the analogy again, or ask the sender for the file.",
-            )
+def _require_texts(content: Mapping[str, Any], path: Path) -> None:
+    """Raise unless the note and what names the basis in messages are text of bounded length."""
+    texts = {
+        "note": (content.get("note", ""), MAX_NOTE_CHARACTERS),
+        "basis_id": (content["basis_id"], MAX_NAME_CHARACTERS),
+        "basis_name": (content["settings"].get("basis_name", ""), MAX_NAME_CHARACTERS),
+    }
+    for name, (text, limit) in texts.items():
+        if not isinstance(text, str):
+            raise CheckpointError(f"{name} in {path.name} is a {type(text).__name__}, not text. {_ASK}")
+        if len(text) > limit:
+            raise CheckpointError(f"{name} in {path.name} has {len(text):,} characters. Shorten it to {limit:,}.")
 
 
 def _read_layers(header: Header, path: Path) -> dict[str, Tensor]:
     odd = [name for name, entry in header.entries.items() if entry.dtype != "F32" or len(entry.shape) != 2]
     if odd or not header.entries:
-        raise CheckpointError(
-            expected=f"one float32 tensor [B, N] per layer in {path.name}",
-            got=f"{len(odd)} other tensors (such as {', '.join(odd[:3])})" if odd else "no tensor",
-            remedy="The file was edited or converted; ask its sender for it again.",
-        )
+        found = f"{len(odd)} other tensors (such as {', '.join(odd[:3])})" if odd else "no tensor"
+        raise CheckpointError(f"{path.name} has {found}, not one float32 tensor [B, N] per layer. {_ASK}")
     unreadable = [name for name in header.entries if not name.isprintable()]
     if unreadable:
         raise CheckpointError(
-            expected=f"names of layers in {path.name}",
-            got=f"{unreadable[0][:80]!r}, with control characters",
-            remedy="The file was edited; ask its sender for it again.",
+            f"The layer name {unreadable[0][:80]!r} in {path.name} has characters that cannot be shown. {_ASK}"
         )
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name).clone() for name in header.entries}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            expected=f"to read {path.name}", got=str(error), remedy="Copy or download the file again."
-        ) from error
+        raise CheckpointError(f"{path.name} changed while it was read ({error}). Load it again.") from error
 
 
 def _encode_thumbnail(images: Tensor) -> str:
@@ -187,8 +167,5 @@ def _decode_thumbnail(header: Header, path: Path) -> Image.Image | None:
                 raise ValueError(f"{picture.size[0]}×{picture.size[1]} px")
             return picture.convert("RGB")
     except (binascii.Error, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CheckpointError(
-            expected=f"a small picture under {THUMBNAIL_KEY} in {path.name}",
-            got=" ".join(str(error).split())[:80] or type(error).__name__,
-            remedy="The file was edited or damaged; ask its sender for it again.",
-        ) from error
+        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        raise CheckpointError(f"{THUMBNAIL_KEY} in {path.name} is not a small image: {reason}. {_ASK}") from error

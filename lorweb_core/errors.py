@@ -42,6 +42,10 @@ class ModelError(LoRWeBError):
     """The connected model or image encoder is not one this basis can act on."""
 
 
+class FileError(LoRWeBError):
+    """A file is missing, is no regular file, is too large, or is not text of its format."""
+
+
 class OutputError(LoRWeBError):
     """A result cannot be written where it was asked for."""
 

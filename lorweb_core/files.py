@@ -1,4 +1,7 @@
-"""Result files: whole or not at all.
+"""Files: foreign ones are read with bounds, results are written whole or not at all.
+
+A file that a dataset, a folder or a command line names may be a pipe, a device, endless, or built to exhaust whoever
+parses it. `open_regular` opens regular files only; `read_text`, `read_json` and `read_yaml` bound size and depth too.
 
 Everything is written to a temporary file in the target's folder, flushed to the disk and moved into place in one
 step; after a mistake, a full disk or an interruption the target is as it was before and nothing partial is left.
@@ -11,17 +14,28 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import torch
+import yaml
 from torch import Tensor
 
-from .errors import OutputError, RangeError
+from .errors import FileError, OutputError, RangeError
+
+#: Settings and configs are a page of text; PyYAML takes 0.5 s for the worst file of this size.
+MAX_YAML_BYTES = 50_000
+MAX_JSON_BYTES = 1_000_000
+#: Captions and prompts.
+MAX_TEXT_BYTES = 1_000_000
+MAX_DEPTH = 50
+#: Values of a YAML file, each alias counted as what it stands for.
+MAX_YAML_VALUES = 5_000
 
 #: Names of number types in the header; source: the safetensors format's specification.
 DTYPE_NAMES = {
@@ -38,6 +52,136 @@ DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
+def require_regular_file(path: Path) -> None:
+    """Raise a FileError unless `path` is, or links to, an existing regular file: nothing else may be opened."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise FileError(f"There is no file {path}.") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        raise FileError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file.")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading bytes. Raises FileError when it is missing, unreadable or something else."""
+    require_regular_file(path)
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes. Raises FileError."""
+    with open_regular(path) as file:
+        try:
+            content = file.read(limit + 1)
+        except OSError as error:
+            raise FileError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if len(content) > limit:
+        raise FileError(f"{path} has more than {limit:,} bytes, the most that is read of such a file.")
+    return content
+
+
+def read_text(path: Path, limit: int) -> str:
+    """Return the UTF-8 text, with or without a byte order mark, of a regular file of at most `limit` bytes.
+
+    Raises: FileError.
+    """
+    try:
+        return read_bytes(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start:,}).") from error
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:  # noqa: ANN401 (whatever the file holds)
+    """Return what a JSON file holds. Raises FileError."""
+    return parse_json(read_text(path, limit), str(path))
+
+
+def parse_json(text: str, source: str) -> Any:  # noqa: ANN401
+    """Return what JSON text holds; `source` names it in messages.
+
+    Raises: FileError: for text that is no JSON, is nested deeper than `MAX_DEPTH`, or has integers beyond 64 bits.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError also for numbers of more than 4,300 digits
+        raise FileError(f"{source} is not usable JSON: {_one_line(error)}.") from error
+    _require_plain(value, source)
+    return value
+
+
+def read_yaml(path: Path, limit: int = MAX_YAML_BYTES) -> Any:  # noqa: ANN401
+    """Return what a YAML file holds; None when it is empty. Raises FileError."""
+    return parse_yaml(read_text(path, limit), str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401
+    """Return what YAML text holds, read with the safe loader; `source` names it in messages.
+
+    Raises: FileError: for text that is no YAML, is nested deeper than `MAX_DEPTH`, has more than `MAX_YAML_VALUES`
+        values with aliases written out, or integers beyond 64 bits.
+    """
+    try:
+        value = yaml.load(text, _BoundedLoader)
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        # All but YAMLError: the safe loader's constructors, for a month 99, `!!bool maybe`, `!!int ''` and the like.
+        raise FileError(f"{source} is not usable YAML: {_one_line(error)}.") from error
+    _require_plain(value, source)
+    return value
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """A safe loader that stops at depth and size before anything is built of the nodes.
+
+    Aliases are counted as what they stand for: some lines that each refer nine times to the line before would
+    otherwise become 9^n values in merge keys, copies and messages.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = self._values = 0
+        self._values_of: dict[yaml.Node | None, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        before = self._values
+        is_alias = self.check_event(yaml.AliasEvent)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if is_alias and node not in self._values_of:
+            raise yaml.YAMLError("a value that contains itself")
+        self._values += self._values_of[node] if is_alias else 1
+        self._values_of.setdefault(node, self._values - before)
+        if self._values > MAX_YAML_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_YAML_VALUES:,} values with aliases written out")
+        return node
+
+
+def _require_plain(value: object, source: str) -> None:
+    """Raise a FileError for nesting that others would recurse into, and integers that others would print."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        if any(type(item) is int and abs(item) >= 2**64 for item in level):
+            raise FileError(f"{source} has an integer of more than 64 bits.")
+        containers = [item for item in level if isinstance(item, (list, dict, set, tuple))]
+        level = [part for item in containers for part in item]
+        level += [part for item in containers if isinstance(item, dict) for part in item.values()]
+        if not level:
+            return
+    raise FileError(f"{source} is nested more than {MAX_DEPTH} deep.")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @dataclass(frozen=True)

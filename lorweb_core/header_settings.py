@@ -14,24 +14,13 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .errors import CheckpointError
+from .errors import CheckpointError, FileError
+from .files import parse_json
 from .settings import RouterSettings
 from .sidecar import StatedSettings, read_plain_form
 
 METADATA_KEY = "lorweb"
 FORMAT_VERSION = 1
-
-_FIELDS = (
-    "basis_size",
-    "rank",
-    "key_dim",
-    "heads",
-    "activation",
-    "reduction",
-    "query_mode",
-    "encoder",
-    "base_model",
-)
 
 
 def encode_header_settings(
@@ -62,47 +51,39 @@ def read_header_settings(metadata: Mapping[str, str], file_name: str) -> StatedS
     """Return what the header key says, or None when the file has none.
 
     Raises:
-        CheckpointError: when it is no JSON object, or of a newer format.
+        FileError, CheckpointError: when it is no JSON object, or of a newer format.
         SettingsError: when a value is of the wrong kind.
     """
     if METADATA_KEY not in metadata:
         return None
-    content = _parse(metadata[METADATA_KEY], file_name)
-    version = content.get("format_version")
-    if type(version) is not int or version > FORMAT_VERSION or version < 1:
+    content = parse_json(metadata[METADATA_KEY], f"The header key {METADATA_KEY} of {file_name}")
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if type(version) is not int or version < 1:
+        text = metadata[METADATA_KEY][:80]
         raise CheckpointError(
-            expected=f"{file_name} to have format_version {FORMAT_VERSION} in its header key {METADATA_KEY}",
-            got=repr(version),
-            remedy="It was written by a newer version; update this node pack."
-            if type(version) is int and version > FORMAT_VERSION
-            else "The header was edited; get the file again.",
+            f"The header key {METADATA_KEY} of {file_name} has no format_version: {text!r}. Get the file again."
+        )
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file_name} has format_version {version}, and this version reads up to {FORMAT_VERSION}. "
+            "Update this node pack."
         )
     known = {name: content[name] for name in _FIELDS if name in content}
     return read_plain_form(known, f"the header of {file_name}")
+
+
+#: What is read of it; `encode_header_settings` writes these.
+_FIELDS = ("basis_size", "rank", "key_dim", "heads", "activation", "reduction", "query_mode", "encoder", "base_model")
 
 
 def read_training_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return the training facts of our header key, or the reference's `training_info`, or nothing."""
     for key, field in ((METADATA_KEY, "training"), ("training_info", None)):
         try:
-            content = json.loads(metadata.get(key, "{}"))
-        except (ValueError, RecursionError):
+            content = parse_json(metadata.get(key, "{}"), key)
+        except FileError:
             continue
         facts = content.get(field) if field and isinstance(content, dict) else content
         if isinstance(facts, dict) and facts:
             return facts
     return {}
-
-
-def _parse(text: str, file_name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            expected=f"a JSON object under the header key {METADATA_KEY} of {file_name}",
-            got=repr(text[:80]),
-            remedy="The header was edited; get the file again.",
-        )
-    return content

@@ -12,7 +12,7 @@ at once, before a weight is read. Source: the format's description in the README
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import CheckpointError
@@ -34,7 +34,7 @@ _DIMENSIONS = {
     SUFFIX_BIAS: "N,out",
 }
 _REQUIRED = (SUFFIX_A, SUFFIX_B, SUFFIX_KEYS)
-_FLOAT_DTYPES = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
+FLOAT_DTYPES = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 _ORDINARY_LORA_SUFFIXES = (
     ".lora_A.weight",
     ".lora_B.weight",
@@ -78,9 +78,34 @@ def group_layers(entries: Mapping[str, TensorEntry], file_name: str) -> dict[str
             by_layer.setdefault(layer_name, {})[suffix] = entry
         else:
             unknown.append(name)
-    _require_known_names(by_layer, unknown, file_name)
-    _require_complete(by_layer, file_name)
-    _require_floats(by_layer, file_name)
+    basis = f"a LoRWeB basis ({PREFIX}<layer>{SUFFIX_A}, {SUFFIX_KEYS} …)"
+    if not by_layer and any(name.endswith(_ORDINARY_LORA_SUFFIXES) for name in unknown):
+        raise CheckpointError(
+            f"{file_name} is an ordinary LoRA ({_first_three(unknown)}), not {basis}. Load it with an ordinary LoRA "
+            "loader; a basis holds several adapters per layer and their keys."
+        )
+    if not by_layer:
+        found = f"{len(unknown)} other tensors ({_first_three(unknown)})" if unknown else "no tensor"
+        raise CheckpointError(f"{file_name} has {found}, and is not {basis}. Choose the basis file.")
+    if unknown:
+        raise CheckpointError(
+            f"{file_name} has {len(unknown)} unexpected tensors ({_first_three(unknown)}) beside those of "
+            f"{len(by_layer)} layers. {_REWRITE}"
+        )
+    missing = [tensor_name(name, part) for name, parts in by_layer.items() for part in _REQUIRED if part not in parts]
+    if missing:
+        raise CheckpointError(f"{file_name} lacks {len(missing)} tensors ({_first_three(missing)}). {_REWRITE}")
+    odd = [
+        f"{tensor_name(name, suffix)}: {entry.dtype}"
+        for name, parts in by_layer.items()
+        for suffix, entry in parts.items()
+        if entry.dtype not in FLOAT_DTYPES
+    ]
+    if odd:
+        raise CheckpointError(
+            f"{file_name} has {len(odd)} tensors that are not floating-point numbers ({_first_three(odd)}). Use the "
+            "file before it was quantized; this format has no scales."
+        )
     return {name: _fit_shapes(name, by_layer[name]) for name in sort_layer_names(by_layer)}
 
 
@@ -100,20 +125,18 @@ def require_one_query_width(layers: Mapping[str, LayerTensors], file_name: str) 
         return
     if all(tensors.sizes["Q"] == tensors.sizes["in"] for tensors in layers.values()):
         raise CheckpointError(
-            expected="a basis whose query comes from an image encoder",
-            got=f"{file_name}, where every layer's query is as wide as its own input (internal query)",
-            remedy="Its coefficients depend on the activations and cannot be computed once per analogy; "
-            "use a basis trained with external_query: true.",
+            f"In {file_name} every layer's query is as wide as its own input (internal query): its coefficients "
+            "depend on the activations and cannot be computed once per analogy. Use a basis trained with "
+            "external_query: true."
         )
     widths = [tensors.sizes["Q"] for tensors in layers.values()]
     usual = max(sorted(set(widths)), key=widths.count)
     odd = [name for name, tensors in layers.items() if tensors.sizes["Q"] != usual]
     bare = [name for name in odd if SUFFIX_PROJECTION not in layers[name].suffixes]
-    why = f"; {len(bare)} of them have no {SUFFIX_PROJECTION[1:]}" if bare else ""
+    why = f", {len(bare)} of them without {SUFFIX_PROJECTION[1:]}" if bare else ""
     raise CheckpointError(
-        expected=f"all layers of {file_name} to take query embeddings of width {usual}",
-        got=f"another width in {len(odd)} of {len(layers)} layers ({_first_three(odd)}){why}",
-        remedy=_REWRITE,
+        f"Layers of {file_name} take query embeddings of width {usual}, but {len(odd)} of {len(layers)} another "
+        f"({_first_three(odd)}){why}. {_REWRITE}"
     )
 
 
@@ -126,57 +149,6 @@ def _split_tensor_name(name: str) -> tuple[str, str]:
     return name, ""
 
 
-def _require_known_names(by_layer: Collection[str], unknown: list[str], file_name: str) -> None:
-    if any(name.endswith(_ORDINARY_LORA_SUFFIXES) for name in unknown) and not by_layer:
-        raise CheckpointError(
-            expected=f"a LoRWeB basis ({PREFIX}<layer>{SUFFIX_A}, {SUFFIX_KEYS} …)",
-            got=f"an ordinary LoRA in {file_name} (such as {unknown[0]})",
-            remedy="Load it with an ordinary LoRA loader; a basis holds several adapters per layer and their keys.",
-        )
-    if not by_layer:
-        raise CheckpointError(
-            expected=f"a LoRWeB basis ({PREFIX}<layer>{SUFFIX_A}, {SUFFIX_KEYS} …)",
-            got=f"{len(unknown)} other tensors in {file_name} ({_first_three(unknown)})"
-            if unknown
-            else f"no tensor in {file_name}",
-            remedy="Choose the basis file; models, encoders and optimiser states belong elsewhere.",
-        )
-    if unknown:
-        raise CheckpointError(
-            expected=f"only tensors of a LoRWeB basis in {file_name} ({len(by_layer)} layers matched)",
-            got=f"{len(unknown)} unexpected ({_first_three(unknown)})",
-            remedy=_REWRITE,
-        )
-
-
-def _require_complete(by_layer: Mapping[str, Mapping[str, TensorEntry]], file_name: str) -> None:
-    missing = [
-        tensor_name(name, suffix) for name, parts in by_layer.items() for suffix in _REQUIRED if suffix not in parts
-    ]
-    if missing:
-        raise CheckpointError(
-            expected=f"{', '.join(suffix[1:] for suffix in _REQUIRED)} in each of the {len(by_layer)} layers "
-            f"of {file_name}",
-            got=f"{len(missing)} missing ({_first_three(missing)})",
-            remedy=_REWRITE,
-        )
-
-
-def _require_floats(by_layer: Mapping[str, Mapping[str, TensorEntry]], file_name: str) -> None:
-    odd = [
-        f"{tensor_name(name, suffix)}: {entry.dtype}"
-        for name, parts in by_layer.items()
-        for suffix, entry in parts.items()
-        if entry.dtype not in _FLOAT_DTYPES
-    ]
-    if odd:
-        raise CheckpointError(
-            expected=f"floating-point tensors ({', '.join(_FLOAT_DTYPES)}) in {file_name}",
-            got=f"{len(odd)} others ({_first_three(odd)})",
-            remedy="Use the file before it was quantised; this format has no scales.",
-        )
-
-
 def _fit_shapes(layer_name: str, parts: Mapping[str, TensorEntry]) -> LayerTensors:
     """Return the layer's sizes, once all its tensors agree on them."""
     sizes: dict[str, int] = {}
@@ -186,18 +158,16 @@ def _fit_shapes(layer_name: str, parts: Mapping[str, TensorEntry]) -> LayerTenso
             continue
         shape, names = parts[suffix].shape, letters.split(",")
         if len(shape) != len(names) or 0 in shape:
-            raise _contradiction(layer_name, f"{suffix[1:]} [{letters}] without empty dimensions", f"{list(shape)}")
+            raise CheckpointError(f"{suffix[1:]} of layer {layer_name} is {list(shape)}, not [{letters}]. {_REWRITE}")
         for letter, size in zip(names, shape, strict=True):
             if sizes.setdefault(letter, size) != size:
-                expected = f"{suffix[1:]} [{letters}] with {letter} = {sizes[letter]}, as in {stated_by[letter]}"
-                raise _contradiction(layer_name, expected, f"{list(shape)}")
+                raise CheckpointError(
+                    f"{suffix[1:]} of layer {layer_name} is {list(shape)}; as [{letters}] with {letter} = "
+                    f"{sizes[letter]} in {stated_by[letter]} it does not fit. {_REWRITE}"
+                )
             stated_by.setdefault(letter, suffix[1:])
     sizes.setdefault("Q", sizes["K"])
     return LayerTensors(frozenset(parts), sizes)
-
-
-def _contradiction(layer_name: str, expected: str, got: str) -> CheckpointError:
-    return CheckpointError(expected=f"layer {layer_name} to have {expected}", got=got, remedy=_REWRITE)
 
 
 def _first_three(names: list[str]) -> str:

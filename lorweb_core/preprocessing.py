@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .errors import ModelError
+from .errors import FileError, ModelError
+from .files import read_json
 from .images import require_images, to_8bit
 
 _logger = logging.getLogger(__name__)
@@ -127,15 +128,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises: ModelError: when it cannot be read or is no object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        values = error
+        values = read_json(path)
+    except FileError as error:
+        raise ModelError(f"{error} Copy the model folder again, whole.") from error
     if not isinstance(values, dict):
-        raise ModelError(
-            expected=f"{path.name} to hold a JSON object",
-            got=f"{values!r:.100} in {path.parent}",
-            remedy="Copy the model folder again, whole.",
-        )
+        raise ModelError(f"{path} holds {values!r:.100}, not a JSON object. Copy the model folder again, whole.")
     return values
 
 

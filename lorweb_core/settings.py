@@ -1,7 +1,7 @@
 """Router settings: what the tensors cannot tell about how a query becomes coefficients.
 
-Where they come from (argument, metadata, sidecar, shapes) is `checkpoint`'s subject; here are the values, their
-names in the reference's `config.yaml`, and their checks. Source: the format's description in the README.
+Where they come from (argument, header, sidecar, shapes) is the subject of `settings_sources`; here are the values and
+their checks. Source: the format's description in the README.
 """
 
 from __future__ import annotations
@@ -44,34 +44,18 @@ class RouterSettings:
     base_model: str = KONTEXT_ID
 
     def __post_init__(self) -> None:
-        _require_choice("activation", self.activation, ACTIVATIONS)
-        _require_choice("reduction", self.reduction, REDUCTIONS)
-        _require_choice("query_mode", self.query_mode, tuple(QUERY_MODES))
+        choices = {"activation": ACTIVATIONS, "reduction": REDUCTIONS, "query_mode": tuple(QUERY_MODES)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise SettingsError(f"{name} is {getattr(self, name)!r:.80}. Known are {', '.join(known)}.")
         if isinstance(self.heads, bool) or not isinstance(self.heads, int) or self.heads < 1:
-            raise SettingsError(
-                expected="heads to be a whole number of at least 1",
-                got=repr(self.heads),
-                remedy="Correct it in the settings; the published basis uses 1.",
-            )
+            raise SettingsError(f"heads is {self.heads!r:.80}. It must be a whole number of at least 1.")
         for name in ("encoder_id", "encoder_revision", "base_model"):
             value = getattr(self, name)
             if not isinstance(value, str) or not (value or name == "encoder_revision"):
-                raise SettingsError(
-                    expected=f"{name} to be a name such as {CLIP_ENCODER_ID}",
-                    got=repr(value),
-                    remedy="Correct it in the settings.",
-                )
+                raise SettingsError(f"{name} is {value!r:.80}. It must be a name such as {CLIP_ENCODER_ID}.")
 
     @property
     def embeddings_per_query(self) -> int:
         """How many image embeddings are joined into one query embedding (3 or 1)."""
         return QUERY_MODES[self.query_mode]
-
-
-def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise SettingsError(
-            expected=f"{name} to be one of {', '.join(choices)}",
-            got=repr(value),
-            remedy="Correct it in the settings, or use a basis that was trained with a supported value.",
-        )

@@ -15,12 +15,15 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lorweb_core.errors import LoRWeBError
-from lorweb_core.files import write_text_atomically
+from lorweb_core.errors import FileError, LoRWeBError
+from lorweb_core.files import parse_yaml, read_yaml, write_text_atomically
 
 from .config import TrainConfig
 
 _MAX_EXTENDS = 8
+_MAX_SECTIONS = 3
+#: Described with the nearest known name, which takes a millisecond each.
+_MAX_MISTAKES = 50
 SHIPPED = Path(__file__).parent / "configs"
 
 
@@ -34,12 +37,7 @@ class ConfigError(LoRWeBError):
     def __init__(self, source: str, mistakes: Sequence[str]) -> None:
         count = f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}"
         listed = "".join(f"\n  - {mistake}" for mistake in mistakes)
-        super().__init__(
-            expected=f"a valid configuration in {source}",
-            got=count,
-            remedy=f"Correct {'them' if len(mistakes) != 1 else 'it'} in the file or on the command line (name=value).",
-        )
-        self.args = (f"Expected {self.expected}; got {count}:{listed}\n{self.remedy}",)  # the list before the remedy
+        super().__init__(f"{source} has {count}:{listed}\nCorrect the file or the command line (name=value).")
         self.mistakes = tuple(mistakes)
 
 
@@ -56,7 +54,7 @@ def read_config(path: Path | str, overrides: Sequence[str] = ()) -> TrainConfig:
     try:
         config = TrainConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(str(path), mistakes + [_describe(item) for item in error.errors()]) from error
+        raise ConfigError(str(path), mistakes + [_describe(item) for item in error.errors()[:_MAX_MISTAKES]]) from error
     if mistakes:
         raise ConfigError(str(path), mistakes)
     return config
@@ -79,11 +77,10 @@ def _find(name: Path, *, folder: Path = Path()) -> Path:
 
 def _read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = read_yaml(path) or {}
+    except FileError as error:
         names = ", ".join(sorted(file.name for file in SHIPPED.glob("*.yaml")))
-        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
-        raise ConfigError(str(path), [f"cannot be read: {reason} (shipped files: {names})"]) from error
+        raise ConfigError(str(path), [f"{error} Shipped files: {names}"]) from error
     if not isinstance(values, dict):
         raise ConfigError(str(path), [f"must be sections with names and values, is a {type(values).__name__}"])
     parent = values.pop("extends", None)
@@ -107,13 +104,13 @@ def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[s
     for override in overrides:
         name, separator, text = override.partition("=")
         *sections, last = name.split(".")
-        if not separator or not sections:
-            mistakes.append(f"{override!r}: expected section.name=value")
+        if not separator or not 1 <= len(sections) <= _MAX_SECTIONS:
+            mistakes.append(f"{override[:80]!r}: expected section.name=value")
             continue
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            mistakes.append(f"{override!r}: the value is not valid YAML")
+            value = parse_yaml(text, f"{override[:80]!r}:")
+        except FileError as error:
+            mistakes.append(str(error))
             continue
         target = values
         for section in sections:

@@ -6,7 +6,6 @@ The transformer may have any size (tests and the demo use tiny ones); the codec 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorweb_core.errors import ModelError
+from lorweb_core.preprocessing import read_json_object
 
 from .config import BaseModelConfig
 from .model_source import LOADING_ERRORS, ModelSource, damaged_part, read_transformer_config
@@ -99,7 +99,7 @@ def load_codec(source: ModelSource, *, dtype: torch.dtype, device: torch.device)
     import diffusers
 
     folder = source.components / "vae"
-    config = _read_json(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     name = config.get("_class_name", "AutoencoderKL")
     if name not in ("AutoencoderKL", "AutoencoderTiny"):
         raise ModelError(
@@ -152,15 +152,3 @@ def _rebuild_position_embedding(model: Any, values: dict[str, Any]) -> None:  # 
     from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 
     model.pos_embed = FluxPosEmbed(theta=10000, axes_dim=values["axes_dims_rope"])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            expected=f"a readable {path}",
-            got=str(error),
-            remedy="Set base.components to a diffusers folder or id that has this part, for example the Kontext "
-            "repository itself.",
-        ) from error

@@ -6,7 +6,6 @@ Whatever was named, the rest of the trainer sees a local folder with `transforme
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -15,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from lorweb_core.errors import ModelError
+from lorweb_core.preprocessing import read_json_object
 from lorweb_core.settings import KONTEXT_ID
 
 SINGLE_FILE_SUFFIXES = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".sft")
@@ -113,14 +113,7 @@ def read_transformer_config(source: ModelSource) -> dict[str, Any]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "transformer" / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            expected=f"a diffusers transformer with its config at {path}",
-            got=str(error),
-            remedy="Copy the model folder again, whole, or name its Hugging Face id.",
-        ) from error
+    values = read_json_object(path)
     if values.get("_class_name", "FluxTransformer2DModel") != "FluxTransformer2DModel":
         raise ModelError(
             expected="a FLUX transformer (FluxTransformer2DModel)",

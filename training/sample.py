@@ -24,6 +24,7 @@ from lorweb_core.basis import Basis
 from lorweb_core.checkpoint import load_basis
 from lorweb_core.encoder import ImageEncoder, load_image_encoder
 from lorweb_core.errors import ImageError, LoRWeBError, ModelError, OutputError
+from lorweb_core.files import MAX_TEXT_BYTES, read_text
 from lorweb_core.grid import build_grid
 from lorweb_core.header_settings import read_training_facts
 from lorweb_core.images import from_pil
@@ -255,7 +256,7 @@ def _prompt(folder: Path | None, name: str) -> str:
         return ""
     for path in (folder / f"{name}.txt", folder / "prompt.txt"):
         if path.is_file():
-            return path.read_text(encoding="utf-8").strip()
+            return read_text(path, MAX_TEXT_BYTES).strip()
     return ""
 
 

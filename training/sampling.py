@@ -7,7 +7,6 @@ The same schedule as diffusers' FlowMatchEulerDiscreteScheduler with FLUX.1-Kont
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .model_source import damaged_part
+from lorweb_core.preprocessing import read_json_object
 
 #: (latents [B, C, h, w], sigmas [B]) → velocity [B, C, h, w]
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -63,10 +62,7 @@ def read_schedule(components: Path) -> SigmaSchedule:
     path = components / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         return SigmaSchedule()
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise damaged_part(path.parent, error) from error
+    values = read_json_object(path)
     return SigmaSchedule(**{item.name: values[item.name] for item in fields(SigmaSchedule) if item.name in values})
 
 

@@ -7,7 +7,6 @@ layouts, another architecture. Names: `bfl_names`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lorweb_core.errors import CheckpointError, ModelError
+from lorweb_core.errors import CheckpointError, FileError, ModelError
+from lorweb_core.files import parse_json
 from lorweb_core.header import read_header
 
 from .bfl_names import PREFIXES, from_bfl
@@ -38,8 +38,8 @@ def check_header(path: Path) -> None:
     """
     try:
         header = read_header(path).entries
-    except CheckpointError as error:
-        raise _refusal(path, f"{error.got} (expected {error.expected})") from error
+    except (CheckpointError, FileError) as error:
+        raise _refusal(path, str(error)) from error
     names = {_strip_prefix(name) for name in header}
     if "img_in.weight" not in names or not any(name.startswith("double_blocks.") for name in names):
         raise _refusal(path, f"no FLUX transformer (first names: {sorted(names)[:3]})")
@@ -90,7 +90,7 @@ def _check_formats(path: Path, stored: Mapping[str, Tensor]) -> None:
 
 def _format_of(tensor: Tensor) -> str:
     try:
-        return str(json.loads(bytes(tensor.tolist()))["format"])
+        return str(parse_json(bytes(tensor.tolist()).decode(), "the format")["format"])
     except (ValueError, TypeError, KeyError):
         return "something unreadable"
 

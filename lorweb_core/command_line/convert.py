@@ -95,7 +95,10 @@ def _config_for_reference(basis: Basis) -> str:
 
 def _require_no_other_config(path: Path, text: str) -> None:
     """Raise an OutputError when another config.yaml would be overwritten."""
-    if not path.exists() or (path.is_file() and path.read_bytes() == text.encode("utf-8")):
+    content = text.encode("utf-8")
+    if not path.exists():
+        return
+    if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
         return
     raise OutputError(
         expected=f"no other config.yaml in the folder {path.parent}",

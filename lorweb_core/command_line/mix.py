@@ -17,6 +17,7 @@ from ..errors import CheckpointError, ModelError
 from ..export import EXPORT_DTYPES, export_mixed_lora
 from ..files import write_text_atomically
 from ..header import read_header
+from ..layer_tensors import FLOAT_DTYPES
 from ..pair_folder import read_picture
 from .arguments import (
     add_settings_argument,
@@ -106,19 +107,17 @@ def read_embeddings(path: Path) -> Tensor:
     Raises: CheckpointError: when the file is unusable or holds anything else.
     """
     entries = read_header(path).entries
-    if list(entries) != [EMBEDDING_NAME] or not entries[EMBEDDING_NAME].dtype.startswith(("F", "BF")):
+    if list(entries) != [EMBEDDING_NAME] or entries[EMBEDDING_NAME].dtype not in FLOAT_DTYPES:
+        found = ", ".join(f"{name} ({entry.dtype})" for name, entry in list(entries.items())[:3]) or "no tensor"
         raise CheckpointError(
-            expected=f"one floating-point tensor {EMBEDDING_NAME} in {path.name}",
-            got=", ".join(f"{name} ({entry.dtype})" for name, entry in list(entries.items())[:3]) or "no tensor",
-            remedy=f"Save the joined image embeddings as {EMBEDDING_NAME} [B, images, width] or [B, width].",
+            f"{path.name} has {found}, not one floating-point tensor {EMBEDDING_NAME}. Save the joined image "
+            f"embeddings as {EMBEDDING_NAME} [B, images, width] or [B, width]."
         )
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             return file.get_tensor(EMBEDDING_NAME).float().clone()
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            expected=f"to read {path.name}", got=str(error), remedy="Write the file again."
-        ) from error
+        raise CheckpointError(f"{path.name} changed while it was read ({error}). Write it again.") from error
 
 
 def number_outputs(output: Path, count: int) -> list[Path]:

@@ -122,40 +122,49 @@ def nan_data(path):
 
 
 MISTAKES = {
-    "missing": (lambda p: p.unlink(), ["readable .safetensors file"]),
-    "basis": (lambda p: write_reference(p), ["header key lorweb_coefficients", "a LoRWeB basis", "Load LoRWeB Basis"]),
+    "missing": (lambda p: p.unlink(), ["There is no file"]),
+    "basis": (lambda p: write_reference(p), ["is a LoRWeB basis, not a coefficients file", "Load LoRWeB Basis"]),
     "other tensors": (lambda p: save_file({"x": torch.ones(2)}, p), ["a file of 1 tensors", "Save Coefficients"]),
     "web page": (lambda p: p.write_text("<!doctype html>"), ["a web page"]),
-    "cut off": (lambda p: p.write_bytes(p.read_bytes()[:-8]), ["bytes of tensors"]),
-    "no json": (lambda p: rewrite(p, lambda h: h["__metadata__"].update({METADATA_KEY: "{"})), ["format_version"]),
+    "cut off": (lambda p: p.write_bytes(p.read_bytes()[:-8]), ["not a whole .safetensors file"]),
+    "no json": (
+        lambda p: rewrite(p, lambda h: h["__metadata__"].update({METADATA_KEY: "{"})),
+        ["not usable JSON"],
+    ),
     "list": (lambda p: rewrite(p, lambda h: h["__metadata__"].update({METADATA_KEY: "[]"})), ["format_version"]),
     "no id": (lambda p: rewrite(p, set_content(basis_id=3)), ["basis_id"]),
     "newer": (lambda p: rewrite(p, set_content(format_version=2)), ["version 1", "version 2", "Update"]),
     "version in quotes": (lambda p: rewrite(p, set_content(format_version="1")), ["version 1;", "version '1'"]),
     "no note": (
         lambda p: rewrite(p, set_content(note=None)),
-        ["a note of at most 10,000", "NoneType, which is no text"],
+        ["note in", "a NoneType, not text"],
     ),
-    "dict as note": (lambda p: rewrite(p, set_content(note={"a": 1})), ["a note", "dict, which is no text"]),
-    "long note": (lambda p: rewrite(p, set_content(note="x" * 10_001)), ["at most 10,000 characters", "got 10,001"]),
-    "long id": (lambda p: rewrite(p, set_content(basis_id="x" * 256)), ["basis_id", "at most 255", "256 characters"]),
-    "odd name": (lambda p: rewrite(p, set_content(settings={"basis_name": [1]})), ["basis_name", "got list"]),
+    "dict as note": (lambda p: rewrite(p, set_content(note={"a": 1})), ["note in", "a dict, not text"]),
+    "long note": (
+        lambda p: rewrite(p, set_content(note="x" * 10_001)),
+        ["10,001 characters. Shorten it to 10,000"],
+    ),
+    "long id": (
+        lambda p: rewrite(p, set_content(basis_id="x" * 256)),
+        ["basis_id", "256 characters. Shorten"],
+    ),
+    "odd name": (lambda p: rewrite(p, set_content(settings={"basis_name": [1]})), ["basis_name", "a list, not text"]),
     "long name": (lambda p: rewrite(p, set_content(settings={"basis_name": "x" * 256})), ["basis_name", "256"]),
     "NaN": (lambda p: rewrite(p, data=nan_data(p)), ["finite", "NaN"]),
     "thumbnail": (
         lambda p: rewrite(p, lambda h: h["__metadata__"].update({THUMBNAIL_KEY: "data:image/jpeg;base64,AAAA"})),
-        ["small picture", "sender"],
+        ["not a small image", "sender"],
     ),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_an_unusable_file_is_refused_in_three_parts(saved, mistake):
+def test_an_unusable_file_is_refused(saved, mistake):
     damage, words = MISTAKES[mistake]
     damage(saved)
     with pytest.raises(LoRWeBError) as raised:
         load_coefficients(saved)
-    for word in ["Expected", "got", *words]:
+    for word in words:
         assert word in str(raised.value)
 
 
@@ -178,9 +187,7 @@ def test_layers_whose_names_would_steer_a_terminal_are_refused_without_doing_so(
     path = tmp_path / "odd.safetensors"
     save_coefficients(path, analogy())
     save_file({"a\x1b[2J": torch.ones(1, 4)}, path, split_raw(path)[0]["__metadata__"])
-    with pytest.raises(
-        CheckpointError, match=r"names of layers .* got 'a\\x1b\[2J', with control characters"
-    ) as raised:
+    with pytest.raises(CheckpointError, match=r"layer name 'a\\x1b\[2J' .* cannot be shown") as raised:
         load_coefficients(path)
     assert "\x1b" not in str(raised.value)
 

@@ -347,17 +347,17 @@ def test_wrong_files_are_one_line(run, tmp_path, embeddings):
     def mix(embedding, *words, basis=None):
         return run("mix", basis or golden_basis("A"), "--embeddings", tmp_path / embedding, *output, *words)
 
-    assert_refused(mix("name.safetensors"), "one floating-point tensor query_embedding", "embedding (F32)")
+    assert_refused(mix("name.safetensors"), "not one floating-point tensor query_embedding", "embedding (F32)")
     assert_refused(mix("integer.safetensors"), "query_embedding (I32)")
     assert_refused(mix("narrow.safetensors"), "width 36", "got 12")
     assert_refused(mix("flat.safetensors"), "got shape [36]")
     assert_refused(mix("nan.safetensors"), "finite numbers; got NaN")
     assert_refused(mix("broken.safetensors"), "PyTorch pickle")
-    assert_refused(mix("missing.safetensors"), "No such file")
-    assert_refused(mix(good.name, "--settings", tmp_path / "bad.yaml"), "heads to divide", "got 3")
-    assert_refused(mix(good.name, "--settings", tmp_path / "none.yaml"), "readable YAML", "No such file")
+    assert_refused(mix("missing.safetensors"), "There is no file")
+    assert_refused(mix(good.name, "--settings", tmp_path / "bad.yaml"), "heads is 3, which does not divide")
+    assert_refused(mix(good.name, "--settings", tmp_path / "none.yaml"), "There is no file")
     assert_refused(mix(good.name, basis=golden_basis("J")), "internal query")
-    assert_refused(run("inspect", tmp_path), "a .safetensors file; got the folder")
+    assert_refused(run("inspect", tmp_path), "is a folder, not a file")
     biased = write_reference(tmp_path / "biased.safetensors", bias=True, query_dim=36, metadata={"lorweb": HEADER})
     assert_refused(mix(good.name, basis=biased), "without per-adapter biases", "got 4 layers")
     missing = tmp_path / "missing" / "o.safetensors"

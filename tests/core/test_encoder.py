@@ -176,11 +176,11 @@ BAD_FOLDERS = {
     "nonsense width": (lambda f: change_config(f, hidden_size="wide"), "describe one vision tower; got .*Error"),
     "zero width": (lambda f: change_config(f, hidden_size=0), "describe one vision tower; got .*Error"),
     "unknown activation": (lambda f: change_config(f, hidden_act="none"), "describe one vision tower; got KeyError"),
-    "no config": (lambda f: (f / "config.json").unlink(), "config.json to hold a JSON object.*Copy the model folder"),
-    "broken config": (lambda f: (f / "config.json").write_text("{,"), "config.json to hold a JSON object"),
+    "no config": (lambda f: (f / "config.json").unlink(), "There is no file .*config.json.*Copy the model folder"),
+    "broken config": (lambda f: (f / "config.json").write_text("{,"), "config.json is not usable JSON"),
     "config is a list": (
         lambda f: (f / "config.json").write_text("[]"),
-        "config.json to hold a JSON object; got \\[\\]",
+        r"config.json holds \[\], not a JSON object",
     ),
     "pickle only": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
@@ -207,7 +207,7 @@ def test_a_folder_that_would_give_wrong_or_random_embeddings_is_refused(case, tm
     break_folder, message = BAD_FOLDERS[case]
     folder = write_tiny_clip(tmp_path / "clip")
     break_folder(folder)
-    with pytest.raises(ModelError, match=f"Expected .*{message}"):
+    with pytest.raises(ModelError, match=message):
         load_image_encoder(folder)
 
 
@@ -249,7 +249,7 @@ def test_code_in_a_folder_is_never_run(tmp_path):
 @pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "a/b/c", "clip", "", "https://example.org/x"])
 def test_a_missing_folder_is_refused_before_any_network(name):
     if name == "":  # the current folder, which holds no model
-        with pytest.raises(ModelError, match=r"config\.json to hold a JSON object"):
+        with pytest.raises(ModelError, match=r"There is no file config\.json"):
             load_image_encoder(name)
         return
     with pytest.raises(ModelError, match=f"the folder of an image encoder, .*; got no folder at .*{name[-4:]}"):

@@ -1,14 +1,17 @@
 """Result files: what the library reads back, and nothing partial after any failure."""
 
+import os
+import socket
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lorweb_core.errors import OutputError
-from lorweb_core.files import write_safetensors_atomically, write_text_atomically
+from lorweb_core.errors import FileError, OutputError
+from lorweb_core.files import parse_json, parse_yaml, read_text, write_safetensors_atomically, write_text_atomically
 from tests.full_disk import disk_full_after
 
 TENSORS = {
@@ -148,3 +151,78 @@ def test_progress_counts_the_tensors(tmp_path):
     steps = []
     write_safetensors_atomically(tmp_path / "x", TENSORS, {}, on_progress=lambda *step: steps.append(step))
     assert steps == [(done, len(TENSORS)) for done in range(1, len(TENSORS) + 1)]
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+NO_FILES = {
+    "missing": (lambda path: None, "There is no file"),
+    "folder": (lambda path: path.mkdir(), "is a folder, not a file"),
+    "pipe": (os.mkfifo, "is a named pipe, not a file"),
+    "link to a device": (lambda path: path.symlink_to("/dev/zero"), "is a device, not a file"),
+    "socket": (make_socket, "is a socket, not a file"),
+    "endless": (lambda path: path.write_text("x" * 101), "has more than 100 bytes"),
+    "not text": (lambda path: path.write_bytes(b"ab\xff"), r"is not UTF-8 text \(invalid start byte at byte 2\)"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), NO_FILES.values(), ids=NO_FILES)
+def test_only_regular_files_of_bounded_text_are_read(tmp_path, monkeypatch, make, message):
+    monkeypatch.chdir(tmp_path)  # a socket's path may have 108 characters
+    make(Path("x"))
+    with pytest.raises(FileError, match=message):
+        read_text(Path("x"), limit=100)
+
+
+def laughs(opening, closing, levels):
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{i}: &a{i} {opening}{', '.join([f'*a{i - 1}'] * 9)}{closing}" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+BAD_YAML = {
+    "alias lists": (laughs("[", "]", 99), "more than 5,000 values with aliases written out"),
+    "merge keys": (laughs("{<<: [", "]}", 99), "more than 5,000 values with aliases written out"),
+    "itself": ("&a [*a]", "a value that contains itself"),
+    "many values": ("- x\n" * 6_000, "more than 5,000 values"),
+    "lists": ("a: " + "[" * 200 + "]" * 200, "nested more than 50 deep"),
+    "hexadecimal": (f"a: 0x{'f' * 4_000}", "an integer of more than 64 bits"),
+    "hexadecimal key": (f"? 0x{'f' * 4_000}\n: a", "an integer of more than 64 bits"),
+    "decimal": (f"a: {'9' * 4_301}", "not usable YAML"),
+    "date": ("a: 2001-99-99", "month must be in 1..12"),
+    "tagged timestamp": ("a: !!timestamp x", "not usable YAML"),
+    "tagged truth": ("a: !!bool maybe", "not usable YAML"),
+    "tagged number": ("a: !!int ''", "not usable YAML"),
+    "code": ("a: !!python/object/apply:os.system ['true']", "not usable YAML"),
+    "control characters": ("\x00\x01", "not usable YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_YAML.values(), ids=BAD_YAML)
+def test_yaml_that_would_exhaust_or_break_its_reader_is_refused(text, message):
+    with pytest.raises(FileError, match=rf"a\.yaml .*{message}"):
+        parse_yaml(text, "a.yaml")
+
+
+def test_ordinary_yaml_is_read_with_aliases_and_merge_keys():
+    text = "a: &a {x: 1}\nb: {<<: *a, y: [*a, 2.5, true, ~]}\n"
+    assert parse_yaml(text, "") == {"a": {"x": 1}, "b": {"x": 1, "y": [{"x": 1}, 2.5, True, None]}}
+    assert parse_yaml("# only a comment\n", "") is None
+
+
+BAD_JSON = {
+    "deep": ("[" * 900_000, "recursion"),
+    "deeper than others walk": ("[" * 60 + "]" * 60, "nested more than 50 deep"),
+    "digits": ("1" * 4_301, "4300 digits"),
+    "fewer digits": ('{"a": 1' + "0" * 20 + "}", "an integer of more than 64 bits"),
+    "cut off": ('{"a": ', "Expecting value"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_JSON.values(), ids=BAD_JSON)
+def test_json_that_would_break_its_reader_is_refused(text, message):
+    with pytest.raises(FileError, match=message):
+        parse_json(text, "a.json")

@@ -70,7 +70,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         PairIndex.read_index(path)
     message = str(caught.value)
-    assert "line 1: not JSON" in message
+    assert "line 1: it is not usable JSON" in message
     assert "line 2: unknown field 'captoin' (did you mean 'caption'?)" in message
     assert "width is '8', not of type int" in message
     assert "split is 'trian', not one of train, val, test" in message
@@ -110,7 +110,7 @@ def test_an_empty_or_missing_index_is_refused(tmp_path: Path) -> None:
         PairIndex.read_index(tmp_path / "empty.jsonl")
     with pytest.raises(DataError, match=r"training\.prepare"):
         PairIndex.read_index(tmp_path / "nothing.jsonl")
-    with pytest.raises(DataError, match="readable pair index"):
+    with pytest.raises(DataError, match="is a folder, not a file"):
         PairIndex.read_index(tmp_path)
 
 

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorweb_core.errors import CheckpointError, OutputError
-from lorweb_core.files import DTYPE_NAMES, write_safetensors_atomically, write_text_atomically
+from lorweb_core.errors import LoRWeBError, OutputError
+from lorweb_core.files import DTYPE_NAMES, parse_json, write_safetensors_atomically, write_text_atomically
 from lorweb_core.header import TensorEntry, read_header
 
 logger = logging.getLogger(__name__)
@@ -166,11 +166,11 @@ class TensorCache:
     def _index_shard(self, shard: Path) -> None:
         try:
             header = read_header(shard)
-            checksums = json.loads(header.metadata.get("crc32", "{}"))
-        except (CheckpointError, ValueError) as error:
+            checksums = parse_json(header.metadata.get("crc32", "{}"), shard.name)
+        except LoRWeBError as error:
             _set_aside(shard, str(error))
             return
-        if set(checksums) != set(header.entries):
+        if not isinstance(checksums, dict) or set(checksums) != set(header.entries):
             _set_aside(shard, "its list of checksums does not match its tensors")
             return
         start = _HEADER_LENGTH_BYTES + len(header.raw)

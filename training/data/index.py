@@ -15,12 +15,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, fields
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Generic, TypeVar
 
 from typing_extensions import Self
 
-from lorweb_core.files import write_text_atomically
+from lorweb_core.errors import FileError
+from lorweb_core.files import parse_json, read_text, write_text_atomically
 
 from .problems import DataError
 
@@ -33,6 +35,9 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
 }
 _SHOWN_MISTAKES = 3
+#: After so many the file is taken for something else and not read on.
+_MAX_MISTAKES = 1_000
+_MAX_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,8 @@ class Index(Generic[RecordT]):
                 records.append(_parse_record(line, cls.record_type, path.parent))
             except ValueError as error:
                 mistakes.append(f"line {number}: {error}")
+                if len(mistakes) == _MAX_MISTAKES:
+                    break
         mistakes += [f"id {name!r} occurs {n} times" for name, n in Counter(r.id for r in records).items() if n > 1]
         if mistakes or not records:
             raise _unusable_index(path, mistakes)
@@ -200,34 +207,31 @@ def _hash_file_facts(paths: Iterable[Path]) -> str:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        return [line for line in read_text(path, _MAX_BYTES).split("\n") if line.strip()]
+    except FileError as error:
         raise DataError(
-            expected=f"a readable pair index (JSONL, UTF-8) at {path}",
-            got=str(error),
-            remedy="Make one with `python -m training.prepare`, or correct the path.",
+            f"{error} A pair index is made with `python -m training.prepare`; correct the path or make one."
         ) from error
 
 
 def _unusable_index(path: Path, mistakes: Sequence[str]) -> DataError:
     more = len(mistakes) - _SHOWN_MISTAKES
-    got = "; ".join(mistakes[:_SHOWN_MISTAKES]) + (f"; and {more} more" if more > 0 else "")
+    shown = "; ".join(mistakes[:_SHOWN_MISTAKES]) + (f"; and {more} more" if more > 0 else "")
     return DataError(
-        expected=f"one usable record per line in {path}",
-        got=got or "no record at all",
-        remedy="Import the pictures again with `python -m training.prepare`, or correct these lines.",
+        f"{path} has {shown or 'no record at all'}. Import the images again with `python -m training.prepare`, or "
+        "correct these lines."
     )
 
 
 def _parse_record(line: str, record_type: type, folder: Path) -> Any:  # noqa: ANN401 (one of the record types)
     try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg})") from error
+        values = parse_json(line, "it")
+    except FileError as error:
+        raise ValueError(str(error)) from error
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")
     known = {item.name: item for item in fields(record_type)}
-    mistakes = [_unknown_field(name, known) for name in values if name not in known]
+    mistakes = [_unknown_field(name, known) for name in islice(values, 20) if name not in known]
     mistakes += [text for item in known.values() if (text := _field_mistake(item, values))]
     if mistakes:
         raise ValueError(", ".join(mistakes))
@@ -237,7 +241,7 @@ def _parse_record(line: str, record_type: type, folder: Path) -> Any:  # noqa: A
 
 def _unknown_field(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown field {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+    return f"unknown field {name!r:.80}" + (f" (did you mean {near[0]!r}?)" if near else "")
 
 
 def _field_mistake(item: Field[Any], values: dict[str, Any]) -> str:
@@ -247,13 +251,13 @@ def _field_mistake(item: Field[Any], values: dict[str, Any]) -> str:
     wanted = str(item.type)
     has_type = isinstance(value, _JSON_TYPES[wanted]) and (wanted == "bool" or not isinstance(value, bool))
     if not has_type:
-        return f"{item.name} is {value!r}, not of type {wanted}"
+        return f"{item.name} is {value!r:.80}, not of type {wanted}"
     if item.name in ("width", "height") and value < 1:
         return f"{item.name} is {value}, not at least 1"
     if item.name == "weight" and not 0 <= value < float("inf"):
         return f"weight is {value}, not a finite number of at least 0"
     if item.name == "split" and value not in SPLITS:
-        return f"split is {value!r}, not one of {', '.join(SPLITS)}"
+        return f"split is {value!r:.80}, not one of {', '.join(SPLITS)}"
     return ""
 
 

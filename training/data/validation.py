@@ -19,6 +19,8 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from lorweb_core.files import open_regular
+
 from .buckets import aspects_match, cell_buckets, is_odd_aspect, nearest_bucket
 from .drawing import partner_ranges, positions_by_task
 from .index import PairRecord, RecordT, TripletRecord
@@ -142,7 +144,7 @@ def hash_files(paths: Iterable[Path]) -> str:
     """
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lorweb_core.encoder import ImageEncoder, load_image_encoder
-from lorweb_core.files import write_text_atomically
+from lorweb_core.files import read_json, write_text_atomically
 
 from ..data.pictures import load_picture
 from ..demo.analogies import draw_analogies
@@ -167,7 +167,7 @@ def _require_same_origin(out: Path, origin: dict[str, object]) -> None:
     if not file.is_file():
         out.mkdir(parents=True, exist_ok=True)
         write_text_atomically(file, json.dumps(origin) + "\n")
-    elif (found := json.loads(file.read_text(encoding="utf-8"))) != origin:
+    elif (found := read_json(file)) != origin:
         raise EvaluationError(
             expected=f"an --out folder made with {origin}",
             got=f"{found} in {out}",

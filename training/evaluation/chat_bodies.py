@@ -6,9 +6,11 @@ neither may be kept as one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from lorweb_core.errors import FileError
+from lorweb_core.files import parse_json
 
 #: HTTP statuses that speak of the question, not of the judge: content policy, too long, too large.
 REFUSING_STATUSES = (400, 413, 422)
@@ -62,8 +64,8 @@ def read_model_names(body: str) -> list[str]:
 
 def _read_json(body: str) -> Any:  # noqa: ANN401 (whatever it holds)
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
+        return parse_json(body, "the reply")
+    except FileError as error:
         raise BodyError(f"no JSON: {_shorten(body)}") from error
 
 

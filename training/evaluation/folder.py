@@ -39,6 +39,8 @@ class EvaluationFolder:
 
     def content(self, path: Path) -> str | None:
         """The sha256 of a file, read once as long as its size and time stay; None when there is no such file."""
+        if not path.is_file():
+            return None
         try:
             facts = path.stat()
             key = (path, facts.st_size, facts.st_mtime_ns)

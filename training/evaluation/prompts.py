@@ -12,6 +12,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorweb_core.errors import FileError
+from lorweb_core.files import MAX_TEXT_BYTES, read_text
+
 from .errors import EvaluationError
 
 OWN_FOLDER = Path(__file__).parent / "prompts"
@@ -56,12 +59,11 @@ def read_prompt(kind: str, folder: Path | None = None) -> Prompt:
     """
     path = (folder or OWN_FOLDER) / f"{kind}.txt"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MAX_TEXT_BYTES)
+    except FileError as error:
         raise EvaluationError(
-            expected=f"a prompt of kind {kind} at {path}",
-            got=str(error),
-            remedy="Put rating.txt and comparison.txt into the folder, with <<a>>, <<a_prime>>, … for the pictures.",
+            f"{error} Put rating.txt and comparison.txt into the folder of prompts, with <<a>>, <<a_prime>>, … for "
+            "the images."
         ) from error
     prompt = Prompt(kind, text, "own words" if folder is None else "paper")
     _require_places([name for what, name in prompt.parts if what == "picture"], _PLACES[kind], path)

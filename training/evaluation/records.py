@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from lorweb_core.errors import OutputError
-from lorweb_core.files import write_text_atomically
+from lorweb_core.files import parse_json, read_bytes, write_text_atomically
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+
+_MAX_BYTES = 1_000_000_000
 
 
 class RecordFile:
@@ -70,17 +72,18 @@ class RecordFile:
 
     def _read(self) -> bool:
         """Fill the records; False when the file must be put in order before anything is added."""
-        try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
+        if not self.path.exists():
             return True
-        except OSError as error:
-            raise self._unusable(error) from error
+        data = read_bytes(self.path, _MAX_BYTES)
         for line in data.split(b"\n"):
             if not line.strip():
                 continue
             record = _parse(line)
-            if record is None or not all(name in record for name in (*self.key, *self.needed)):
+            if (
+                record is None
+                or not all(name in record for name in (*self.key, *self.needed))
+                or any(isinstance(record[name], list | dict) for name in self.key)
+            ):
                 self.unreadable += 1
                 continue
             self._records[self._key_of(record)] = record
@@ -103,8 +106,8 @@ class RecordFile:
 
 def _parse(line: bytes) -> Record | None:
     try:
-        record = json.loads(line.decode("utf-8"))
-    except ValueError:
+        record = parse_json(line.decode("utf-8"), "record")
+    except ValueError:  # FileError among them
         return None
     return record if isinstance(record, dict) else None
 

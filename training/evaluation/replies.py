@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 LOWEST, HIGHEST = 1, 10
+#: The end of a reply that is searched, since each brace in it may begin the answer.
+_MAX_CHARACTERS = 20_000
 
 
 class ReplyError(ValueError):
@@ -28,11 +30,12 @@ class Rating:
 def last_json_object(text: str) -> dict[str, Any] | None:
     """Return the last balanced JSON object of a text, not counting objects inside it; None without one."""
     decoder = json.JSONDecoder()
+    text = text[-_MAX_CHARACTERS:]
     found, place = None, text.find("{")
     while place >= 0:
         try:
             value, end = decoder.raw_decode(text, place)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # ValueError also for a number of more than 4,300 digits
             end = place + 1
         else:
             found = value

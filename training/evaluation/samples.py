@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from lorweb_core.files import write_text_atomically
+from lorweb_core.files import read_json, write_text_atomically
 
 from ..data.pictures import PictureError, cut_strip, load_picture
 from .errors import EvaluationError
@@ -154,7 +154,10 @@ def read_losses(folder: EvaluationFolder) -> list[str]:
     """Return what of the set is not among the samples, in words with counts."""
     losses: list[str] = []
     if folder.set_facts.is_file():
-        losses += json.loads(folder.set_facts.read_text(encoding="utf-8"))["losses"]
+        facts = read_json(folder.set_facts)
+        if not isinstance(facts, dict) or not isinstance(facts.get("losses"), list):
+            raise EvaluationError(f"{folder.set_facts} has no list of losses. Run `evaluate set` again.")
+        losses += map(str, facts["losses"])
     broken = [record["sample"] for record in folder.samples if record["status"] != "ok"]
     if broken:
         losses.append(f"{len(broken)} analogies with unusable pictures (first {', '.join(broken[:_SHOWN])})")

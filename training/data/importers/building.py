@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lorweb_core.errors import FileError
+from lorweb_core.files import MAX_TEXT_BYTES, read_bytes
+
 from ..index import PairRecord, TripletRecord
 from ..pictures import MAX_PIXELS, PICTURE_SUFFIXES, PictureError, read_facts
 from ..problems import DataError, Problem
@@ -82,6 +85,10 @@ def build_triplets(
     return [r for r in built if isinstance(r, TripletRecord)], [p for p in built if isinstance(p, Problem)]
 
 
+#: Labels and metadata of a whole data set.
+MAX_LABELS_BYTES = 200_000_000
+
+
 def require_folder(path: Path, content: str) -> Path:
     """The folder itself.
 
@@ -128,12 +135,12 @@ def read_caption(path: Path, problems: list[Problem]) -> str:
     UTF-8 and, by its mark, UTF-16 (Notepad's “Unicode”) are read as such; other bytes as Windows-1252, which is added
     to `problems` as a warning.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         return ""
-    except OSError as error:
-        problems.append(Problem(str(path), "caption", f"not readable ({error.strerror or error}); left out", "warning"))
+    try:
+        data = read_bytes(path, MAX_TEXT_BYTES)
+    except FileError as error:
+        problems.append(Problem(str(path), "caption", f"left out: {error}", "warning"))
         return ""
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:

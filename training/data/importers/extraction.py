@@ -62,7 +62,7 @@ def write_picture(folder: Path, name: str, data: bytes) -> Path:
     path = folder / (safe_name(name) + _suffix_of(data))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists() or path.read_bytes() != data
+        is_new = not path.is_file() or path.read_bytes() != data
         if is_new and path.exists():
             raise OutputError(
                 expected=f"an empty folder, or one of the same import, to put pictures into {folder}",

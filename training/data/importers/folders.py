@@ -16,10 +16,13 @@ import difflib
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import tomllib
+
+from lorweb_core.files import MAX_YAML_BYTES, read_text
 
 from ..index import SPLITS
 from ..problems import DataError, Problem
@@ -79,10 +82,10 @@ def read_task_settings(path: Path) -> TaskSettings:
     if not path.is_file():
         return TaskSettings()
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        values = tomllib.loads(read_text(path, MAX_YAML_BYTES))
+    except (ValueError, RecursionError) as error:  # FileError and TOMLDecodeError among them
         raise _toml_error(path, [str(error)]) from error
-    mistakes = [mistake for name, value in values.items() if (mistake := _toml_mistake(name, value))]
+    mistakes = [mistake for name, value in islice(values.items(), 20) if (mistake := _toml_mistake(name, value))]
     if mistakes:
         raise _toml_error(path, mistakes)
     return TaskSettings(**values)
@@ -229,11 +232,11 @@ def _toml_mistake(name: str, value: Any) -> str:  # noqa: ANN401 (whatever TOML 
         return f"unknown name {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
     wanted = (int, float) if isinstance(defaults[name], float) else (type(defaults[name]),)
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-        return f"{name} is {value!r}, not of type {wanted[-1].__name__}"
+        return f"{name} is {value!r:.80}, not of type {wanted[-1].__name__}"
     if name == "split" and value not in SPLITS:
-        return f"split is {value!r}, not one of {', '.join(SPLITS)}"
+        return f"split is {value!r:.80}, not one of {', '.join(SPLITS)}"
     if name == "weight" and not 0 <= value < float("inf"):
-        return f"weight is {value!r}, not a finite number of at least 0"
+        return f"weight is {value!r:.80}, not a finite number of at least 0"
     return ""
 
 

@@ -7,15 +7,17 @@ one format of triplets: it has its own index.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lorweb_core.errors import FileError
+from lorweb_core.files import read_json
+
 from ..index import TripletRecord
 from ..problems import Problem
 from ..reference import tidy_caption
-from .building import folder_name, picture_files, read_caption, require_folder
+from .building import MAX_LABELS_BYTES, folder_name, picture_files, read_caption, require_folder
 
 METADATA_NAME = "analogy_metadata.json"
 
@@ -64,9 +66,9 @@ def _read_metadata(root: Path) -> tuple[dict[str, Mapping[str, Any]], list[Probl
     if path is None:
         return {}, []
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        return {}, [Problem(str(path), "unreadable", f"no JSON ({error}); captions come from text files", "warning")]
+        entries = read_json(path, MAX_LABELS_BYTES)
+    except FileError as error:
+        return {}, [Problem(str(path), "unreadable", f"{error} Captions come from text files", "warning")]
     if not isinstance(entries, list):
         return {}, [Problem(str(path), "unreadable", "no list; captions come from text files", "warning")]
     named = [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("analogy_id"), str)]

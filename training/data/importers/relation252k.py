@@ -7,15 +7,26 @@ pictures in a subfolder are accepted, and what cannot be read is listed.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lorweb_core.errors import FileError
+from lorweb_core.files import read_json
+
 from ..problems import Problem
-from .building import Candidate, Found, folder_name, is_visible, picture_files, require_folder, subfolders
+from .building import (
+    MAX_LABELS_BYTES,
+    Candidate,
+    Found,
+    folder_name,
+    is_visible,
+    picture_files,
+    require_folder,
+    subfolders,
+)
 
 LABELS_NAME = "labels.json"
 _PICTURE_FIELDS = ("img_name", "image_name", "img", "image", "file_name", "filename")
@@ -76,9 +87,9 @@ def _read_group(labels: Path, task: str, found: Found) -> None:
 
 def _read_entries(labels: Path) -> list[Mapping[str, Any]] | Problem:
     try:
-        content = json.loads(labels.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        return Problem(str(labels), "unreadable", f"no JSON ({error})")
+        content = read_json(labels, MAX_LABELS_BYTES)
+    except FileError as error:
+        return Problem(str(labels), "unreadable", str(error))
     if isinstance(content, dict):
         content = next((value for value in content.values() if isinstance(value, list)), None)
     if not isinstance(content, list):

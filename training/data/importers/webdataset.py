@@ -7,7 +7,6 @@ Task, caption, split and weight come from the JSON; the caption also from `key.t
 
 from __future__ import annotations
 
-import json
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tqdm import tqdm
+
+from lorweb_core.files import parse_json
 
 from ..problems import DataError, Problem
 from .building import Candidate, Found, folder_name, is_visible, split_name
@@ -140,7 +141,7 @@ def _fields_of(members: Mapping[str, bytes]) -> dict[str, Any] | None:
     if "cls" in texts:
         fields["cls"] = texts["cls"]
     try:
-        described = json.loads(members.get("json", b"{}").decode("utf-8-sig"))
-    except ValueError:
+        described = parse_json(members.get("json", b"{}").decode("utf-8-sig"), "json")
+    except ValueError:  # FileError among them
         return None
     return {**fields, **described} if isinstance(described, dict) else None
