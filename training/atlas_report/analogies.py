@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 from lorweb_core.basis import Basis
 from lorweb_core.encoder import ImageEncoder
-from lorweb_core.images import from_pil
+from lorweb_core.images import ImageFileError, from_pil
 from lorweb_core.query import embed_analogy
 from lorweb_core.router import join_query_embedding
 
 from ..data.cache import TensorCache, text_key
 from ..data.index import PairRecord
-from ..data.pictures import PictureError, load_pair
+from ..data.pictures import load_pair
 from ..data.problems import DataError
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def embed_analogies(
         for analogy in tqdm(missing, desc="analogies", disable=not missing):
             try:
                 embedding = embed_pictures(basis, encoder, *_load(analogy))
-            except PictureError as error:
+            except ImageFileError as error:
                 if error.path not in told:
                     logger.warning("left out %s: %s: %s", error.path, error.kind, error.reason)
                 told.add(error.path)
