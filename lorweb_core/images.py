@@ -153,6 +153,7 @@ def _orientation(image: ImageFile.ImageFile) -> int:
 def _find_late_exif(png: ImageFile.ImageFile) -> None:
     """Skip from chunk to chunk of a PNG for the EXIF block, which may be behind the pixels."""
     file = png.fp
+    assert file is not None  # open until its pixels are loaded
     position = file.tell()
     file.seek(8)
     while len(head := file.read(8)) == 8:
