@@ -1,6 +1,6 @@
 """Draws icon.png (400 × 400) and banner.png (21:9) for the Comfy registry: the analogy circle : its edit :: square : ?.
 
-    python docs/brand.py
+python docs/brand.py
 """
 
 from pathlib import Path

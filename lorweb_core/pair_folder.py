@@ -11,14 +11,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
-
 from .errors import ImageError
-from .images import from_pil
+from .images import IMAGE_SUFFIXES
 
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 _AFTER_WORD = re.compile(r"(?<![A-Za-z0-9])a_prime(?![A-Za-z0-9])", re.IGNORECASE)
 
 
@@ -45,7 +40,7 @@ def find_pairs(folder: Path) -> list[PicturePair]:
     by_stem: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         is_hidden = path.name.startswith(".")  # "._x.png" is what macOS notes about x.png
-        if path.suffix.lower() in PICTURE_SUFFIXES and not is_hidden and path.is_file():
+        if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden and path.is_file():
             by_stem.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     pairs, lonely = [], []
     for stem, files in by_stem.items():
@@ -68,22 +63,6 @@ def find_pairs(folder: Path) -> list[PicturePair]:
     return pairs
 
 
-def read_picture(path: Path) -> Tensor:
-    """Return a picture file as [1, H, W, 3], float 0–1, turned as its EXIF says.
-
-    Raises: ImageError: when it is missing or no picture.
-    """
-    try:
-        with Image.open(path) as image:
-            return _read_pixels(ImageOps.exif_transpose(image))[None]
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise ImageError(
-            expected=f"a picture at {path}",
-            got=" ".join(str(error).split()),
-            remedy="Name an existing PNG, JPEG or WebP file.",
-        ) from error
-
-
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
@@ -94,11 +73,3 @@ def _is_folder(path: Path) -> bool:
 def _shorten(name: str) -> str:
     text = repr(name)
     return text if len(text) <= 80 else f"{text[:80]}… ({len(name)} characters)"
-
-
-def _read_pixels(image: Image.Image) -> Tensor:
-    """Return [H, W, 3]; grey of 16 bits is scaled, which PIL's conversion would cut off at 255."""
-    if not image.mode.startswith("I"):
-        return from_pil(image)
-    levels = np.clip(np.asarray(image, dtype=np.float64) / 257, 0, 255)
-    return from_pil(Image.fromarray(levels.round().astype(np.uint8)))

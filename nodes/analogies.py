@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..lorweb_core.averaging import AVERAGES, average_analogies
 from ..lorweb_core.errors import ShapeError
-from ..lorweb_core.pair_folder import PicturePair, find_pairs, read_picture
+from ..lorweb_core.images import from_pil, read_image
+from ..lorweb_core.pair_folder import PicturePair, find_pairs
 from ..lorweb_core.query import embed_analogy, embed_once
 from . import host
 from .loaders import fingerprint_file
@@ -132,7 +133,7 @@ def _pairs_of_folder(name: str) -> list[Pair]:
 
 
 def _read_pair(pair: PicturePair) -> tuple[Tensor, Tensor]:
-    return read_picture(pair.before), read_picture(pair.after)
+    return from_pil(read_image(pair.before))[None], from_pil(read_image(pair.after))[None]
 
 
 def _embed_pairs(loaded: LoadedBasis, clip_vision: Any, pairs: list[Pair], image_b: list[Tensor]) -> list[Tensor]:  # noqa: ANN401

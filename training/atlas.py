@@ -25,6 +25,7 @@ from lorweb_core.command_line.arguments import whole_number
 from lorweb_core.encoder import ImageEncoder, load_image_encoder
 from lorweb_core.errors import LoRWeBError, OutputError, SettingsError
 from lorweb_core.files import write_text_atomically
+from lorweb_core.images import read_image
 
 from .arguments import count, open_device
 from .atlas_report.adapter_use import measure_use
@@ -32,7 +33,6 @@ from .atlas_report.analogies import choose_analogies, embed_analogies, embed_pic
 from .atlas_report.analogy_space import MAPS, measure_space, nearest_tasks, require_scikit_learn, same_task_share
 from .atlas_report.page import Atlas, NewAnalogy, build_page
 from .data.index import SPLITS, PairIndex, PairRecord
-from .data.pictures import load_picture
 from .data.problems import errors_among
 from .data.validation import usable_pairs
 from .quiet import silence_libraries
@@ -199,8 +199,8 @@ def _require_pair(options: argparse.Namespace) -> None:
 def _load_new(options: argparse.Namespace) -> list[NewAnalogy]:
     if options.a is None:
         return []
-    a, a_prime = load_picture(options.a), load_picture(options.a_prime)
-    b = load_picture(options.b) if options.b else a
+    a, a_prime = read_image(options.a), read_image(options.a_prime)
+    b = read_image(options.b) if options.b else a
     name = f"{options.a.name} → {options.a_prime.name}" + (f" on {options.b.name}" if options.b else "")
     return [NewAnalogy(name, (a, a_prime, b))]
 

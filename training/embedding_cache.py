@@ -1,5 +1,8 @@
 """Embeddings and latents that are computed once and kept on disk, each under everything that it depends on.
 
+What comes from a file is kept under that file's size and time of change, of images also content or path: an image or
+model that is replaced under its name is a new one.
+
 With `data.cache` unset, prompts live in memory (1 MB each at 128 tokens, 4 MB at 512) and nothing else is kept. With it
 the processes of a run share the work: each makes its part, and then what it still misses, as on another machine's disk.
 """
@@ -15,12 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lorweb_core.encoder import ImageEncoder
+from lorweb_core.encoder import ENCODER_FILES, ImageEncoder, find_encoder_folder
 from lorweb_core.errors import ModelError
 
 from .captions import encode_captions, has_text_encoders
 from .config import TrainConfig
-from .data.cache import TensorCache, text_key
+from .data.cache import TensorCache, file_facts, text_key
 from .data.encoder_pictures import EncoderPictures
 from .data.index import PairRecord
 from .data.quadruplets import collate_quadruplets
@@ -44,7 +47,7 @@ def cached_captions(
         return dict(encode_captions(prompts, source.components, transformer_config, **options)).__getitem__
     fingerprint = {
         "kind": "text",
-        "model": file_facts(source.components, "text_encoder*/*"),
+        "model": file_facts(source.components, "text_encoder*/*", "tokenizer*/*"),
         "max_tokens": config.text.max_tokens,
         "dtype": config.base.dtype,
     }
@@ -68,11 +71,10 @@ def cached_embeddings(
 ) -> Callable[[str], Tensor]:
     """Return picture key → [P] for every picture of these pairs, made now where missing."""
     folder = config.data.cache or Path("cache")
+    model_folder = find_encoder_folder(config.encoder.model, config.encoder.revision, local_files_only=True)
     fingerprint = {
         "kind": "image",
-        "model": config.encoder.model,
-        "revision": config.encoder.revision,
-        "files": file_facts(Path(config.encoder.model), "*"),
+        "model": file_facts(model_folder, *ENCODER_FILES),
         "dtype": config.encoder.dtype,
         "preprocessing": vars(encoder.preprocessing),
     }
@@ -125,18 +127,11 @@ def latent_cache(config: TrainConfig, source: ModelSource) -> TensorCache:
     return TensorCache(config.data.cache or Path("cache"), fingerprint)
 
 
-def file_facts(folder: Path, pattern: str) -> list[tuple[str, int, int]]:
-    """Return (name, bytes, time of change) of a folder's files: enough to notice that a model was exchanged."""
-    files = sorted(path for path in folder.glob(pattern) if path.is_file()) if folder.is_dir() else []
-    return [(path.name, path.stat().st_size, int(path.stat().st_mtime)) for path in files]
-
-
 def _held(cache: TensorCache, key: str) -> Tensor:
     tensor = cache.get(key)
     if tensor is None:
         raise ModelError(
-            expected=f"the cached embedding {key} in {cache.folder}",
-            got="a damaged or removed entry (it was set aside)",
-            remedy="Start again with --resume latest: what is missing is made anew before training goes on.",
+            f"{cache.folder} has no embedding {key} any more: the image was replaced during the run, or the entry was "
+            "damaged. Start again with --resume latest: what is missing is made before training goes on."
         )
     return tensor

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from lorweb_core.errors import SettingsError
+from lorweb_core.images import read_image
 
 from .config import TrackingConfig, TrainConfig
 
@@ -77,9 +78,8 @@ class Monitor:
         if self._writer is None and self._wandb is None:
             return
         import numpy as np
-        from PIL import Image
 
-        pixels = np.asarray(Image.open(path).convert("RGB"))
+        pixels = np.asarray(read_image(path))
         if self._writer is not None:
             self._writer.add_image(name, pixels, step, dataformats="HWC")
         if self._wandb is not None:

@@ -6,6 +6,7 @@ What takes how much is counted in `memory`.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +19,8 @@ from lorweb_core.settings import KONTEXT_ID, QUERY_MODES
 from .captions import has_text_encoders
 from .checkpoints import list_checkpoints
 from .config import TrainConfig
-from .data.drawing import all_captions
-from .data.index import PairIndex, open_index
+from .data.drawing import all_captions, missing_captions_line
+from .data.index import PairIndex, PairRecord, TripletRecord, open_index
 from .data.splits import held_out_tasks
 from .memory import (
     ITEM_BYTES,
@@ -81,6 +82,7 @@ def _check_data(config: TrainConfig, report: PreflightReport) -> None:
     if not isinstance(index, PairIndex):
         report.lines.append(f"data: {len(index.records)} triplets")
         has_captions = config.text.caption_source != "none"
+        _tell_missing_captions(config, index.records, report)
         _tell_validation(validation_outlook(config, index.records), report)
         report.prompts = {""} | {record.caption for record in index.records if has_captions}
         return
@@ -92,8 +94,17 @@ def _check_data(config: TrainConfig, report: PreflightReport) -> None:
         f"{len(tasks)} tasks of which {len(unseen)} held out, {len(problems)} remarks "
         "(`training.prepare check` lists them, decodes every file and may find more)"
     )
+    _tell_missing_captions(config, usable, report)
     _tell_validation(validation_outlook(config, usable), report)
     report.prompts = set(all_captions(usable, config.text.caption_source))
+
+
+def _tell_missing_captions(
+    config: TrainConfig, records: Sequence[PairRecord | TripletRecord], report: PreflightReport
+) -> None:
+    trained_on = [record for record in records if record.split == "train"]
+    if line := missing_captions_line(trained_on, config.text.caption_source):
+        report.lines.append(line)
 
 
 def _tell_validation(outlook: ValidationOutlook, report: PreflightReport) -> None:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from lorweb_core.command_line.arguments import whole_number
 from lorweb_core.errors import LoRWeBError
+from lorweb_core.images import MAX_PIXELS
 
 from . import prepare_commands as commands
 from .arguments import count
-from .data.pictures import MAX_PIXELS
 from .terminal import let_terminal_replace
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 from .data.export_reference import ExportOptions, export_reference
 from .data.importers import folders, hf_datasets, reference, relation252k, strips, webdataset
 from .data.importers.building import Found, build_pairs, build_triplets
-from .data.index import Index, PairIndex, PairRecord, RecordT, TripletIndex, open_index
+from .data.index import Index, PairIndex, PairRecord, RecordT, TripletIndex, TripletRecord, open_index
 from .data.problems import DataError, Problem, as_json, as_text, errors_among, stop_if_wanted
 from .data.splits import held_out_tasks, hold_out
 from .data.triplet_splits import hold_out_triplets, without_known_pairs
@@ -68,7 +68,7 @@ def import_reference(options: argparse.Namespace) -> int:
     records, more = build_triplets(found, max_pixels=options.max_pixels, show_progress=_shows_progress(options))
     _require_any(records, problems + more, options)
     TripletIndex(records).write_index(options.out)
-    _report_import(options, problems + more, f"{len(records)} triplet(s) in {len({r.task for r in records})} task(s)")
+    _report_import(options, problems + more, "triplet(s)", records)
     return EXIT_FINE
 
 
@@ -79,6 +79,7 @@ def check(options: argparse.Namespace) -> int:
         decode = not options.quick
         problems = check_triplets(index.records, decode=decode, max_pixels=options.max_pixels, show_progress=shows)
         facts: dict[str, object] = {"triplets": len(index), "tasks": len({r.task for r in index.records})}
+        facts["triplets without a caption"] = sum(not record.caption for record in index.records)
     else:
         problems = check_pairs(
             index.records,
@@ -164,8 +165,7 @@ def _import_pairs(options: argparse.Namespace, found: Found) -> int:
     records, more = build_pairs(found.candidates, max_pixels=options.max_pixels, show_progress=_shows_progress(options))
     _require_any(records, found.problems + more, options)
     PairIndex(records).write_index(options.out)
-    tasks = len({record.task for record in records})
-    _report_import(options, found.problems + more, f"{len(records)} pair(s) in {tasks} task(s)")
+    _report_import(options, found.problems + more, "pair(s)", records)
     return EXIT_FINE
 
 
@@ -181,10 +181,14 @@ def _require_any(records: Sequence[object], problems: Sequence[Problem], options
     )
 
 
-def _report_import(options: argparse.Namespace, problems: Sequence[Problem], what: str) -> None:
+def _report_import(
+    options: argparse.Namespace, problems: Sequence[Problem], what: str, records: Sequence[PairRecord | TripletRecord]
+) -> None:
     if problems:
         print(as_text(problems), file=sys.stderr)
-    print(f"{what} → {options.out}")
+    without = sum(not record.caption for record in records)
+    captions = f", {without} without a caption" if without else ""
+    print(f"{len(records)} {what} in {len({record.task for record in records})} task(s){captions} → {options.out}")
 
 
 def _write_good(index: PairIndex | TripletIndex, problems: Sequence[Problem], path: Path) -> None:
@@ -205,6 +209,7 @@ def _facts(records: Sequence[PairRecord], usable: Sequence[PairRecord]) -> dict[
     return {
         "pairs": len(records),
         "usable pairs": len(usable),
+        "pairs without a caption": sum(not record.caption for record in records),
         "tasks": len({record.task for record in records}),
         "usable tasks": len(per_task),
         "pairs per usable task": f"{min(per_task.values(), default=0)}…{max(per_task.values(), default=0)}",

@@ -27,14 +27,13 @@ from lorweb_core.errors import ImageError, LoRWeBError, ModelError, OutputError
 from lorweb_core.files import MAX_TEXT_BYTES, read_text
 from lorweb_core.grid import build_grid
 from lorweb_core.header_settings import read_training_facts
-from lorweb_core.images import from_pil
+from lorweb_core.images import IMAGE_SUFFIXES, from_pil, read_image, read_image_size
 from lorweb_core.settings import KONTEXT_ID
 
 from .analogy_sampler import AnalogySampler, DrawOptions, attach_basis
 from .arguments import count, open_device
 from .captions import CaptionTable, encode_captions
 from .config import BaseModelConfig
-from .data.pictures import PICTURE_SUFFIXES, load_picture, read_facts
 from .kontext import DTYPES, load_codec, load_transformer
 from .loop import is_out_of_memory
 from .model_source import find_source, read_transformer_config
@@ -164,7 +163,7 @@ def draw_triplet(
 
     Raises: OutputError: when they cannot be written.
     """
-    pictures = [from_pil(load_picture(path))[None] for path in triplet.pictures]
+    pictures = [from_pil(read_image(path))[None] for path in triplet.pictures]
     answer, generated = sampler.draw(*pictures, prompt=triplet.prompt, options=options, on_step=on_step)
     a, a_prime, b, _ = quadrants(build_grid(*pictures, megapixels=options.megapixels, fit=options.fit)[0][0])
     grid = contact_sheet([[a, a_prime, b, quadrants(generated[0])[3]]])
@@ -191,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         triplets = _triplets_of(options)
         for path in {path for triplet in triplets for path in triplet.pictures}:
-            read_facts(path)  # now, not after the minutes that loading takes
+            read_image_size(path)  # now, not after the minutes that loading takes
         sampler = _sampler_of(options, triplets)
         drawing = DrawOptions(
             options.steps, options.guidance, options.megapixels, options.fit, options.strength, options.seed
@@ -247,7 +246,7 @@ def _triplets_of(options: argparse.Namespace) -> list[Triplet]:
 
 
 def _picture(folder: Path, stem: str) -> Path | None:
-    found = [path for path in folder.iterdir() if path.stem == stem and path.suffix.lower() in PICTURE_SUFFIXES]
+    found = [path for path in folder.iterdir() if path.stem == stem and path.suffix.lower() in IMAGE_SUFFIXES]
     return min(found, default=None)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -20,8 +20,8 @@ from lorweb_core.errors import SettingsError
 from lorweb_core.preprocessing import Preprocessing
 
 from .config import DataConfig, TrainConfig
-from .data.drawing import DrawSettings
-from .data.index import PairIndex, PairRecord, TripletIndex, open_index
+from .data.drawing import DrawSettings, missing_captions_line
+from .data.index import PairIndex, PairRecord, TripletIndex, TripletRecord, open_index
 from .data.problems import Problem, errors_among
 from .data.quadruplets import BucketBatchSampler, FixedQuadrupletDataset, QuadrupletDataset, collate_quadruplets
 from .data.reference import ReferenceDataset
@@ -157,6 +157,7 @@ def _from_pairs(
         "resolution_px": data.resolution_px, "preprocessing": preprocessing, "on_bad_data": data.on_bad_data,
     }  # fmt: skip
     training = QuadrupletDataset([record for record in usable if record.split == "train"], settings, **options)
+    _warn_of_missing_captions(training.records, settings)
     validation = {}
     for name, chosen in validation_quadruplets(config, usable).items():
         if chosen and config.validation.every:
@@ -184,6 +185,7 @@ def _from_triplets(
         "on_bad_data": config.data.on_bad_data,
     }  # fmt: skip
     training = ReferenceDataset([r for r in index.records if r.split == "train"], settings, **options)
+    _warn_of_missing_captions(training.records, settings)
     validation = {}
     for name, chosen in validation_triplets(config, index.records).items():
         if chosen and config.validation.every:
@@ -193,6 +195,11 @@ def _from_triplets(
     fixed = chain.from_iterable(fixed.dataset.records for fixed in validation.values())
     prompts = {*training.captions(), *(record.caption for record in fixed if settings.caption_source != "none")}
     return TrainingData(training, validation, (), tuple(sorted(prompts)))
+
+
+def _warn_of_missing_captions(records: Sequence[PairRecord | TripletRecord], settings: DrawSettings) -> None:
+    if line := missing_captions_line(records, settings.caption_source):
+        logger.warning("%s", line)
 
 
 def _tell_idle_settings(config: TrainConfig) -> None:

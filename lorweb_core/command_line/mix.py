@@ -17,8 +17,8 @@ from ..errors import CheckpointError, ModelError
 from ..export import EXPORT_DTYPES, export_mixed_lora
 from ..files import write_text_atomically
 from ..header import read_header
+from ..images import from_pil, read_image
 from ..layer_tensors import FLOAT_DTYPES
-from ..pair_folder import read_picture
 from .arguments import (
     add_settings_argument,
     finite_number,
@@ -162,7 +162,7 @@ def _embed_pictures(basis: Basis, paths: tuple[Path, ...], encoder_folder: Path)
             got=str(encoder_folder),
             remedy=f"Download {basis.settings.encoder_id} into a folder; nothing is downloaded here.",
         )
-    pictures = [read_picture(path) for path in paths]
+    pictures = [from_pil(read_image(path))[None] for path in paths]
     encoder = load_image_encoder(encoder_folder, local_files_only=True)
     wanted = (family_of(basis.settings.encoder_id), basis.embedding_dim)
     if (encoder.family, encoder.embedding_dim) != wanted:

@@ -267,14 +267,14 @@ def test_bad_options_are_refused():
 
 def test_bad_pictures_and_batches_are_refused_by_name():
     picture = noise(16, 16)
-    with pytest.raises(ImageError, match=r"image_a_prime: .* got 2 channels"):
+    with pytest.raises(ImageError, match="image_a_prime has 2 channels"):
         build_grid(picture, noise(16, 16, channels=2), picture)
-    with pytest.raises(ImageError, match=r"image_b: .* got 16×1 px"):
+    with pytest.raises(ImageError, match="image_b is 16×1 px"):
         build_grid(picture, picture, noise(1, 16))
-    with pytest.raises(ShapeError, match="got 2, 1 and 1 pictures"):
+    with pytest.raises(ShapeError, match="batches of 2, 1 and 1 images"):
         build_grid(noise(16, 16, batch=2), picture, picture)
     _, layout = build_grid(picture, picture, picture)
-    with pytest.raises(ImageError, match=r"image: .* got NaN"):
+    with pytest.raises(ImageError, match="image holds NaN"):
         undo_grid(picture * float("nan"), layout)
 
 

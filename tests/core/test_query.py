@@ -233,9 +233,9 @@ def test_joined_embeddings_are_float32_in_the_order_a_a_prime_b():
 @pytest.mark.parametrize("mode", QUERY_MODES)
 def test_bad_pictures_are_refused_in_every_mode(mode):
     good = noise(8, 8)
-    with pytest.raises(ImageError, match=r"image_a_prime: .* got 2 channels"):
+    with pytest.raises(ImageError, match="image_a_prime has 2 channels"):
         pictures_to_embed(mode, good, noise(8, 8, channels=2), good)
-    with pytest.raises(ImageError, match=r"image_b: .* got an empty batch"):
+    with pytest.raises(ImageError, match="image_b is an empty batch"):
         pictures_to_embed(mode, good, good, good[:0])
-    with pytest.raises(ShapeError, match="got 2, 1 and 3 pictures"):
+    with pytest.raises(ShapeError, match="batches of 2, 1 and 3 images"):
         pictures_to_embed(mode, noise(8, 8, batch=2), good, noise(8, 8, batch=3))

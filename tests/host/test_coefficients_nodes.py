@@ -4,12 +4,14 @@ import copy
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from lorweb_core.checkpoint import load_basis, save_basis
 from lorweb_core.coefficients_file import load_coefficients, save_coefficients
+from lorweb_core.images import read_image
 from tests.host import graphs, models
 from tests.host.conftest import read_latent
 
@@ -224,6 +226,29 @@ def test_a_folder_of_pairs_is_averaged_and_its_outlier_named(each_server, edit):
     outcome = each_server.run(with_nodes(edit, ["m", 0], m=many(edit, folder="pairs/comic", average="coefficients")))
     report = text_of(outcome, "m")
     assert "5 pairs" in report and "3_a  <- outlier" in report and report.count("outlier") == 1
+
+
+def test_a_folder_is_read_as_the_trainer_reads_it(server, edit):
+    sources = [Image.open(graphs.PICTURES / f"lorweb_{name}_cup.jpg").resize((96, 96)) for name in ("a", "a_prime")]
+    cut_out, gray = sources[0].copy(), sources[1].convert("L")
+    cut_out.putalpha(Image.linear_gradient("L").resize((96, 96)))
+    latents = []
+    for name in ("stored", "read"):
+        folder = server.base / "input" / "pairs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        before, after = folder / "x_a.png", folder / "x_a_prime.tif"
+        cut_out.save(before)
+        Image.fromarray(np.asarray(gray).astype(np.uint16) * 257).save(after)
+        if name == "read":
+            for path in (before, after):
+                read_image(path).save(path)
+        graph = with_nodes(edit, ["m", 0], m=many(edit, folder=f"pairs/{name}"))
+        latents.append(sample(server, graph))
+    assert torch.equal(*latents)
+    Image.new("1", (10_000, 9_000)).save(before)
+    outcome = server.run(graph)
+    assert (outcome.status, outcome.node_type) == ("error", "LoRWeBEncodeAnalogies"), outcome
+    assert "too-large" in outcome.error and "10000 × 9000" in outcome.error
 
 
 def failing(server, graph, node_type, *words):

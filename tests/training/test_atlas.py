@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -96,6 +97,16 @@ def test_a_second_run_embeds_nothing_again(atlas, tmp_path, capsys):
     atlas("--per-task", "3", "--map", "tsne")
     assert "analogies:" not in capsys.readouterr().err
     assert _shards(tmp_path / "atlas") == before
+
+
+def test_an_image_that_was_replaced_in_place_is_another_analogy(index):
+    records = PairIndex.read_index(index).records
+    keys = [analogy.key for analogy in choose_analogies(records)]
+    status = records[0].after.stat()
+    os.utime(records[0].after, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    changed = [key != analogy.key for key, analogy in zip(keys, choose_analogies(records), strict=True)]
+    assert changed[0] and 0 < sum(changed) <= 2
+    os.utime(records[0].after, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_a_damaged_cache_is_made_again(atlas, tmp_path):

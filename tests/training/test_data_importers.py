@@ -246,7 +246,7 @@ def test_unreadable_pictures_are_listed_with_their_pair(tmp_path: Path) -> None:
     for stem in ("a", "b", "c"):
         write_pair(tmp_path / "t", stem, ord(stem))
     (tmp_path / "t" / "a_after.png").write_bytes(b"")
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "t" / "b_before.png")
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "t" / "b_before.png", "TIFF")
     records, problems = build_pairs(folders.find_pairs(tmp_path).candidates)
     assert [record.id for record in records] == ["t/c"]
     assert {(p.kind, p.pair_id) for p in problems} == {("unreadable", "t/a"), ("wrong-mode", "t/b")}

@@ -120,9 +120,28 @@ def test_a_place_that_cannot_be_written_is_told_and_the_old_index_stays(tmp_path
     assert not list(tmp_path.rglob("*"))
 
 
-def test_content_keys_are_the_hash_or_else_path_size_and_time(tmp_path: Path) -> None:
-    (hashed,) = write_tasks(tmp_path / "hashed", {"t": [(64, 48)]})
-    assert (hashed.before_key, hashed.after_key) == (f"{hashed.sha256}.before", f"{hashed.sha256}.after")
+@pytest.mark.parametrize("has_hash", [True, False])
+def test_a_file_that_is_replaced_in_place_has_another_key(tmp_path: Path, has_hash: bool) -> None:
+    (record,) = write_tasks(tmp_path, {"t": [(64, 48)]})
+    record = record if has_hash else replace(record, sha256="")
+    keys = {record.before_key}
+    assert record.before_key in keys
+    status = record.after.stat()
+    os.utime(record.after, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # of the same size, a moment later
+    keys.add(record.before_key)
+    record.after.write_bytes(record.after.read_bytes() + b"x")
+    os.utime(record.after, ns=(status.st_atime_ns, status.st_mtime_ns))
+    keys.add(record.before_key)
+    assert len(keys) == 3
+
+
+def test_a_hashed_pair_keeps_its_keys_in_another_folder_and_another_one_does_not(tmp_path: Path) -> None:
+    (here,) = write_tasks(tmp_path / "here", {"t": [(64, 48)]})
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    there = replace(
+        here, before=tmp_path / "there" / "t" / here.before.name, after=tmp_path / "there" / "t" / here.after.name
+    )
+    assert (there.before_key, there.after_key) == (here.before_key, here.after_key)
     sets = [write_tasks(tmp_path / name, {"t": [(64, 48)]})[0] for name in ("one", "two")]
     first, second = (replace(record, sha256="") for record in sets)
     assert first.id == second.id

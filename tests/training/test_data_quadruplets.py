@@ -11,13 +11,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from lorweb_core.errors import ImageError
+from lorweb_core.images import read_image
 from lorweb_core.preprocessing import CLIP_PREPROCESSING, Preprocessing, fit_picture
 from tests.training.data_pictures import paint, truncate, write_tasks
 from training.data.buckets import cell_buckets, nearest_bucket
 from training.data.drawing import DrawSettings
 from training.data.encoder_pictures import EncoderPictures
 from training.data.index import PairRecord
-from training.data.pictures import fit_cell, load_picture
+from training.data.pictures import fit_cell
 from training.data.problems import DataError
 from training.data.quadruplets import (
     BrokenPictureError,
@@ -64,7 +65,7 @@ def test_every_quadrant_holds_its_picture(records: list[PairRecord]) -> None:
             a, b = by_id[item["pair_a"]], by_id[item["pair_b"]]
             cell = dataset.buckets[nearest_bucket(dataset.buckets, b.aspect)]
             w, h = cell.width, cell.height
-            wanted = [fit_cell(load_picture(path), cell) for path in (a.before, a.after, b.before, b.after)]
+            wanted = [fit_cell(read_image(path), cell) for path in (a.before, a.after, b.before, b.after)]
             target, context = (item[name].permute(1, 2, 0).numpy() for name in ("target", "context"))
             assert target.shape == context.shape == (2 * h, 2 * w, 3)
             for picture, (y, x) in zip(wanted, ((0, 0), (0, w), (h, 0), (h, w)), strict=True):
@@ -72,7 +73,7 @@ def test_every_quadrant_holds_its_picture(records: list[PairRecord]) -> None:
             assert np.array_equal(context[:h], target[:h])
             assert np.array_equal(context[h:, :w], target[h:, :w])
             assert np.array_equal(context[h:, w:], target[h:, :w])
-            encoder = [np.array(fit_picture(load_picture(path), SMALL)) for path in (a.before, a.after, b.before)]
+            encoder = [np.array(fit_picture(read_image(path), SMALL)) for path in (a.before, a.after, b.before)]
             assert np.array_equal(item["images"].numpy(), np.stack(encoder))
             assert item["image_keys"] == [a.before_key, a.after_key, b.before_key]
             assert item["task"] == a.task == b.task
@@ -165,8 +166,8 @@ def test_stop_raises_one_clear_line_from_any_process(records: list[PairRecord], 
         take(dataset_of(records, on_bad_data="stop"), 1, num_workers=workers)
     message = str(caught.value)
     assert isinstance(caught.value, ImageError)
-    assert message.startswith("Expected a usable picture at ")
-    assert "_before.png; got damaged: decoding stopped" in message
+    assert message.startswith("The image ")
+    assert "_before.png cannot be used (damaged): decoding stops" in message
     assert "Traceback" not in message
     assert "\n" not in message
 

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from lorweb_core.images import read_image
 from lorweb_core.preprocessing import Preprocessing
 from tests.training.data_pictures import paint, truncate, write_tasks
 from training.data.buckets import aspects_match
@@ -22,7 +23,7 @@ from training.data.export_reference import ExportOptions, choose_couples, export
 from training.data.importers.building import build_triplets
 from training.data.importers.reference import find_triplets
 from training.data.index import TripletIndex, TripletRecord
-from training.data.pictures import load_pair, load_picture
+from training.data.pictures import load_pair
 from training.data.problems import DataError
 from training.data.quadruplets import BrokenPictureError, BucketBatchSampler, collate_quadruplets
 from training.data.reference import ReferenceDataset, grid_geometry, reference_grids
@@ -202,7 +203,7 @@ def test_an_export_is_imported_again_with_the_same_pictures(tmp_path: Path) -> N
     for triplet, entry in zip(triplets, sorted(metadata, key=lambda e: e["analogy_id"]), strict=True):
         a, b = by_id[entry["pair_A"]], by_id[entry["pair_C"]]
         assert (triplet.task, triplet.caption) == (b.task, a.caption)
-        strip, target = np.asarray(load_picture(triplet.control)), np.asarray(load_picture(triplet.target))
+        strip, target = np.asarray(read_image(triplet.control)), np.asarray(read_image(triplet.target))
         pictures = [np.asarray(picture) for picture in (*load_pair(a), *load_pair(b))]
         assert np.array_equal(target, pictures[3])
         if a.task == "negative":

@@ -32,8 +32,8 @@ def write_other(path: Path, size: tuple[int, int]) -> None:
     paint(99, size=size).save(path)
 
 
-def write_16_bit(path: Path) -> None:
-    Image.fromarray(np.zeros((64, 64), np.uint16)).save(path)
+def write_float(path: Path) -> None:
+    Image.fromarray(np.zeros((64, 64), np.float32)).save(path, "TIFF")
 
 
 BREAKAGES = {
@@ -41,7 +41,7 @@ BREAKAGES = {
     "unreadable": lambda path: path.write_bytes(b"<html>not found</html>"),
     "damaged": truncate,
     "too-large": write_bomb,
-    "wrong-mode": write_16_bit,
+    "wrong-mode": write_float,
     "changed": lambda path: write_other(path, (96, 64)),
 }
 

@@ -1,15 +1,23 @@
 """Caches of prompts, image embeddings and cell latents: the same run with and without, whatever happens to them."""
 
+import os
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from lorweb_core.encoder import load_image_encoder
 from training import captions
 from training.data.cache import TensorCache
+from training.data.drawing import DrawSettings
 from training.data.index import PairIndex
+from training.data.pictures import load_pair
+from training.data.quadruplets import DrawKey, QuadrupletDataset, collate_quadruplets
 from training.distributed import Processes
-from training.embedding_cache import cached_captions
+from training.embedding_cache import cached_captions, cached_embeddings, latent_cache
 from training.kontext import Codec
 from training.latents import GridLatents, tile_cells
 from training.model_source import find_source
@@ -103,21 +111,85 @@ def test_tiled_cells_equal_the_whole_grid_for_a_codec_without_neighbours(tmp_pat
     assert cache.keys() == {f"{key}@48x32" for key in ("one.before", "one.after", "two.before", "two.after")}
 
 
-def test_broken_picture_in_mid_run_is_replaced_by_another_draw(tiny_config, tiny_parts, tmp_path, assembled):
-    pictures = tmp_path / "pictures"
-    shutil.copytree(tiny_parts / "pictures", pictures)
+@pytest.fixture
+def own_records(tiny_parts, tmp_path):
+    """The pairs of tiny_parts with files that a test may change."""
+    shutil.copytree(tiny_parts / "pictures", tmp_path / "pictures")
     records = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
-    moved = [
-        record.__class__(**{
-            **vars(record),
-            "before": pictures / record.before.relative_to(tiny_parts / "pictures"),
-            "after": pictures / record.after.relative_to(tiny_parts / "pictures"),
-        })
+    return [
+        replace(
+            record,
+            before=tmp_path / record.before.relative_to(tiny_parts),
+            after=tmp_path / record.after.relative_to(tiny_parts),
+        )
         for record in records
-    ]  # fmt: skip
-    PairIndex(moved).write_index(tmp_path / "pairs.jsonl")
+    ]
+
+
+def _replace_in_place(path):
+    """Another image of the same size in pixels; the index still has the hash of the one that was."""
+    Image.new("RGB", Image.open(path).size, (255, 0, 0)).save(path)
+
+
+def test_an_image_that_was_replaced_in_place_is_embedded_anew(tiny_config, own_records, tmp_path):
+    config = tiny_config(f"data.cache={tmp_path / 'cache'}", "data.workers=0")
+    encoder = load_image_encoder(config.encoder.model)
+    cached_embeddings(config, encoder, own_records, Processes("cpu"))
+    changed = own_records[0]
+    _replace_in_place(changed.after)
+    look_up = cached_embeddings(config, encoder, own_records, Processes("cpu"))
+    red = torch.from_numpy(np.array(load_pair(changed)[1]))[None] / 255
+    torch.testing.assert_close(look_up(changed.after_key), encoder.embed(red)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_an_image_that_was_replaced_in_place_gets_new_latents(own_records, tmp_path):
+    codec = Codec(_Blocks(), scale=1.0, shift=0.0, pixels_per_latent=8, channels=3)
+    records = [record for record in own_records if record.task == own_records[0].task]
+    dataset = QuadrupletDataset(records, DrawSettings(), resolution_px=64)
+    key = DrawKey(0, 0, dataset.draw_bucket(0, 0))
+    cached = GridLatents(codec, TensorCache(tmp_path / "cache", {"kind": "latents"}))
+    cached.encode(collate_quadruplets([dataset[key]]), slice(None))
+    for record in records:
+        _replace_in_place(record.after)
+    batch = collate_quadruplets([dataset[key]])
+    for found, wanted in zip(
+        cached.encode(batch, slice(None)), GridLatents(codec).encode(batch, slice(None)), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["text_encoder/model.safetensors", "tokenizer_2/*", "vae/*.safetensors", "encoder"])
+def test_a_model_file_that_was_replaced_under_its_name_starts_another_cache(
+    tiny_config, tiny_parts, tmp_path, own_records, name
+):
+    model, encoder_folder = tmp_path / "model", tmp_path / "encoder"
+    shutil.copytree(tiny_parts / "model-with-text", model)
+    shutil.copytree(tiny_parts / "encoder", encoder_folder)
+    config = tiny_config(
+        f"base.model={model}", f"encoder.model={encoder_folder}", f"data.cache={tmp_path / 'cache'}", "data.workers=0"
+    )
+    source = find_source(config.base.model, None, None)
+
+    def fill():
+        if name == "encoder":
+            cached_embeddings(config, load_image_encoder(encoder_folder), own_records[:1], Processes("cpu"))
+        elif name.startswith("vae"):
+            latent_cache(config, source)
+        else:
+            cached_captions(config, source, ["a prompt"], Processes("cpu"))
+        return len(list((tmp_path / "cache").glob("*/*/fingerprint.json")))
+
+    assert (fill(), fill()) == (1, 1)
+    file = encoder_folder / "model.safetensors" if name == "encoder" else next(model.glob(name))
+    status = file.stat()
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # within the same second
+    assert fill() == 2
+
+
+def test_broken_picture_in_mid_run_is_replaced_by_another_draw(tiny_config, own_records, tmp_path, assembled):
+    PairIndex(own_records).write_index(tmp_path / "pairs.jsonl")
     loop, state = assembled(tiny_config("run.steps=6", f"data.index={tmp_path / 'pairs.jsonl'}"))
-    broken = next(record for record in moved if record.split == "train")
+    broken = next(record for record in own_records if record.split == "train")
     broken.after.write_bytes(b"not a picture any more")
     loop.run(state)
     assert (state.step, state.bad_steps) == (6, 0)

@@ -34,10 +34,11 @@ def prepare(*words: object) -> int:
 def test_from_folders_to_a_split_index(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index = pictures / "pairs.jsonl"
     assert prepare("folders", pictures, "--out", index) == 0
-    assert capsys.readouterr().out == f"12 pair(s) in 3 task(s) → {index}\n"
+    assert capsys.readouterr().out == f"12 pair(s) in 3 task(s), 12 without a caption → {index}\n"
     assert prepare("check", index) == 0
     checked = capsys.readouterr().out
     assert "usable pairs: 12" in checked
+    assert "pairs without a caption: 12" in checked
     assert "pairs per usable task: 4…4" in checked
     assert prepare("split", index, "--hold-out-tasks", "1", "--hold-out-pairs", "1") == 0
     assert "6 train pair(s), 6 val pair(s)" in capsys.readouterr().out
@@ -239,7 +240,7 @@ def test_a_terminal_without_some_characters_gets_others_and_nothing_fails(pictur
     index = pictures / "pairs.jsonl"
     imported = in_code_page("folders", str(pictures), "--out", str(index))
     assert imported.returncode == 0
-    assert imported.stdout == f"11 pair(s) in 3 task(s) ? {index}\n"
+    assert imported.stdout == f"11 pair(s) in 3 task(s), 11 without a caption ? {index}\n"
     assert "0001_before.png: unreadable" in imported.stderr
     prepare("split", index, "--hold-out-tasks", "雪 é")
     checked = in_code_page("check", str(index), "--json")

@@ -65,6 +65,20 @@ def test_a_damaged_picture_is_told_once_and_counted_at_the_end(tiny_config, tiny
     assert int(count[1]) > 1
 
 
+@pytest.mark.parametrize(("source", "is_told"), [("a", True), ("b", True), ("task", False), ("none", False)])
+def test_missing_captions_are_counted_by_check_and_at_the_start(
+    tiny_config, tiny_parts, tmp_path, caplog, source, is_told
+):
+    records = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    records = [replace(record, caption="" if place < 2 else "edit it") for place, record in enumerate(records)]
+    PairIndex(records).write_index(tmp_path / "pairs.jsonl")
+    config = tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}", f"text.caption_source={source}")
+    line = f"captions: 2 of {len(records)} have none (first: {records[0].id})"
+    assert (line in preflight_report(config).text()) == is_told
+    open_training_data(config, None)
+    assert (line in caplog.text) == is_told
+
+
 def test_check_says_that_it_reads_headers_only(tiny_config, tiny_parts, tmp_path):
     *records, last = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
     cut_off = tmp_path / "cut-off.png"

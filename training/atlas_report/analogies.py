@@ -7,7 +7,6 @@ encoder and query mode and not on the basis: atlases of several bases share them
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -21,14 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lorweb_core.basis import Basis
-from lorweb_core.encoder import ImageEncoder
-from lorweb_core.images import from_pil
+from lorweb_core.encoder import ENCODER_FILES, ImageEncoder, find_encoder_folder
+from lorweb_core.images import ImageFileError, from_pil
 from lorweb_core.query import embed_analogy
 from lorweb_core.router import join_query_embedding
 
-from ..data.cache import TensorCache, text_key
+from ..data.cache import TensorCache, file_facts, text_key
 from ..data.index import PairRecord
-from ..data.pictures import PictureError, load_pair
+from ..data.pictures import load_pair
 from ..data.problems import DataError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,6 @@ logger = logging.getLogger(__name__)
 SHARD_ENTRIES = 64
 #: A plane needs three points.
 FEWEST_ANALOGIES = 3
-_READ_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Analogy:
 
     @property
     def key(self) -> str:
-        """Names the three pictures by content (by file, size and time where the index has no hashes)."""
+        """Names the three pictures, see `PairRecord.content_key`."""
         return text_key(f"{self.pair.content_key} {self.b.content_key}")
 
 
@@ -92,7 +90,7 @@ def open_embeddings(folder: Path, basis: Basis, encoder: ImageEncoder, encoder_s
     """
     fingerprint: dict[str, Any] = {
         "kind": "analogies",
-        "encoder": _hash_files(Path(encoder_source)) or encoder_source,
+        "encoder": file_facts(find_encoder_folder(encoder_source, local_files_only=True), *ENCODER_FILES),
         "preprocessing": vars(encoder.preprocessing),
         "query_mode": basis.settings.query_mode,
     }
@@ -112,7 +110,7 @@ def embed_analogies(
         for analogy in tqdm(missing, desc="analogies", disable=not missing):
             try:
                 embedding = embed_pictures(basis, encoder, *_load(analogy))
-            except PictureError as error:
+            except ImageFileError as error:
                 if error.path not in told:
                     logger.warning("left out %s: %s: %s", error.path, error.kind, error.reason)
                 told.add(error.path)
@@ -137,18 +135,6 @@ def embed_pictures(basis: Basis, encoder: ImageEncoder, a: Image.Image, a_prime:
 
 def _load(analogy: Analogy) -> tuple[Image.Image, Image.Image, Image.Image]:
     return (*load_pair(analogy.pair), load_pair(analogy.b)[0])
-
-
-def _hash_files(folder: Path) -> str:
-    """A hash of the names and bytes of a folder's files; "" when it is no folder (a Hugging Face id)."""
-    files = sorted(path for path in folder.glob("*") if path.is_file()) if folder.is_dir() else []
-    content = hashlib.blake2b(digest_size=16)
-    for path in files:
-        content.update(path.name.encode())
-        with path.open("rb") as file:
-            while part := file.read(_READ_BYTES):
-                content.update(part)
-    return content.hexdigest() if files else ""
 
 
 def _require_enough(count: int, got: str) -> None:

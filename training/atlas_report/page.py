@@ -11,8 +11,9 @@ from html import escape
 from PIL import Image
 
 from lorweb_core.basis import Basis
+from lorweb_core.images import ImageFileError
 
-from ..data.pictures import PictureError, load_pair
+from ..data.pictures import load_pair
 from .adapter_use import DEAD_SHARE, AdapterUse, Server
 from .analogies import Analogy
 from .analogy_space import AnalogySpace, nearest_tasks, same_task_share
@@ -186,7 +187,7 @@ def _describe(server: Server) -> str:
 def _strip(analogy: Analogy) -> str:
     try:
         pictures = (*load_pair(analogy.pair), load_pair(analogy.b)[0])
-    except PictureError as error:  # its embedding is kept, but the file has gone since
+    except ImageFileError as error:  # its embedding is kept, but the file has gone since
         logger.warning("no thumbnail of %s: %s: %s", analogy.pair.id, error.kind, error.reason)
         return escape(f"({error.kind})")
     return thumbnail_strip(pictures, f"{analogy.pair.id} on {analogy.b.id}")

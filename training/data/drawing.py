@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .buckets import ASPECT_TOLERANCE, Cell, nearest_bucket
-from .index import PairRecord
+from .index import PairRecord, TripletRecord
 from .problems import DataError
 
 PAIRINGS = ("ordered", "i<j")
@@ -174,6 +174,22 @@ def caption_of(a: PairRecord, b: PairRecord, source: str) -> str:
     if source == "none":
         return ""
     return task_caption(b) if source == "task" else (a if source == "a" else b).caption
+
+
+def missing_captions_line(records: Sequence[PairRecord | TripletRecord], source: str) -> str:
+    """What to say of records whose prompt is empty though captions are wanted; "" when there is none.
+
+    Args:
+        records: that are trained on.
+        source: `DrawSettings.caption_source`; `task` has the task's name where there is no caption.
+    """
+    without = [record.id for record in records if not record.caption]
+    if not without or source in ("none", "task"):
+        return ""
+    return (
+        f"captions: {len(without)} of {len(records)} have none (first: {without[0]}), so their prompt is empty; add "
+        "text files and import again, or set text.caption_source to task (the task's name) or none"
+    )
 
 
 def task_caption(record: PairRecord) -> str:

@@ -12,10 +12,11 @@ from collections.abc import Collection, Sequence
 import torch
 from torch.utils.data import Dataset
 
+from lorweb_core.images import MAX_PIXELS, ImageFileError
 from lorweb_core.preprocessing import Preprocessing
 
 from .index import PairRecord
-from .pictures import MAX_PIXELS, PictureError, load_pair
+from .pictures import load_pair
 from .problems import OnBadData
 from .quadruplets import BrokenPictureError, Item, fit_for_encoder
 
@@ -54,7 +55,7 @@ class EncoderPictures(Dataset[Item | None]):
         record = self.records[position]
         try:
             pictures = load_pair(record, max_pixels=self.max_pixels)
-        except PictureError as error:
+        except ImageFileError as error:
             if self.on_bad_data == "stop":
                 raise BrokenPictureError(str(error)) from error
             logger.warning("no embedding for %s: %s: %s", error.path, error.kind, error.reason)

@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from lorweb_core.errors import OutputError
 from lorweb_core.files import write_text_atomically
+from lorweb_core.images import ImageFileError
 
 from .buckets import Cell, aspects_match
 from .drawing import caption_of, positions_by_task, uniforms
 from .importers.extraction import safe_name
 from .importers.reference import METADATA_NAME
 from .index import PairRecord
-from .pictures import PictureError, fit_cell, load_pair
+from .pictures import fit_cell, load_pair
 from .problems import Problem
 
 _JPEG_QUALITY = 95
@@ -62,7 +63,7 @@ def export_reference(
         name = safe_name(f"analogy_{Path(record_a.id).name}_{Path(record_b.id).name}")[:90] + f"_{number:06d}"
         try:
             strip, target = _draw(record_a, record_b)
-        except PictureError as error:
+        except ImageFileError as error:
             problems[str(error.path)] = Problem(str(error.path), error.kind, error.reason)
             continue
         caption = caption_of(record_a, record_b, options.caption_source)

@@ -79,8 +79,14 @@ class PairRecord:
 
     @property
     def content_key(self) -> str:
-        """Names the pictures by content for caches: `sha256`, or paths, sizes and times where the index has none."""
-        return self.sha256 or _hash_file_facts((self.before,) if self.strip else (self.before, self.after))
+        """Names the pictures for caches: `sha256` (paths where the index has none), sizes and times as they are now."""
+        files = (self.before,) if self.strip else (self.before, self.after)
+        facts: list[object] = [self.sha256 or [os.fspath(path.absolute()) for path in files]]
+        for path in files:
+            with suppress(OSError):
+                found = path.stat()
+                facts.append((found.st_size, found.st_mtime_ns))
+        return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
     @property
     def before_key(self) -> str:
@@ -191,18 +197,6 @@ def open_index(path: str | Path) -> PairIndex | TripletIndex:
     """
     first_line = next(iter(_read_lines(Path(path).absolute())), "")
     return (TripletIndex if '"control"' in first_line else PairIndex).read_index(path)
-
-
-def _hash_file_facts(paths: Iterable[Path]) -> str:
-    """A hash of every file's path, size and time of change; of the path alone where there is no file."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in paths:
-        facts: tuple[object, ...] = (os.fspath(path.absolute()),)
-        with suppress(OSError):
-            found = path.stat()
-            facts += (found.st_size, found.st_mtime_ns)
-        digest.update(repr(facts).encode())
-    return digest.hexdigest()
 
 
 def _read_lines(path: Path) -> list[str]:

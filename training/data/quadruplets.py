@@ -23,12 +23,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lorweb_core.errors import ImageError
+from lorweb_core.images import MAX_PIXELS, ImageFileError
 from lorweb_core.preprocessing import Preprocessing, fit_picture
 
 from .buckets import Cell, cell_buckets
 from .drawing import DrawSettings, Quadruplet, QuadrupletDrawer, all_captions
 from .index import PairRecord
-from .pictures import DECODE_AT_LEAST_PX, MAX_PIXELS, PictureError, fit_cell, load_pair, tile_grid
+from .pictures import DECODE_AT_LEAST_PX, fit_cell, load_pair, tile_grid
 from .problems import DataError, OnBadData
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class FixedQuadrupletDataset(Dataset[Item | None]):
         cell = self.buckets[chosen.bucket]
         try:
             return read_quadruplet(self.records, chosen, cell, self.preprocessing, max_pixels=self.max_pixels)
-        except PictureError as error:
+        except ImageFileError as error:
             if self.on_bad_data == "stop":
                 raise BrokenPictureError(str(error)) from error
             logger.warning("validation item %d is left out: %s", position, error)
@@ -208,7 +209,7 @@ def read_quadruplet(
 ) -> Item:
     """Read the four pictures of a quadruplet and build its item (see `QuadrupletDataset`).
 
-    Raises: PictureError: when one of the files cannot be used.
+    Raises: ImageFileError: when one of the files cannot be used.
     """
     record_a, record_b = records[quadruplet.a], records[quadruplet.b]
     enough_px = max(DECODE_AT_LEAST_PX, 2 * cell.width, 2 * cell.height)
@@ -244,7 +245,7 @@ def read_or_replace(read: Callable[[int], Item], on_bad_data: OnBadData) -> Item
     for attempt in range(MAX_ATTEMPTS):
         try:
             return {**read(attempt), "skipped": skipped}
-        except PictureError as error:
+        except ImageFileError as error:
             if on_bad_data == "stop":
                 raise BrokenPictureError(str(error)) from error
             skipped.append(f"{error.path}: {error.kind}: {error.reason}")

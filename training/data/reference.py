@@ -20,12 +20,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lorweb_core.images import MAX_PIXELS, ImageFileError, read_image
 from lorweb_core.preprocessing import Preprocessing
 
 from .buckets import Cell
 from .drawing import DrawSettings, choose, uniforms
 from .index import TripletRecord
-from .pictures import MAX_PIXELS, PictureError, as_channels_first, load_picture
+from .pictures import as_channels_first
 from .problems import DataError, OnBadData
 from .quadruplets import BrokenPictureError, DrawKey, Item, fit_for_encoder, read_or_replace
 
@@ -157,7 +158,7 @@ class ReferenceDataset(Dataset[Item | None]):
     def _read_fixed(self, position: int) -> Item | None:
         try:
             return self._read(position, self.records[position].caption)
-        except PictureError as error:
+        except ImageFileError as error:
             if self.on_bad_data == "stop":
                 raise BrokenPictureError(str(error)) from error
             logger.warning("item %d is left out: %s", position, error)
@@ -165,11 +166,11 @@ class ReferenceDataset(Dataset[Item | None]):
 
     def _read(self, position: int, caption: str) -> Item:
         record = self.records[position]
-        strip = load_picture(record.control, max_pixels=self.max_pixels)
-        b_prime = load_picture(record.target, max_pixels=self.max_pixels)
+        strip = read_image(record.control, max_pixels=self.max_pixels)
+        b_prime = read_image(record.target, max_pixels=self.max_pixels)
         if b_prime.size != (record.width, record.height):
             reason = f"{b_prime.width} × {b_prime.height}, but {record.width} × {record.height} when it was imported"
-            raise PictureError(record.target, "changed", reason)
+            raise ImageFileError(record.target, "changed", reason)
         target, context = reference_grids(strip, b_prime, self.resolution_px)
         height, width = context.shape[1] // 2, context.shape[2] // 2
         name = f"{record.sha256 or record.id}@{2 * width}x{2 * height}"

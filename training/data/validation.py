@@ -20,11 +20,11 @@ import numpy as np
 from tqdm import tqdm
 
 from lorweb_core.files import open_regular
+from lorweb_core.images import MAX_PIXELS, ImageFileError, read_image, read_image_size
 
 from .buckets import aspects_match, cell_buckets, is_odd_aspect, nearest_bucket
 from .drawing import partner_ranges, positions_by_task
 from .index import PairRecord, RecordT, TripletRecord
-from .pictures import MAX_PIXELS, PictureError, load_picture, read_facts
 from .problems import OnBadData, Problem, stop_if_wanted
 
 T = TypeVar("T")
@@ -90,8 +90,8 @@ def check_triplets(
     def look(record: TripletRecord) -> list[Problem]:
         try:
             for path in (record.control, record.target):
-                (load_picture if decode else read_facts)(path, max_pixels=max_pixels)
-        except PictureError as error:
+                (read_image if decode else read_image_size)(path, max_pixels=max_pixels)
+        except ImageFileError as error:
             return [_from_error(error, record.id)]
         return []
 
@@ -165,19 +165,19 @@ def in_threads(function: Callable[[T], R], items: Sequence[T], show_progress: bo
 
 def _problems_of_pair(record: PairRecord, *, resolution_px: int, decode: bool, max_pixels: int) -> list[Problem]:
     try:
-        facts = [read_facts(path, max_pixels=max_pixels) for path in files_of(record)]
+        sizes = [read_image_size(path, max_pixels=max_pixels) for path in files_of(record)]
         if decode:
             for path in files_of(record):
-                load_picture(path, max_pixels=max_pixels)
+                read_image(path, max_pixels=max_pixels)
         content_problems = _content_problems(record) if decode else []
-    except PictureError as error:
+    except ImageFileError as error:
         return [_from_error(error, record.id)]
     except OSError as error:  # it went away while being read
         return [Problem(str(error.filename), "unreadable", error.strerror or str(error), pair_id=record.id)]
     if any(problem.severity == "error" for problem in content_problems):
         return content_problems  # another picture than the one imported: its shape is beside the point
-    widths = [facts[0].width // 2] * 2 if record.strip else [fact.width for fact in facts]
-    sizes = list(zip(widths, (facts[0].height, facts[-1].height), strict=True))
+    if record.strip:
+        sizes = [(sizes[0][0] // 2, sizes[0][1])] * 2
     return _shape_problems(record, sizes, resolution_px) + content_problems
 
 
@@ -227,5 +227,5 @@ def _duplicates(records: Sequence[PairRecord]) -> list[Problem]:
     return found
 
 
-def _from_error(error: PictureError, pair_id: str) -> Problem:
+def _from_error(error: ImageFileError, pair_id: str) -> Problem:
     return Problem(str(error.path), error.kind, error.reason, pair_id=pair_id)

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lorweb_core.images import read_image
+
 Pixels = NDArray[np.float32]
 
 ART_SIZE = 12
@@ -240,7 +242,7 @@ def _draw_dot(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.b
 
 @cache
 def _photo(name: str) -> Image.Image:
-    return Image.open(PICTURES / f"{name}.png").convert("RGB")
+    return read_image(PICTURES / f"{name}.png")
 
 
 def _from_hsv(hue: float, saturation: float, value: float) -> Pixels:

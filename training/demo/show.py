@@ -17,8 +17,8 @@ from PIL import Image
 
 from lorweb_core.coefficient_summary import describe
 from lorweb_core.errors import ImageError, OutputError
+from lorweb_core.images import ImageFileError, read_image
 
-from ..data.pictures import PictureError, load_picture
 from ..quiet import silence_libraries
 from ..terminal import let_terminal_replace
 from .analogies import Analogy, draw_analogies, score
@@ -90,8 +90,8 @@ def _line(analogy: Analogy, whole_db: float, is_right: bool) -> str:
 
 def _open(path: Path) -> Pixels:
     try:
-        return to_art(load_picture(path))
-    except PictureError as error:
+        return to_art(read_image(path))
+    except ImageFileError as error:
         raise ImageError(
             expected=f"a picture at {path}",
             got=f"{error.kind}: {error.reason}",

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from lorweb_core.encoder import ImageEncoder, load_image_encoder
 from lorweb_core.files import read_json, write_text_atomically
+from lorweb_core.images import read_image
 
-from ..data.pictures import load_picture
 from ..demo.analogies import draw_analogies
 from ..demo.compare import Contender, trained_basis
 from ..demo.dataset import INDEX_NAME, write_dataset
@@ -149,7 +149,7 @@ def demo_method(title: str, basis_file: Path, folder: EvaluationFolder, out: Pat
 
         def draw(sample: Sample) -> Image.Image:
             paths = [folder.inputs(sample.id) / f"{part}.png" for part in ("a", "a_prime", "b")]
-            pictures = [torch.from_numpy(to_art(load_picture(path)))[None] for path in paths]
+            pictures = [torch.from_numpy(to_art(read_image(path)))[None] for path in paths]
             return to_image(demo.answer(*pictures)[0].clamp(0, 1).numpy())
 
         return draw

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorweb_core.images import ImageFileError, read_image_size
+
 from ..data.buckets import aspects_match
 from ..data.drawing import task_caption_from_name, uniforms
 from ..data.importers.building import picture_files, require_folder, subfolders
-from ..data.pictures import PictureError, read_facts
 from .samples import Analogy, PicturePart
 from .set_choice import AnalogySet, Losses, SetOptions, of_tasks, short_name
 
@@ -153,10 +154,10 @@ def _edited_files(root: Path) -> list[_Edited]:
 
 def _aspect(path: Path) -> float:
     try:
-        facts = read_facts(path)
-    except PictureError:
+        width, height = read_image_size(path)
+    except ImageFileError:
         return 1.0  # reading it as a sample will tell what is wrong
-    return facts.width / facts.height
+    return width / height
 
 
 def _limited(analogies: Sequence[Analogy], options: SetOptions) -> list[Analogy]:

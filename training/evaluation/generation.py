@@ -16,7 +16,8 @@ from typing import Protocol
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ..data.pictures import PictureError, load_picture
+from lorweb_core.images import ImageFileError, read_image
+
 from .errors import EvaluationError
 from .folder import EvaluationFolder, fingerprint, save_picture
 from .records import Record
@@ -38,7 +39,7 @@ class Method(Protocol):
         """Name what the sample's picture is made of; None when the method has none."""
 
     def draw(self, sample: Sample) -> Image.Image:
-        """Return b̂′ in any size; PictureError when it cannot be had."""
+        """Return b̂′ in any size; ImageFileError when it cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Baseline:
 
     def draw(self, sample: Sample) -> Image.Image:
         """Return the copy in b's size."""
-        b = load_picture(self.folder.inputs(sample.id) / "b.png")
-        return ImageOps.fit(load_picture(self._path(sample)), b.size, method=Image.Resampling.LANCZOS)
+        b = read_image(self.folder.inputs(sample.id) / "b.png")
+        return ImageOps.fit(read_image(self._path(sample)), b.size, method=Image.Resampling.LANCZOS)
 
     def _path(self, sample: Sample) -> Path:
         return self.folder.inputs(sample.id) / ("b.png" if self.name == "copy-b" else "a_prime.png")
@@ -176,7 +177,7 @@ def _make(folder: EvaluationFolder, method: Method, sample: Sample, *, has_pictu
         return {"status": "missing", "reason": "no picture of this name"}
     try:
         picture = method.draw(sample).convert("RGB")
-    except PictureError as error:
+    except ImageFileError as error:
         return {"status": "broken", "reason": f"{error.path}: {error.kind}: {error.reason}"}
     path = folder.picture(method.name, sample.id)
     digest = save_picture(picture, path)

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ..data.pictures import load_picture
+from lorweb_core.images import read_image
+
 from .errors import RefusedQuestionError
 from .folder import fingerprint, pixel_hash
 from .prompts import Prompt
@@ -200,14 +201,14 @@ def _key(judge: Judge, question: Question, hashes: dict[Path, str]) -> str:
     """Name wording, model and pixels; `hashes` remembers pictures that many questions share."""
     for path in question.pictures.values():
         if path not in hashes:
-            hashes[path] = pixel_hash(load_picture(path))
+            hashes[path] = pixel_hash(read_image(path))
     pictures = [(name, hashes[path]) for name, path in sorted(question.pictures.items())]
     text = fingerprint(question.prompt.text, judge.model, MAX_SIDE_PX, TEMPERATURES, pictures)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _shown(path: Path) -> Image.Image:
-    picture = load_picture(path)
+    picture = read_image(path)
     if max(picture.size) <= MAX_SIDE_PX:
         return picture
     return ImageOps.contain(picture, (MAX_SIDE_PX, MAX_SIDE_PX), method=Image.Resampling.LANCZOS)

@@ -17,9 +17,8 @@ from tqdm import tqdm
 
 from lorweb_core.encoder import ImageEncoder, load_image_encoder
 from lorweb_core.errors import LoRWeBError
-from lorweb_core.images import from_pil
+from lorweb_core.images import from_pil, read_image
 
-from ..data.pictures import load_picture
 from .folder import EvaluationFolder, fingerprint
 from .generation import picture_hash
 from .lpips import MIN_SIDE_PX, Lpips, load_lpips
@@ -54,7 +53,7 @@ class Meter:
         self, folder: EvaluationFolder, sample: Sample, picture: Image.Image, measures: Collection[str]
     ) -> dict[str, Number]:
         """Return the wanted measures of one b̂′."""
-        b = load_picture(folder.inputs(sample.id) / "b.png")
+        b = read_image(folder.inputs(sample.id) / "b.png")
         result = from_pil(to_size(picture, b.size))
         numbers: dict[str, Number] = {}
         if "lpips" in measures:
@@ -64,7 +63,7 @@ class Meter:
         with_truth = [name for name in _NEEDS_TRUTH if name in measures]
         if not sample.has_truth:
             return numbers | dict.fromkeys(with_truth, NoNumber("the set has no true b′"))
-        truth = from_pil(to_size(load_picture(folder.truth(sample.id)), b.size)) if with_truth else result
+        truth = from_pil(to_size(read_image(folder.truth(sample.id)), b.size)) if with_truth else result
         return numbers | {name: psnr(truth, result) if name == "psnr" else ssim(truth, result) for name in with_truth}
 
     def missing_weights(self, measure: str) -> NoNumber | None:
@@ -90,7 +89,7 @@ class Meter:
     def _embed_file(self, encoder: ImageEncoder, path: Path) -> Tensor:
         """Embed a picture that every method shares; once."""
         if path not in self._embeddings:
-            self._embeddings[path] = encoder.embed(from_pil(load_picture(path))[None])[0]
+            self._embeddings[path] = encoder.embed(from_pil(read_image(path))[None])[0]
         return self._embeddings[path]
 
 
@@ -140,7 +139,7 @@ def measure_all(folder: EvaluationFolder, meter: Meter, methods: Sequence[str], 
             kept = {name: _kept(found, meter, name, digest, sample) for name in MEASURES}
             wanted = [name for name, entry in kept.items() if entry is None]
             if wanted:
-                picture = load_picture(folder.picture(method, sample.id))
+                picture = read_image(folder.picture(method, sample.id))
                 entries = kept | _entries(meter, meter.measure(folder, sample, picture, wanted), digest, sample)
                 folder.measurements.append(_record(method, sample, digest, entries))
 

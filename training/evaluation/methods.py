@@ -18,7 +18,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..data.pictures import PICTURE_SUFFIXES, load_picture
+from lorweb_core.images import IMAGE_SUFFIXES, read_image
+
 from .errors import EvaluationError
 from .folder import file_hash, method_folder
 from .samples import Sample
@@ -71,9 +72,9 @@ class FolderMethod:
     def draw(self, sample: Sample) -> Image.Image:
         """Return a sample's b̂′ in whatever size it has.
 
-        Raises: PictureError: when the file cannot be used.
+        Raises: ImageFileError: when the file cannot be used.
         """
-        picture = load_picture(self.find(sample) or self.folder / f"{sample.id}.png")
+        picture = read_image(self.find(sample) or self.folder / f"{sample.id}.png")
         if not self.layout.is_grid:
             return picture
         left, top = picture.width - picture.width // 2, picture.height - picture.height // 2
@@ -137,7 +138,7 @@ def require_distinct(names: Sequence[str], known: Sequence[str] = ()) -> None:
 def _pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()]
+    return [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:

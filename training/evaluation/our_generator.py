@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lorweb_core.images import from_pil
+from lorweb_core.images import from_pil, read_image
 
 from ..analogy_sampler import DrawOptions
 from ..config import BaseModelConfig
-from ..data.pictures import load_picture
 from ..previews import to_picture
 from .errors import EvaluationError
 from .folder import EvaluationFolder, file_hash
@@ -77,7 +76,7 @@ def _load(
 
     def draw(sample: Sample) -> Image.Image:
         paths = [folder.inputs(sample.id) / f"{part}.png" for part in ("a", "a_prime", "b")]
-        pictures = [from_pil(load_picture(path))[None] for path in paths]
+        pictures = [from_pil(read_image(path))[None] for path in paths]
         answer, _ = sampler.draw(*pictures, prompt=sample.prompt, options=settings.drawing)
         return to_picture(answer[0])
 

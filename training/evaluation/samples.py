@@ -17,8 +17,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from lorweb_core.files import read_json, write_text_atomically
+from lorweb_core.images import ImageFileError, read_image
 
-from ..data.pictures import PictureError, cut_strip, load_picture
+from ..data.pictures import cut_strip
 from .errors import EvaluationError
 from .folder import EvaluationFolder, fingerprint, save_picture
 from .records import Record
@@ -38,9 +39,9 @@ class PicturePart:
     def read(self) -> Image.Image:
         """Return the picture, upright RGB.
 
-        Raises: PictureError: when the file cannot be used.
+        Raises: ImageFileError: when the file cannot be used.
         """
-        picture = load_picture(self.path)
+        picture = read_image(self.path)
         if self.columns == 1:
             return picture
         if self.columns == 2:
@@ -180,7 +181,7 @@ def _write_sample(folder: EvaluationFolder, analogy: Analogy, max_side_px: int) 
     try:
         a, a_prime, b = (part.read() for part in (analogy.image_a, analogy.image_a_prime, analogy.image_b))
         b_prime = None if analogy.image_b_prime is None else analogy.image_b_prime.read()
-    except PictureError as error:
+    except ImageFileError as error:
         return {**record, "status": "broken", "reason": f"{error.path}: {error.kind}: {error.reason}"}
     if analogy.crops_b:
         b, b_prime = crop_to_aspect(b, a), None if b_prime is None else crop_to_aspect(b_prime, a)

@@ -16,9 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lorweb_core.images import from_pil
+from lorweb_core.images import from_pil, read_image
 
-from ..data.pictures import load_picture
 from .errors import EvaluationError
 from .folder import EvaluationFolder
 from .generation import common_samples, missing_pictures
@@ -102,8 +101,8 @@ def _spreads_of(
     values: dict[str, list[tuple[str, float]]] = {name: [] for name in DISTANCES}
     left_out: dict[str, Counter[str]] = {name: Counter() for name in DISTANCES}
     for group in groups:
-        size = load_picture(folder.inputs(group[0].id) / "b.png").size
-        results = [from_pil(to_size(load_picture(folder.picture(method, s.id)), size)) for s in group]
+        size = read_image(folder.inputs(group[0].id) / "b.png").size
+        results = [from_pil(to_size(read_image(folder.picture(method, s.id)), size)) for s in group]
         for name in DISTANCES:
             distances = [_distance(meter, name, first, second) for first, second in combinations(results, 2)]
             numbers = [distance for distance in distances if not isinstance(distance, NoNumber)]

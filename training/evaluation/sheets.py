@@ -8,8 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from lorweb_core.images import read_image
+
 from ..data.drawing import uniforms
-from ..data.pictures import load_picture
 from .folder import EvaluationFolder, save_picture
 from .samples import Sample
 
@@ -57,7 +58,7 @@ def _sheet(folder: EvaluationFolder, methods: Sequence[str], samples: Sequence[S
         _write(draw, font, f"{sample.task}: {sample.id}", (_GAP_PX, top + 2), len(titles) * step)
         for column, path in enumerate(_pictures(folder, methods, sample)):
             if path is not None and path.is_file():
-                _paste(sheet, load_picture(path), (_GAP_PX + column * step, top + _LABEL_PX), cell_px)
+                _paste(sheet, read_image(path), (_GAP_PX + column * step, top + _LABEL_PX), cell_px)
     return sheet
 
 

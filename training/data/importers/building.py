@@ -13,9 +13,9 @@ from pathlib import Path
 
 from lorweb_core.errors import FileError
 from lorweb_core.files import MAX_TEXT_BYTES, read_bytes
+from lorweb_core.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageFileError, read_image_size
 
 from ..index import PairRecord, TripletRecord
-from ..pictures import MAX_PIXELS, PICTURE_SUFFIXES, PictureError, read_facts
 from ..problems import DataError, Problem
 from ..validation import hash_files, in_threads
 
@@ -56,7 +56,7 @@ def build_pairs(
     def build(candidate: Candidate) -> PairRecord | Problem:
         try:
             return _build_pair(candidate, max_pixels)
-        except PictureError as error:
+        except ImageFileError as error:
             return Problem(str(error.path), error.kind, error.reason, pair_id=candidate.id)
         except OSError as error:
             return Problem(str(candidate.before), "unreadable", error.strerror or str(error), pair_id=candidate.id)
@@ -72,14 +72,14 @@ def build_triplets(
 
     def build(record: TripletRecord) -> TripletRecord | Problem:
         try:
-            read_facts(record.control, max_pixels=max_pixels)
-            facts = read_facts(record.target, max_pixels=max_pixels)
+            read_image_size(record.control, max_pixels=max_pixels)
+            width, height = read_image_size(record.target, max_pixels=max_pixels)
             digest = hash_files((record.control, record.target))
-        except PictureError as error:
+        except ImageFileError as error:
             return Problem(str(error.path), error.kind, error.reason, pair_id=record.id)
         except OSError as error:
             return Problem(str(record.target), "unreadable", error.strerror or str(error), pair_id=record.id)
-        return replace(record, width=facts.width, height=facts.height, sha256=digest)
+        return replace(record, width=width, height=height, sha256=digest)
 
     built = in_threads(build, records, show_progress, "reading")
     return [r for r in built if isinstance(r, TripletRecord)], [p for p in built if isinstance(p, Problem)]
@@ -125,7 +125,7 @@ def picture_files(folder: Path) -> list[Path]:
     """Visible picture files of one folder by name, recognised by suffix; [] when there is no such folder."""
     if not folder.is_dir():
         return []
-    files = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+    files = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     return sorted(path for path in files if path.is_file() and is_visible(path))
 
 
@@ -157,19 +157,19 @@ def split_name(name: str) -> str:
 
 
 def _build_pair(candidate: Candidate, max_pixels: int) -> PairRecord:
-    facts = read_facts(candidate.after, max_pixels=max_pixels)
+    width, height = read_image_size(candidate.after, max_pixels=max_pixels)
     files = (candidate.before,) if candidate.strip else (candidate.before, candidate.after)
     if not candidate.strip:
-        read_facts(candidate.before, max_pixels=max_pixels)
-    elif facts.width < 2:
-        raise PictureError(candidate.before, "odd-aspect", "a strip of one column has no halves")
+        read_image_size(candidate.before, max_pixels=max_pixels)
+    elif width < 2:
+        raise ImageFileError(candidate.before, "odd-aspect", "a strip of one column has no halves")
     return PairRecord(
         id=candidate.id,
         task=candidate.task,
         before=candidate.before,
         after=candidate.after,
-        width=facts.width // 2 if candidate.strip else facts.width,
-        height=facts.height,
+        width=width // 2 if candidate.strip else width,
+        height=height,
         caption=candidate.caption,
         split=candidate.split,
         sha256=hash_files(files),

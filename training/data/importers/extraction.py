@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from lorweb_core.errors import OutputError
+from lorweb_core.images import IMAGE_FORMATS, readable_formats
 
 BEFORE_NAMES = (
     "before", "source", "input", "original", "src", "left", "before_image", "source_image", "input_image",
@@ -23,15 +24,6 @@ CAPTION_NAMES = ("caption", "edit_instruction", "instruction", "edit_prompt", "e
 TASK_NAMES = ("task", "category", "relation", "transformation", "edit_type", "task_type", "label", "cls")
 _UNSAFE = re.compile(r"[^\w.\- ]+")
 _LONGEST_NAME = 100
-_SUFFIXES = {
-    "JPEG": ".jpg",
-    "MPO": ".jpg",
-    "PNG": ".png",
-    "WEBP": ".webp",
-    "GIF": ".gif",
-    "BMP": ".bmp",
-    "TIFF": ".tif",
-}
 
 
 def first_of(names: Iterable[str], present: Iterable[str]) -> str | None:
@@ -89,7 +81,7 @@ def safe_name(name: str) -> str:
 
 def _suffix_of(data: bytes) -> str:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _SUFFIXES.get(image.format or "", f".{(image.format or 'bin').lower()}")
+        with Image.open(io.BytesIO(data), formats=readable_formats()) as image:
+            return IMAGE_FORMATS["JPEG" if image.format == "MPO" else str(image.format)][0]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return ".bin"
