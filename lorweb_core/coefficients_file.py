@@ -93,7 +93,7 @@ def load_coefficients(path: Path) -> CoefficientsFile:
         CheckpointError: when the file is missing, damaged, of a newer version or no coefficients file.
         ShapeError: when its tensors are not [B, N] of one batch and finite.
 
-    Texts come from strangers: they are of bounded length, but may hold control characters, see `escape_controls`.
+    Texts come from strangers: they are of bounded length, but may hold control characters, see `errors.printable`.
     """
     header = read_header(path)
     content = _read_content(header, path)

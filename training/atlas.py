@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         atlas = make_atlas(options)
         page = write_atlas(atlas, options.out)
     except LoRWeBError as error:
-        print(f"atlas: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"atlas: {error}", file=sys.stderr)
         return EXIT_MISTAKE
     except KeyboardInterrupt:
         print("atlas: interrupted; run the same command again to go on", file=sys.stderr)

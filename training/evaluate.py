@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             open_device(options.device)  # refused before any work is done
         options.run(options)
     except LoRWeBError as error:
-        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"evaluate: {error}", file=sys.stderr)
         return EXIT_MISTAKE
     except KeyboardInterrupt:
         print("evaluate: interrupted; run the same command again to go on", file=sys.stderr)

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except LoRWeBError as error:
-        print(f"prepare: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"prepare: {error}", file=sys.stderr)
         return EXIT_MISTAKE
     except KeyboardInterrupt:
         print("prepare: interrupted; no index was written", file=sys.stderr)
