@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
+from .errors import CheckpointError, printable
 from .files import DTYPE_NAMES
 
 #: The library's own bound; a full-size basis has 0.3 MB.
@@ -70,6 +70,9 @@ def read_header(path: Path) -> Header:
     """
     raw, data_bytes = _read_header_bytes(path)
     content = _parse_json(raw, path.name)
+    odd = [name for name in content if printable(name) != name]
+    if odd:
+        raise _damaged(path.name, "names of tensors", f"{_shorten(odd[0])}, with control characters")
     metadata = content.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(path.name, "__metadata__ that maps names to strings", _shorten(metadata))

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lorweb_core.errors import LoRWeBError
+from lorweb_core.errors import LoRWeBError, printable
 from lorweb_core.files import write_text_atomically
 
 from .config import TrainConfig
@@ -33,13 +33,15 @@ class ConfigError(LoRWeBError):
 
     def __init__(self, source: str, mistakes: Sequence[str]) -> None:
         count = f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}"
-        listed = "".join(f"\n  - {mistake}" for mistake in mistakes)
+        listed = "".join(f"\n  - {printable(mistake)}" for mistake in mistakes)
         super().__init__(
             expected=f"a valid configuration in {source}",
             got=count,
             remedy=f"Correct {'them' if len(mistakes) != 1 else 'it'} in the file or on the command line (name=value).",
         )
-        self.args = (f"Expected {self.expected}; got {count}:{listed}\n{self.remedy}",)  # the list before the remedy
+        self.args = (
+            f"Expected {printable(self.expected)}; got {count}:{listed}\n{self.remedy}",
+        )  # the list before the remedy
         self.mistakes = tuple(mistakes)
 
 

@@ -63,7 +63,7 @@ class _OneLineParser(argparse.ArgumentParser):
 class _PlainFormatter(logging.Formatter):
     """Log lines without control characters, which files can bring along."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+    def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line."""
         return printable(super().formatMessage(record))
 
