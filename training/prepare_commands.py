@@ -93,7 +93,7 @@ def check(options: argparse.Namespace) -> int:
         print(as_json(problems, **facts))
     else:
         lines = [as_text(problems), *(f"{name}: {value}" for name, value in facts.items())]
-        show("\n".join(line for line in lines if line))
+        show(*(part for line in lines for part in line.splitlines()))
     if options.good is not None:
         _write_good(index, problems, options.good)
     return EXIT_PROBLEMS if errors_among(problems) else EXIT_FINE

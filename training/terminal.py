@@ -27,9 +27,9 @@ def log_to_terminal(level: int, line: str = "%(levelname)s %(message)s") -> None
     logging.basicConfig(level=level, handlers=[handler])
 
 
-def show(text: str, file: TextIO | None = None) -> None:
-    """Print a result that may hold texts of others: task names, captions, replies of a judge."""
-    print(printable(text, keep="\n\t"), file=file)
+def show(*lines: str, file: TextIO | None = None) -> None:
+    """Print results that may hold texts of others (task names, captions, replies of a judge), each as one line."""
+    print(*map(printable, lines), sep="\n", file=file)
 
 
 class _OneLineFormatter(logging.Formatter):

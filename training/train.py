@@ -247,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = read_config(options.config, options.overrides)
         if options.check:
             report = preflight_report(config)
-            show(report.text())
+            show(*report.text().splitlines())
             return 0 if report.is_good else EXIT_TO_CORRECT
         train(config, resume=options.resume)
     except LoRWeBError as error:

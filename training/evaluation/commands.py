@@ -104,7 +104,7 @@ def run_aggregate(options: argparse.Namespace) -> None:
     folder.results.mkdir(parents=True, exist_ok=True)
     write_text_atomically(folder.results / "table.md", table)
     write_text_atomically(folder.results / "results.json", _json(tables.as_json(evaluation)))
-    show(table)
+    show(*table.splitlines())
     plot = folder.results / "pareto.png"
     plot.unlink(missing_ok=True)  # an old one would show other numbers than the table beside it
     if not options.no_plot and not draw_pareto(evaluation, plot):
@@ -123,7 +123,7 @@ def run_sensitivity(options: argparse.Namespace) -> None:
     folder.results.mkdir(parents=True, exist_ok=True)
     write_text_atomically(folder.results / "sensitivity.md", table)
     write_text_atomically(folder.results / "sensitivity.json", _json(sensitivity.as_json(found.spreads)))
-    show(table)
+    show(*table.splitlines())
 
 
 def run_ablation(options: argparse.Namespace) -> None:
@@ -152,7 +152,7 @@ def run_ablation(options: argparse.Namespace) -> None:
     text = ablation.as_report(table, steps=options.steps, seed=options.seed)
     write_text_atomically(options.results or out / "ablation.md", text)
     write_sheets(folder, names, samples, rows=10, sheets=1, cell_px=96)
-    show(text)
+    show(*text.splitlines())
 
 
 def _generators(options: argparse.Namespace, folder: EvaluationFolder, samples: list[Sample]) -> list[DrawnMethod]:
