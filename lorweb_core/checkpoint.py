@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .basis import Basis, LayerBasis
-from .errors import CheckpointError
+from .errors import CheckpointError, printable
 from .files import write_safetensors_atomically
 from .header import read_header
 from .header_settings import METADATA_KEY, encode_header_settings
@@ -85,12 +85,12 @@ def load_basis(
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path.name} changed while it was read ({error}). Load it again.") from error
     for line in resolved.report:
-        _logger.warning(line)
+        _logger.warning(printable(line))
     return Basis(
         layers=layers,
         settings=resolved.settings,
         basis_id=identity.hexdigest()[:_ID_CHARACTERS],
-        name=path.name,
+        name=printable(path.name),
         metadata=header.metadata,
         report=resolved.report,
         settings_source=resolved.source,

@@ -18,12 +18,10 @@ import torch
 from torch import Tensor
 
 from .basis import Basis
-from .errors import CheckpointError, ShapeError
+from .errors import CheckpointError, ShapeError, printable
 from .router import route_query
 
 FORMAT_VERSION = 1
-#: Control characters, which a terminal would obey, as they are written out; new lines and tabs stay.
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 class Coefficients(TypedDict):
@@ -153,12 +151,7 @@ def with_layers(coefficients: Mapping[str, Any], layers: dict[str, Tensor]) -> C
 def name_of_basis(coefficients: Mapping[str, Any]) -> str:
     """Return the basis' name and id, for messages."""
     name = coefficients["settings"].get("basis_name", "an unnamed basis")
-    return escape_controls(f"{name} (id {coefficients['basis_id']})")
-
-
-def escape_controls(text: str) -> str:
-    """Return a text from a file with its control characters written out, so that no terminal obeys them."""
-    return text.translate(_CONTROLS)
+    return printable(f"{name} (id {coefficients['basis_id']})")
 
 
 def _require_format(coefficients: Mapping[str, Any]) -> None:

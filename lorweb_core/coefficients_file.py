@@ -89,7 +89,7 @@ def load_coefficients(path: Path) -> CoefficientsFile:
         CheckpointError: when it is damaged, of a newer version or no coefficients file.
         ShapeError: when its tensors are not [B, N] of one batch and finite.
 
-    Texts come from strangers: they are of bounded length, but may hold control characters, see `escape_controls`.
+    Texts come from strangers: they are of bounded length, but may hold control characters, see `errors.printable`.
     """
     header = read_header(path)
     content = _read_content(header, path)
@@ -136,11 +136,6 @@ def _read_layers(header: Header, path: Path) -> dict[str, Tensor]:
     if odd or not header.entries:
         found = f"{len(odd)} other tensors (such as {', '.join(odd[:3])})" if odd else "no tensor"
         raise CheckpointError(f"{path.name} has {found}, not one float32 tensor [B, N] per layer. {_ASK}")
-    unreadable = [name for name in header.entries if not name.isprintable()]
-    if unreadable:
-        raise CheckpointError(
-            f"The layer name {unreadable[0][:80]!r} in {path.name} has characters that cannot be shown. {_ASK}"
-        )
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name).clone() for name in header.entries}

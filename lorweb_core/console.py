@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from .coefficients import escape_controls
-from .errors import LoRWeBError
+from .errors import LoRWeBError, printable
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -28,8 +27,8 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 class _PlainFormatter(logging.Formatter):
     """Log lines without control characters, which names in foreign files can contain."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        return escape_controls(super().format(record))
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
 
 
 def new_app(help_text: str) -> typer.Typer:
@@ -71,7 +70,7 @@ def make_main(
             error.show()  # type: ignore[attr-defined]
             return EXIT_ERROR
         except LoRWeBError as error:
-            print("error: " + "\n".join(map(escape_controls, str(error).splitlines())), file=sys.stderr)
+            print(printable(f"error: {error}", keep="\n"), file=sys.stderr)
             return EXIT_ERROR
         except (KeyboardInterrupt, typer.Abort):
             print(interrupted, file=sys.stderr)

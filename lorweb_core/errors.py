@@ -6,17 +6,37 @@ errors stay ordinary Python exceptions.
 
 from __future__ import annotations
 
+import re
+
+#: What a terminal obeys or shows as a new line, what reverses the text around it, and halves of a character.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Text from a file, a name or a socket for terminals and logs: control characters are written out as `\\x1b`.
+
+    One line comes out, so no name can forge a line of a log; `keep="\\n"` is for texts that may have several.
+    """
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else repr(found[0])[1:-1], text)
+
+
+def quote(text: str, limit: int = 80) -> str:
+    """Quoted text for messages, printable and cut to a limit."""
+    quoted = repr(text[:limit])
+    return quoted if len(text) <= limit else f"{quoted}… ({len(text):,} characters)"
+
 
 class LoRWeBError(ValueError):
     """A user-facing error.
 
     Args:
-        message: whole sentences: what is wrong, with the value, and what to do.
+        message: whole sentences: what is wrong, with the value, and what to do; becomes one printable line.
         expected, got, remedy: the former three-part form, until all messages are rewritten.
     """
 
     def __init__(self, message: str = "", *, expected: str = "", got: str = "", remedy: str = "") -> None:
-        super().__init__(message or f"Expected {expected}; got {got}. {remedy}")
+        message = message or f"Expected {expected}; got {got}. {remedy}"
+        super().__init__(printable(" ".join(message.splitlines())))  # of libraries, some messages have several lines
         self.expected = expected
         self.got = got
         self.remedy = remedy

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .errors import CheckpointError
+from .errors import CheckpointError, printable
 from .files import open_regular
 
 _KNOWN_STARTS = {
@@ -71,6 +71,12 @@ def read_header(path: Path) -> Header:
             content = json.loads(raw)
         except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise CheckpointError(_describe_failure(path.name, start, error)) from error
+    unreadable = next((name for name in content if printable(name) != name), None)
+    if unreadable is not None:
+        raise CheckpointError(
+            f"The tensor name {unreadable[:80]!r} in {path.name} has control characters. "
+            "The file is damaged or was made to mislead; do not use it."
+        )
     metadata = content.pop("__metadata__", None) or {}
     entries = {
         name: TensorEntry(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])

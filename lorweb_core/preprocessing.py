@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .errors import FileError, ModelError
+from .errors import FileError, ModelError, printable
 from .files import read_json
 from .images import require_images, to_8bit
 
@@ -118,7 +118,11 @@ def read_preprocessing(folder: Path, preset: Preprocessing) -> Preprocessing:
         values = values.get("image_processor", values)
         if isinstance(values, dict) and "image_mean" in values:
             return _parse_preprocessing(values, preset, path)
-    _logger.info("%s has no preprocessor_config.json; using the published values for %d px", folder, preset.size_px)
+    _logger.info(
+        "%s has no preprocessor_config.json; using the published values for %d px",
+        printable(str(folder)),
+        preset.size_px,
+    )
     return preset
 
 

@@ -11,6 +11,7 @@ from .grid import BuildGrid, CropResult
 from .loaders import LoadBasis, LoadImageEncoder
 from .preview import PreviewCoefficients
 from .prompt import EmptyPrompt
+from .sockets import guard
 
 NODE_CLASS_MAPPINGS = {
     "LoRWeBLoadBasis": LoadBasis,
@@ -45,3 +46,6 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LoRWeBEncodeAnalogies": "Encode Many Analogies",
     "LoRWeBEmptyPrompt": "Empty Prompt (No Text)",
 }
+
+for _id, _node in NODE_CLASS_MAPPINGS.items():
+    guard(_node, NODE_DISPLAY_NAME_MAPPINGS[_id])

@@ -6,6 +6,7 @@ import logging
 from typing import Any, ClassVar
 
 from ..lorweb_core.coefficients import Coefficients, count_mixes, require_coefficients_of
+from ..lorweb_core.errors import printable
 from ..lorweb_core.export import EXPORT_DTYPES, export_mixed_lora
 from . import host
 from .sockets import BASIS, COEFFICIENTS, LoadedBasis
@@ -91,5 +92,5 @@ class SaveMixedLoRA:
             )
             paths.append(str(path))
             lines.append(f"{path.name}: {report.describe()}")
-            _logger.info("Saved mixed LoRA %s: %s", path, report.describe())
+            _logger.info("Saved mixed LoRA %s: %s", printable(str(path)), report.describe())
         return {"ui": {"text": lines}, "result": ("\n".join(paths),)}

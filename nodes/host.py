@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 
 from ..lorweb_core.encoder import CONFIG_FILE
-from ..lorweb_core.errors import ImageError, OutputError
+from ..lorweb_core.errors import ImageError, OutputError, printable, quote
 
 BASIS_FOLDER = "lorweb"
+MAX_PREFIX_BYTES = 200
 #: Below `models` for files from others, and below the output folder, where Save Coefficients writes.
 COEFFICIENTS_FOLDER = "lorweb_coefficients"
 #: Under which the host keeps our wrappers of its functions.
@@ -124,21 +125,17 @@ def find_input_folder(name: str) -> Path:
     """
     import folder_paths
 
+    advice = "Use a short name relative to ComfyUI's input folder, such as pairs/comic"
     root = Path(folder_paths.get_input_directory()).resolve()
     try:
         folder = (root / name.strip()).resolve()
         folder.is_dir()
     except (OSError, ValueError) as error:  # too long, or with a character that no name can have
-        raise ImageError(
-            expected="the name of a folder that can be looked up",
-            got=f"{_shorten(name)} ({_reason(error)})",
-            remedy="Use a short relative name such as pairs/comic, of a readable folder below ComfyUI's input folder.",
-        ) from error
+        raise ImageError(f"The folder {quote(name)} cannot be looked up ({_reason(error)}). {advice}.") from error
     if not folder.is_relative_to(root):
         raise ImageError(
-            expected="a folder below ComfyUI's input folder",
-            got=f"{name!r}, which leads to {folder}",
-            remedy="Copy the pictures there and use a relative name such as pairs/comic; a linked folder does not do.",
+            f"The folder {quote(name)} leads out of the input folder, to {folder}. Copy the images into it. {advice}; "
+            "a link to elsewhere does not count as inside."
         )
     return folder
 
@@ -180,38 +177,28 @@ def next_output_path(filename_prefix: str) -> tuple[Path, str, int]:
     """
     import folder_paths
 
+    def refuse(problem: str) -> OutputError:
+        return OutputError(
+            f"filename_prefix is {quote(filename_prefix)}: {problem}. Use a short name relative to the output folder, "
+            "such as loras/lorweb."
+        )
+
+    if printable(filename_prefix) != filename_prefix:
+        raise refuse("it has control characters")
+    if len(filename_prefix.encode()) > MAX_PREFIX_BYTES:  # a name may have 255, and the counter and suffix follow
+        raise refuse(f"it is longer than {MAX_PREFIX_BYTES} bytes")
     name = re.split(r"[\\/]", filename_prefix)[-1].strip()
     if not name or name.startswith("."):
         # The host would count such files wrongly and write over the first one each time.
-        raise OutputError(
-            expected="a filename_prefix that ends in a file name",
-            got=repr(filename_prefix),
-            remedy="Name folder and file, such as loras/lorweb; the name may not begin with a dot.",
-        )
+        raise refuse("it must end in a file name, which may not begin with a dot")
     output = Path(folder_paths.get_output_directory()).resolve()
     try:
         target = (output / filename_prefix).resolve()
-        target.exists()
-    except (OSError, ValueError) as error:  # too long, or with a character that no name can have
-        raise OutputError(
-            expected="a filename_prefix that can be a file's name",
-            got=f"{_shorten(filename_prefix)} ({_reason(error)})",
-            remedy="Use a short relative name such as loras/lorweb.",
-        ) from error
-    if not target.is_relative_to(output):
-        raise OutputError(
-            expected="a filename_prefix below the output folder",
-            got=f"{filename_prefix!r}, which leads to {target}",
-            remedy="Use a relative name such as loras/lorweb, and a folder that is no link to elsewhere.",
-        )
-    try:
+        if not target.is_relative_to(output):
+            raise refuse(f"it leads out of the output folder, to {target}; links to elsewhere do not count as inside")
         folder, stem, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, str(output))
-    except OSError as error:
-        raise OutputError(
-            expected=f"a folder for {filename_prefix!r} that can be written",
-            got=str(error),
-            remedy="Free the name or the rights, or choose another filename_prefix.",
-        ) from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself, up to Python 3.12
+        raise refuse(f"its folder cannot be used ({_reason(error)})") from error
     return Path(folder), stem, counter
 
 
@@ -346,10 +333,5 @@ def make_vision_output(**fields: object) -> Any:  # noqa: ANN401
     return output
 
 
-def _shorten(name: str) -> str:
-    text = repr(name)
-    return text if len(text) <= 60 else f"{text[:60]}… of {len(name)} characters"
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

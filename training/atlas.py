@@ -36,7 +36,7 @@ from .data.index import SPLITS, PairIndex, PairRecord
 from .data.problems import errors_among
 from .data.validation import usable_pairs
 from .quiet import silence_libraries
-from .terminal import let_terminal_replace
+from .terminal import let_terminal_replace, log_to_terminal, show
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +47,14 @@ _SERVERS_IN_JSON = 10
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
     let_terminal_replace()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    log_to_terminal(logging.WARNING)
     options = build_parser().parse_args(arguments)
     silence_libraries()
     try:
         atlas = make_atlas(options)
         page = write_atlas(atlas, options.out)
     except LoRWeBError as error:
-        print(f"atlas: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"atlas: {error}", file=sys.stderr)
         return EXIT_MISTAKE
     except KeyboardInterrupt:
         print("atlas: interrupted; run the same command again to go on", file=sys.stderr)
@@ -215,10 +215,10 @@ def _report(atlas: Atlas, page: Path) -> None:
     print(f"{len(atlas.analogies)} analogies of {len(use.tasks)} task(s), {len(use.layer_names)} layers")
     print(f"dead adapters: {len(use.dead)} of {use.adapter_count}")
     for place, entry in enumerate(atlas.new):
-        print(f"nearest to {entry.name}:")
+        show(f"nearest to {entry.name}:")
         for known, distance in atlas.space.nearest_known(place, count=atlas.neighbours):
-            print(f"  {distance:.4f}  {atlas.analogies[known].pair.task}  {atlas.analogies[known].pair.id}")
-    print(f"open {page}")
+            show(f"  {distance:.4f}  {atlas.analogies[known].pair.task}  {atlas.analogies[known].pair.id}")
+    show(f"open {page}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lorweb_core.errors import FileError, LoRWeBError
+from lorweb_core.errors import FileError, LoRWeBError, printable
 from lorweb_core.files import parse_yaml, read_yaml, write_text_atomically
 
 from .config import TrainConfig
@@ -36,8 +36,10 @@ class ConfigError(LoRWeBError):
 
     def __init__(self, source: str, mistakes: Sequence[str]) -> None:
         count = f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}"
-        listed = "".join(f"\n  - {mistake}" for mistake in mistakes)
-        super().__init__(f"{source} has {count}:{listed}\nCorrect the file or the command line (name=value).")
+        listed = "".join(f"\n  - {printable(mistake)}" for mistake in mistakes)
+        super().__init__(
+            f"{printable(source)} has {count}:{listed}\nCorrect the file or the command line (name=value)."
+        )
         self.mistakes = tuple(mistakes)
 
 

@@ -28,7 +28,7 @@ from .demo.scenes import MODEL_FOLDER
 from .evaluation import commands
 from .evaluation.methods import LAYOUTS
 from .quiet import silence_libraries
-from .terminal import let_terminal_replace
+from .terminal import let_terminal_replace, log_to_terminal
 
 if TYPE_CHECKING:
     Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -39,7 +39,7 @@ EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 2 for a user's mistake or a judge that fails, 130 interrupted."""
     let_terminal_replace()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    log_to_terminal(logging.WARNING)
     options = build_parser().parse_args(arguments)
     silence_libraries()
     try:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             open_device(options.device)  # refused before any work is done
         options.run(options)
     except LoRWeBError as error:
-        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"evaluate: {error}", file=sys.stderr)
         return EXIT_MISTAKE
     except KeyboardInterrupt:
         print("evaluate: interrupted; run the same command again to go on", file=sys.stderr)

@@ -22,7 +22,7 @@ from lorweb_core.images import MAX_PIXELS
 
 from . import prepare_commands as commands
 from .arguments import count
-from .terminal import let_terminal_replace
+from .terminal import let_terminal_replace, log_to_terminal
 
 if TYPE_CHECKING:
     Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -36,12 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns: 0 when all is well, 1 when `check` found errors, 2 for a mistake in the call or in where things are.
     """
     let_terminal_replace()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    log_to_terminal(logging.WARNING)
     options = build_parser().parse_args(arguments)
     try:
         return options.run(options)
     except LoRWeBError as error:
-        print(f"prepare: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"prepare: {error}", file=sys.stderr)
         return EXIT_MISTAKE
     except KeyboardInterrupt:
         print("prepare: interrupted; no index was written", file=sys.stderr)

@@ -20,6 +20,7 @@ from .data.problems import DataError, Problem, as_json, as_text, errors_among, s
 from .data.splits import held_out_tasks, hold_out
 from .data.triplet_splits import hold_out_triplets, without_known_pairs
 from .data.validation import check_pairs, check_triplets, usable_pairs, usable_triplets, without_errors
+from .terminal import show
 
 EXIT_FINE, EXIT_PROBLEMS = 0, 1
 
@@ -93,7 +94,7 @@ def check(options: argparse.Namespace) -> int:
         print(as_json(problems, **facts))
     else:
         lines = [as_text(problems), *(f"{name}: {value}" for name, value in facts.items())]
-        print("\n".join(line for line in lines if line))
+        show(*(part for line in lines for part in line.splitlines()))
     if options.good is not None:
         _write_good(index, problems, options.good)
     return EXIT_PROBLEMS if errors_among(problems) else EXIT_FINE
@@ -139,10 +140,10 @@ def _write_split(
     type(index)(records).write_index(options.out or options.index)
     counts = sorted(Counter(record.split for record in records).items())
     print(", ".join(f"{count} {name} {what}" for name, count in counts))
-    print(f"held-out tasks: {', '.join(sorted(held_out_tasks(records))) or 'none'}")
+    show(f"held-out tasks: {', '.join(sorted(held_out_tasks(records))) or 'none'}")
     untouched = sorted({record.task for record in divided} - {r.task for r in divided if r.split != "train"})
     if untouched and options.hold_out_pairs:
-        print(
+        show(
             f"nothing to spare in {len(untouched)} task(s), the first is {untouched[0]}: two pairs (or one triplet) of "
             "each stay for training",
             file=sys.stderr,
@@ -157,7 +158,7 @@ def export(options: argparse.Namespace) -> int:
     count, problems = export_reference(chosen, options.out, how, show_progress=_shows_progress(options))
     if problems:
         print(as_text(problems), file=sys.stderr)
-    print(f"{count} analogies → {options.out}")
+    show(f"{count} analogies → {options.out}")
     return EXIT_FINE
 
 
@@ -188,7 +189,7 @@ def _report_import(
         print(as_text(problems), file=sys.stderr)
     without = sum(not record.caption for record in records)
     captions = f", {without} without a caption" if without else ""
-    print(f"{len(records)} {what} in {len({record.task for record in records})} task(s){captions} → {options.out}")
+    show(f"{len(records)} {what} in {len({record.task for record in records})} task(s){captions} → {options.out}")
 
 
 def _write_good(index: PairIndex | TripletIndex, problems: Sequence[Problem], path: Path) -> None:
@@ -201,7 +202,7 @@ def _write_good(index: PairIndex | TripletIndex, problems: Sequence[Problem], pa
             remedy="Repair the files that are listed above.",
         )
     good.write_index(path)
-    print(f"{len(good)} of {len(index)} records → {path}", file=sys.stderr)
+    show(f"{len(good)} of {len(index)} records → {path}", file=sys.stderr)
 
 
 def _facts(records: Sequence[PairRecord], usable: Sequence[PairRecord]) -> dict[str, object]:

@@ -40,7 +40,7 @@ from .model_source import find_source, read_transformer_config
 from .previews import contact_sheet, quadrants, to_picture
 from .quiet import silence_libraries
 from .sampling import read_schedule
-from .terminal import let_terminal_replace
+from .terminal import let_terminal_replace, log_to_terminal, show
 
 logger = logging.getLogger(__name__)
 _PARTS = ("a", "a_prime", "b")
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     let_terminal_replace()
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    log_to_terminal(logging.WARNING)
     silence_libraries()
     try:
         triplets = _triplets_of(options)
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; pictures that were finished are kept", file=sys.stderr)
         return 130
-    print(f"Wrote {files[0]}" if len(files) == 1 else f"Wrote {len(files)} pictures to {options.out}")
+    show(f"Wrote {files[0]}" if len(files) == 1 else f"Wrote {len(files)} pictures to {options.out}")
     return 0
 
 

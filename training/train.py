@@ -37,7 +37,7 @@ from .preflight import preflight_report
 from .quiet import silence_libraries
 from .sampling import read_schedule
 from .session import CheckpointSaver, build_encoders, build_state, restore_state, write_basis_file
-from .terminal import let_terminal_replace
+from .terminal import let_terminal_replace, log_to_terminal, show
 from .training_data import training_batches
 from .validation import Validator, leave_if
 from .validation_callback import ValidationCallback
@@ -240,14 +240,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="validate config, data, disk and memory; load no weights")
     parser.add_argument("overrides", nargs="*", metavar="section.name=value", help="values that replace the file's")
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    log_to_terminal(logging.INFO, "%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     silence_libraries()
     try:
         config = read_config(options.config, options.overrides)
         if options.check:
             report = preflight_report(config)
-            print(report.text())
+            show(*report.text().splitlines())
             return 0 if report.is_good else EXIT_TO_CORRECT
         train(config, resume=options.resume)
     except LoRWeBError as error:

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from io import TextIOWrapper
 from typing import NoReturn
 
-from ..coefficients import escape_controls
-from ..errors import LoRWeBError
+from ..errors import LoRWeBError, printable
 from . import adjust, blend, convert, inspection, mix, plot
 
 USAGE_ERROR = 2
@@ -58,15 +57,15 @@ class _OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Leave with exit code 2 and one line."""
-        self.exit(USAGE_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(USAGE_ERROR, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
 
 
 class _PlainFormatter(logging.Formatter):
     """Log lines without control characters, which files can bring along."""
 
-    def format(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        return escape_controls(super().format(record))
+        return printable(super().formatMessage(record))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         COMMANDS[parsed.command].run(parsed)
         sys.stdout.flush()
     except LoRWeBError as error:
-        print(f"{PROGRAM} {parsed.command}: {_as_one_line(error)}", file=sys.stderr)
+        print(f"{PROGRAM} {parsed.command}: {error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print(f"{PROGRAM} {parsed.command}: interrupted, nothing partial is left", file=sys.stderr)
@@ -118,10 +117,6 @@ def build_parser() -> argparse.ArgumentParser:
         # argparse takes -0.1 for a value but -1e-1 for an option, and has no public way to be told otherwise.
         subparser._negative_number_matcher = _NEGATIVE_NUMBER
     return parser
-
-
-def _as_one_line(error: LoRWeBError) -> str:
-    return escape_controls(" ".join(str(error).split()))
 
 
 def _accept_any_character() -> None:

@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 from ..basis import Basis
 from ..checkpoint import load_basis
-from ..coefficients import escape_controls
-from ..errors import OutputError
+from ..errors import OutputError, printable
 
 
 def add_settings_argument(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +55,7 @@ def safetensors_path(text: str) -> Path:
 
 def show(text: str) -> None:
     """Print a result. Files come from strangers, so that the terminal obeys no control characters in their texts."""
-    print(escape_controls(text))
+    print(printable(text, keep="\n\t"))
 
 
 def load_with_progress(path: Path, settings: Path | None) -> Basis:

@@ -1,14 +1,11 @@
-"""Many example pairs: averages, spread, outliers, and folders of pairs."""
+"""Many example pairs: averages, spreadand outliers."""
 
 import pytest
 import torch
-from PIL import Image
 
 from lorweb_core.averaging import average_analogies
 from lorweb_core.coefficients import encode_coefficients
-from lorweb_core.errors import ImageError, SettingsError, ShapeError
-from lorweb_core.images import read_image
-from lorweb_core.pair_folder import find_pairs
+from lorweb_core.errors import SettingsError, ShapeError
 from tests.synthetic import make_basis
 
 BASIS = make_basis()
@@ -76,45 +73,3 @@ def test_mistakes_are_refused_in_three_parts():
             average_analogies(BASIS, given, names=names(count))
     with pytest.raises(SettingsError, match="coefficients, query; got 'median'"):
         average_analogies(BASIS, queries(2), names=names(2), average="median")
-
-
-def draw(folder, *paths):
-    for index, path in enumerate(paths):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8 + index, 8), (index, 0, 0)).save(folder / path)
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        (["x_a.png", "x_a_prime.png", "y_a.jpg", "y_a_prime.png"], ["x_a", "y_a"]),
-        (["lorweb_a_cup.jpg", "lorweb_a_prime_cup.jpg", "lorweb_b_cat.jpg"], ["lorweb_a_cup"]),
-        (["a/1.png", "a_prime/1.png", "a/2.png", "a_prime/2.webp"], ["a/1", "a/2"]),
-    ],
-)
-def test_pairs_are_found_by_the_word_a_prime(tmp_path, files, expected):
-    draw(tmp_path, *files)
-    (tmp_path / "notes.txt").write_text("a_prime")
-    pairs = find_pairs(tmp_path)
-    assert [pair.name for pair in pairs] == expected
-    assert read_image(pairs[0].before).width != read_image(pairs[0].after).width
-
-
-@pytest.mark.parametrize(
-    ("files", "words"),
-    [
-        ([], "no name with a_prime among 0 pictures"),
-        (["x.png", "cat_a_primed.png"], "among 2 pictures"),
-        (["x_a.png", "x_a_prime.png", "y_a_prime.png"], r"1 without exactly one \(such as y_a_prime\)"),
-        (["x_a.png", "x_a.jpg", "x_a_prime.png"], "without exactly one"),
-    ],
-)
-def test_folders_without_clear_pairs_are_refused(tmp_path, files, words):
-    draw(tmp_path, *files)
-    with pytest.raises(ImageError, match=words):
-        find_pairs(tmp_path)
-
-
-def test_missing_folders_are_refused(tmp_path):
-    with pytest.raises(ImageError, match="'nowhere', which is no folder"):
-        find_pairs(tmp_path / "nowhere")

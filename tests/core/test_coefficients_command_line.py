@@ -111,7 +111,7 @@ def test_texts_of_a_file_cannot_steer_the_terminal(run, files, tmp_path):
     save_coefficients(files[0], steered, note="first\nsecond\r\x1b]0;title\x07\x9b2J")
     code, text, _ = run("plot", files[0], "-o", tmp_path / "map.png")
     assert code == 0 and "basis\\x1b[2J (id " in text
-    assert "Note: first\nsecond\\x0d\\x1b]0;title\\x07\\x9b2J\n" in text
+    assert "Note: first\nsecond\\r\\x1b]0;title\\x07\\x9b2J\n" in text
     other = {**load(files[1]), "basis_id": "other"}
     save_coefficients(files[1], other)
     result = run("blend", *files[:2], "-o", tmp_path / "out.safetensors")

@@ -10,38 +10,33 @@ from lorweb_core.pair_folder import find_pairs
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
-def test_pairs_are_found_whatever_ending_and_folder_they_have(tmp_path):
-    for name in ("x_a.png", "x_a_prime.jpg", "a/1.png", "a_prime/1.webp", "other.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(RAMP).save(tmp_path / name)
-    assert [(pair.name, pair.after.name) for pair in find_pairs(tmp_path)] == [
-        ("a/1", "1.webp"),
-        ("x_a", "x_a_prime.jpg"),
-    ]
+def draw(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(RAMP).save(folder / name, "PNG")
 
 
-def test_capital_letters_pair_with_capital_letters(tmp_path):
-    for name in ("X_A.PNG", "X_A_PRIME.PNG"):
-        Image.fromarray(RAMP).save(tmp_path / name)
-    assert [(pair.name, pair.before.name) for pair in find_pairs(tmp_path)] == [("X_A", "X_A.PNG")]
-
-
-def test_hidden_files_are_no_pictures(tmp_path):
-    for name in ("x_a.png", "x_a_prime.png"):
-        Image.fromarray(RAMP).save(tmp_path / name)
-        (tmp_path / f"._{name}").write_bytes(b"what macOS leaves on foreign disks")
-    assert [pair.name for pair in find_pairs(tmp_path)] == ["x_a"]
-
-
-def test_an_after_without_a_before_is_refused(tmp_path):
-    Image.fromarray(RAMP).save(tmp_path / "x_a_prime.png")
-    with pytest.raises(ImageError, match=r"Expected one picture .*; got 1 without exactly one \(such as x_a_prime\)"):
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ([], "There are no pairs among the 0 images"),
+        (["x.png", "cat_a_primed.png"], "There are no pairs among the 2 images"),
+        (["x_a.png", "x_a_prime.png", "y_a_prime.png"], "1 of the pairs .* such as 'y': no image before. Name the two"),
+        (["x_a.png", "x_a.jpg", "x_a_prime.png"], "such as 'x': 2 images before and 1 after. Name the two"),
+        (["x_before.png", "x_edited.png"], "'x': no image after .if it is x_edited.png, rename that to x_after.png"),
+        (
+            ["cup1_before.png", "cpu1 after.png"],
+            "'cpu1': no image before .if it is cup1_before.png, rename that to cpu1_b",
+        ),
+    ],
+)
+def test_folders_without_clear_pairs_are_refused(tmp_path, files, told):
+    draw(tmp_path, *files)
+    with pytest.raises(ImageError, match=told):
         find_pairs(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "told"), [("x" * 300, r"x… \(300 characters\)"), ("a\0b", r"'a\\x00b'")])
+@pytest.mark.parametrize(("name", "told"), [("x" * 300, r"x'… \(300 characters\)"), ("a\0b", r"'a\\x00b'")])
 def test_names_that_no_folder_can_have_are_refused_like_missing_folders(tmp_path, name, told):
-    with pytest.raises(
-        ImageError, match=f"Expected a folder with example pairs; got .*{told}, which is no folder. Put"
-    ):
+    with pytest.raises(ImageError, match=f"There is no folder .*{told} with example pairs. Put"):
         find_pairs(tmp_path / name)

@@ -39,6 +39,8 @@ class Outcome:
         status: `success`, `error`, `interrupted` or, when the server refused the graph, `refused`.
         outputs: node id → what the node showed or saved.
         error: exception message of the node that failed, or the server's refusal.
+        error_type: Python's name of the exception, with its module.
+        traceback: where it was raised, a line for each frame.
         node_type: class of the node that failed.
         cached: ids of the nodes that did not run again.
         seconds: from submission to the end.
@@ -47,6 +49,8 @@ class Outcome:
     status: str
     outputs: dict = field(default_factory=dict)
     error: str = ""
+    error_type: str = ""
+    traceback: tuple = ()
     node_type: str = ""
     cached: frozenset = frozenset()
     seconds: float = 0.0
@@ -229,6 +233,8 @@ def _read_outcome(entry):
         status=status,
         outputs=entry["outputs"],
         error=failure.get("exception_message", "").strip(),
+        error_type=failure.get("exception_type", ""),
+        traceback=tuple(failure.get("traceback", ())),
         node_type=failure.get("node_type", ""),
         cached=frozenset(messages.get("execution_cached", {}).get("nodes", ())),
     )

@@ -255,7 +255,8 @@ def failing(server, graph, node_type, *words):
     """Run a graph that must fail in a node with all words in its message."""
     outcome = server.run(graph)
     assert (outcome.status, outcome.node_type) == ("error", node_type), outcome
-    for word in ("Expected", "got", *words):
+    assert ".lorweb_core." in outcome.error_type, outcome
+    for word in words:
         assert word in outcome.error, outcome.error
 
 
@@ -285,25 +286,19 @@ def test_a_basis_file_is_no_coefficients_file(server, edit):
     )
 
 
-def test_mistakes_in_the_graph_are_told_in_three_parts(server, edit):
+def test_mistakes_in_the_graph_get_a_message_with_a_remedy(server, edit):
     pair = {"images_a": ["7", 0]}
     zero = blend([ENCODE, 0], [ENCODE, 0], method="mean", weight_1=1.0, weight_2=-1.0)
     gap = blend([ENCODE, 0], [ENCODE, 0], coefficients_4=[ENCODE, 0])
     cases = (
         (gap, "LoRWeBBlendCoefficients", ("coefficients_4 without coefficients_3", "without a gap")),
-        (many(edit, folder="x" * 300), "LoRWeBEncodeAnalogies", ("looked up", "of 300 characters", "relative name")),
-        (many(edit, folder="a\0b"), "LoRWeBEncodeAnalogies", ("looked up", "'a\\x00b'", "relative name")),
-        (
-            save([ENCODE, 0], filename_prefix="a\0b"),
-            "LoRWeBSaveCoefficients",
-            ("'a\\x00b'", "filename_prefix that can"),
-        ),
-        (save([ENCODE, 0], filename_prefix="x" * 300), "LoRWeBSaveCoefficients", ("of 300 characters", "short")),
+        (many(edit, folder="x" * 300), "LoRWeBEncodeAnalogies", ("looked up", "(300 characters)", "Use a short name")),
+        (many(edit, folder="a\0b"), "LoRWeBEncodeAnalogies", ("looked up", "'a\\x00b'", "Use a short name")),
         (zero, "LoRWeBBlendCoefficients", ("sum to zero",)),
         (many(edit), "LoRWeBEncodeAnalogies", ("at least one example pair",)),
         (many(edit, **pair), "LoRWeBEncodeAnalogies", ("1 and 0",)),
-        (many(edit, folder="../.."), "LoRWeBEncodeAnalogies", ("below ComfyUI's input folder",)),
-        (many(edit, folder="nowhere"), "LoRWeBEncodeAnalogies", ("no folder",)),
+        (many(edit, folder="../.."), "LoRWeBEncodeAnalogies", ("leads out of the input folder",)),
+        (many(edit, folder="nowhere"), "LoRWeBEncodeAnalogies", ("no folder 'nowhere'",)),
     )
     for node, node_type, words in cases:
         source = [ENCODE, 0] if node_type == "LoRWeBSaveCoefficients" else ["x", 0]
@@ -332,4 +327,4 @@ def test_a_preview_of_layers_that_are_off_in_both_is_valid_json(server, edit):
 
 def test_files_are_saved_below_the_output_folder_only(server, edit):
     graph = {**edit, "s": save([ENCODE, 0], filename_prefix="../../escaped")}
-    failing(server, graph, "LoRWeBSaveCoefficients", "below the output folder")
+    failing(server, graph, "LoRWeBSaveCoefficients", "leads out of the output folder")

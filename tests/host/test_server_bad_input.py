@@ -1,5 +1,8 @@
-"""Bad input over HTTP: each mistake gets its message with a remedy, nothing is left behind, the server goes on."""
+"""Bad input over HTTP: each mistake gets a message of ours, nothing is left behind, the server goes on."""
 
+import copy
+import glob
+import random
 import re
 
 import pytest
@@ -8,9 +11,33 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.host import graphs, models
+from tests.nodes.test_workflow_files import PACK_IDS
 
 EDIT, BATCH, SAVE = graphs.EDIT, graphs.BATCH, graphs.SAVE_LORA
-MESSAGE = re.compile(r".+\. [A-Z].+\.$", re.DOTALL)  #: what is wrong, then what to do
+#: What no line of ours may hold; the host itself writes colors and bars.
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202e]")
+#: Together they have every node that takes something over a link.
+EVERY_NODE = (graphs.DEMO, graphs.SAVE_LORA, graphs.BLEND, graphs.SWEEP, graphs.SAVE_ANALOGY, graphs.REUSE_ANALOGY)
+TEXTS = ("", "x", "../..", "auto", "1", "\x1b[2J\nforged", "a\0b", "x" * 5000, "\u202e", "100%")
+VALUES = (
+    *TEXTS, 0, -1, 5, 0.5, 1e308, -1e39, float("nan"), float("inf"), 2**70, True, None,
+    [], [1, 2, 3], ["x"], {}, {"layers": {}}, {"layers": {"x": 1}, "settings": {}, "basis_id": 1, "format_version": 1},
+)  # fmt: skip
+PREFIXES_REFUSED = (
+    "blocked/lorweb", "../outside", "/tmp/outside", "", " ", "loras/..", "a/../../x", "lo\0ras/x", "a/" * 2000 + "x",
+    "x" * 300, "\U0001f600" * 60, "x\nERROR forged", "\x1b[2Jx", "x\r\x9b2K", "x\u202egnp",
+)  # fmt: skip
+PREFIXES_TAKEN = (
+    "100%",
+    "%year%-%nothing%",
+    "CON",
+    "nul/aux",
+    "a\\b",
+    "loras/süß 😀",
+    "a/" * 90 + "x",
+    "-rf",
+    "'\"$(x)`",
+)
 
 
 @pytest.fixture
@@ -26,11 +53,12 @@ def save():
 
 
 def assert_refused(server, graph, node_type, *words):
-    """Run a graph that must fail at a node with a message that has these words."""
+    """Run a graph that must fail at a node with a message of ours, in one line, that has these words."""
     outcome = server.run(graph)
     assert outcome.status == "error", outcome
     assert outcome.node_type == node_type, outcome
-    assert MESSAGE.match(outcome.error), outcome.error
+    assert ".lorweb_core." in outcome.error_type, outcome
+    assert not CONTROLS.search(outcome.error), outcome.error
     missing = [word for word in words if word not in outcome.error]
     assert not missing, (missing, outcome.error)
     assert server.is_alive()
@@ -50,11 +78,13 @@ def with_picture(graph, name):
     return {**graph, cat: {"class_type": "LoadImage", "inputs": {"image": name}}}
 
 
-def test_a_truncated_basis(server, save):
+@pytest.mark.parametrize("name", ["cut.safetensors", "cut\x1b[2J\nERROR forged.safetensors"])
+def test_a_truncated_basis(server, save, name):
     whole = (server.base / "models/lorweb/lorweb.safetensors").read_bytes()
-    (server.base / "models/lorweb/cut.safetensors").write_bytes(whole[: len(whole) // 2])
-    graph = graphs.change(save, "LoRWeBLoadBasis", basis_name="cut.safetensors")
-    assert_refused(server, graph, "LoRWeBLoadBasis", "cut.safetensors")
+    (server.base / "models/lorweb" / name).write_bytes(whole[: len(whole) // 2])
+    graph = graphs.change(save, "LoRWeBLoadBasis", basis_name=name)
+    assert_refused(server, graph, "LoRWeBLoadBasis", name[:3], ".safetensors")
+    assert "\nERROR forged" not in server.log and "\x1b[2J" not in server.log
 
 
 def test_a_pickle_under_a_basis_name(server, save):
@@ -127,14 +157,97 @@ def test_a_model_that_is_no_flux(server, edit):
     assert_refused(server, graph, "LoRWeBApplyMixedLoRA", "FLUX.1-Kontext", "SD3")
 
 
-@pytest.mark.parametrize("prefix", ["blocked/lorweb", "../outside", "/tmp/outside", "", "loras/..", "lo\0ras/x"])
-def test_an_output_folder_that_cannot_be_used(server, save, prefix):
-    output = server.base / "output"
-    (output / "blocked").write_text("a file where a folder should be")
-    before = sorted(server.base.rglob("*.safetensors*"))
+@pytest.mark.parametrize("prefix", PREFIXES_REFUSED, ids=lambda prefix: repr(prefix[:20]))
+def test_a_prefix_that_cannot_be_used(server, save, prefix):
+    (server.base / "output/blocked").write_text("a file where a folder should be")
+    before, seen = sorted(server.base.rglob("*")), len(server.log)
     graph = graphs.change(save, "LoRWeBSaveMixedLoRA", filename_prefix=prefix)
-    assert_refused(server, graph, "LoRWeBSaveMixedLoRA", "filename_prefix")
-    assert sorted(server.base.rglob("*.safetensors*")) == before
+    assert_refused(server, graph, "LoRWeBSaveMixedLoRA", "filename_prefix", "loras/lorweb")
+    assert sorted(server.base.rglob("*")) == before
+    log = server.log[seen:]
+    assert "\nERROR forged" not in log and not any(steering in log for steering in ("\x1b[2J", "\x9b", "\u202e")), log
+
+
+@pytest.mark.parametrize("prefix", PREFIXES_TAKEN, ids=lambda prefix: repr(prefix[:20]))
+def test_an_unusual_prefix_stays_in_the_output_folder(server, save, prefix):
+    outcome = server.run(graphs.change(save, "LoRWeBSaveMixedLoRA", filename_prefix=prefix))
+    assert outcome.status == "success", outcome
+    (text,) = outcome.outputs[graphs.find_node(save, "LoRWeBSaveMixedLoRA")]["text"]
+    assert list((server.base / "output").rglob(glob.escape(text.split(": ")[0]))), text
+
+
+@pytest.fixture
+def every_node(server):
+    """Graphs in which every node of the pack occurs."""
+    graph = {name: graphs.make_runnable(graphs.load_twin(name), steps=1) for name in EVERY_NODE}
+    assert server.run(graph[graphs.SAVE_ANALOGY]).status == "success"
+    files = server.get("/object_info/LoRWeBLoadCoefficients")["LoRWeBLoadCoefficients"]["input"]["required"][
+        "file_name"
+    ]
+    name = files[0][0] if isinstance(files[0], list) else files[1]["options"][0]
+    graph[graphs.REUSE_ANALOGY] = graphs.change(graph[graphs.REUSE_ANALOGY], "LoRWeBLoadCoefficients", file_name=name)
+    graph["many"] = many = copy.deepcopy(graph[graphs.SAVE_ANALOGY])
+    node = many[graphs.find_node(many, "LoRWeBEncodeAnalogy")]
+    a, a_prime = node["inputs"].pop("image_a"), node["inputs"].pop("image_a_prime")
+    node["class_type"] = "LoRWeBEncodeAnalogies"
+    node["inputs"].update(images_a=a, images_a_prime=a_prime, folder="", average="query")
+    assert server.run(many).status == "success"
+    return list(graph.values())
+
+
+def own_inputs(graph):
+    """Return (node id, input) of everything that a graph gives to nodes of the pack."""
+    own = [node_id for node_id, node in graph.items() if node["class_type"] in PACK_IDS]
+    return [(node_id, name) for node_id in own for name in graph[node_id]["inputs"]]
+
+
+def assert_no_raw_error(outcome, graph):
+    """Check that no exception but those for users came from the pack, whichever node was running."""
+    mutated = {node_id: node["inputs"] for node_id, node in graph.items() if node["class_type"] in PACK_IDS}
+    if outcome.status == "error" and ".lorweb_core." not in outcome.error_type:
+        assert outcome.node_type not in PACK_IDS, (outcome, mutated)
+        assert not any("comfyui-lorweb" in line for line in outcome.traceback[-1:]), (outcome, mutated)
+    assert not CONTROLS.search(outcome.error) or outcome.node_type not in PACK_IDS, outcome.error
+
+
+def test_literals_in_sockets_for_links_get_a_message(server, every_node):
+    tried = set()
+    for graph in every_node:
+        for node_id, name in own_inputs(graph):
+            node = graph[node_id]
+            if (node["class_type"], name) in tried or not isinstance(node["inputs"][name], list):
+                continue
+            tried.add((node["class_type"], name))
+            for literal in (5, "\x1b[2J\nforged", [1, 2, 3], {"layers": {}}, None):
+                changed = copy.deepcopy(graph)
+                changed[node_id]["inputs"][name] = literal
+                outcome = server.run(changed)
+                assert_no_raw_error(outcome, changed)
+                is_left_out = literal is None and name in ("compare_with", "thumbnail")
+                refusals = ("refused",) if isinstance(literal, list) else ("error",)  # a list is the host's to refuse
+                assert outcome.status in (("success",) if is_left_out else refusals), (name, literal, outcome)
+    assert {kind for kind, _ in tried} >= set(PACK_IDS) - {"LoRWeBLoadBasis", "LoRWeBLoadImageEncoder"} - {
+        "LoRWeBLoadCoefficients"
+    }
+    assert server.is_alive() and "\x1b[2J" not in server.log
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.slow)])
+def test_mutated_prompts_give_no_raw_error(server, every_node, count):
+    choose = random.Random(count)
+    for _ in range(count):
+        graph = copy.deepcopy(choose.choice(every_node))
+        graph["any"] = {"class_type": "LoRWeBTestNameOnALink", "inputs": {"text": choose.choice(TEXTS)}}
+        for node_id, name in choose.sample(own_inputs(graph), choose.choice((1, 1, 2))):
+            inputs, others = graph[node_id]["inputs"], [i for i in graph if i != node_id]
+            kind = choose.choice(("value", "value", "any", "link", "gone"))
+            if kind == "gone":
+                del inputs[name]
+            else:
+                links = {"any": ["any", 0], "link": [choose.choice(others), choose.choice((0, 0, 1, 9))]}
+                inputs[name] = links.get(kind, choose.choice(VALUES))
+        assert_no_raw_error(server.run(graph), graph)
+    assert server.is_alive() and "\x1b[2J" not in server.log and "\nforged" not in server.log
 
 
 def test_sampling_can_be_interrupted(server, edit):

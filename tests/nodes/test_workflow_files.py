@@ -18,6 +18,7 @@ PACK_IDS = (
     "LoRWeBPreviewCoefficients",
     "LoRWeBSaveCoefficients",
     "LoRWeBLoadCoefficients",
+    "LoRWeBEncodeAnalogies",
     "LoRWeBEmptyPrompt",
 )
 
@@ -45,6 +46,10 @@ def test_every_workflow_is_there_with_twin_and_thumbnail():
     for name in graphs.NAMES:
         path = graphs.WORKFLOWS / f"{name}.jpg"
         assert max(Image.open(path).size) <= 512 and path.stat().st_size < 100_000
+
+
+def test_every_workflow_has_an_id_of_its_own():
+    assert len({graphs.load_workflow(name)["id"] for name in graphs.NAMES}) == len(graphs.NAMES)
 
 
 def test_the_twin_says_what_the_workflow_says(name, workflow):

@@ -46,6 +46,28 @@ def test_from_folders_to_a_split_index(pictures: Path, capsys: pytest.CaptureFix
     assert sorted(Counter(r.task for r in records if r.split == "val").values()) == [1, 1, 4]
 
 
+def test_names_of_files_neither_steer_the_terminal_nor_forge_a_line(tmp_path: Path) -> None:
+    evil = "x\x1b[2J\nERROR forged"
+    for number in range(3):
+        write_pair(tmp_path / evil, f"{evil}{number}", number)
+        write_pair(tmp_path / "other", f"{number}", 10 + number)
+    truncate(tmp_path / evil / f"{evil}0_after.png")
+    write_pair(tmp_path / evil, "lone", 9)[0].unlink()
+    index = tmp_path / "pairs.jsonl"
+    command = [sys.executable, "-m", "training.prepare"]
+    words = (
+        ["folders", tmp_path, "--out", index],
+        ["check", index],
+        ["split", index, "--hold-out-tasks", evil],
+        ["check", tmp_path / evil],
+    )
+    for line in words:
+        done = subprocess.run([*command, *line], capture_output=True, text=True)
+        told = done.stdout + done.stderr
+        assert "x\\x1b[2J\\nERROR forged" in told, told
+        assert "\x1b" not in told and "\nERROR forged" not in told, told
+
+
 def test_named_tasks_are_held_out_to_another_file(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index, other = pictures / "pairs.jsonl", pictures / "split.jsonl"
     prepare("folders", pictures, "--out", index)

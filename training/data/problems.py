@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from lorweb_core.errors import LoRWeBError
+from lorweb_core.errors import LoRWeBError, printable
 
 OnBadData = Literal["skip", "stop"]
 _SHOWN_IN_MESSAGES = 3
@@ -40,7 +40,7 @@ class Problem:
     pair_id: str = ""
 
     def __str__(self) -> str:
-        return f"{self.severity}: {self.file}: {self.kind}: {self.reason}"
+        return printable(f"{self.severity}: {self.file}: {self.kind}: {self.reason}")
 
 
 def errors_among(problems: Sequence[Problem]) -> list[Problem]:

@@ -12,6 +12,7 @@ import sys
 from lorweb_core.files import write_text_atomically
 
 from ..demo.scenes import MODEL_FOLDER
+from ..terminal import show
 from . import sensitivity, tables
 from .aggregation import evaluate
 from .endpoint import EndpointJudge
@@ -57,7 +58,7 @@ def run_generate(options: argparse.Namespace) -> None:
         found = read_set(options.set, set_options)
         write_samples(folder, found.analogies, max_side_px=options.max_side, losses=found.losses)
         for loss in read_losses(folder):
-            print(f"not in the test set: {loss}", file=sys.stderr)
+            show(f"not in the test set: {loss}", file=sys.stderr)
     samples = read_samples(folder)
     baselines = [] if options.no_baselines else [Baseline(name, folder) for name in BASELINES]
     drawn = _generators(options, folder, samples)
@@ -103,13 +104,13 @@ def run_aggregate(options: argparse.Namespace) -> None:
     folder.results.mkdir(parents=True, exist_ok=True)
     write_text_atomically(folder.results / "table.md", table)
     write_text_atomically(folder.results / "results.json", _json(tables.as_json(evaluation)))
-    print(table)
+    show(*table.splitlines())
     plot = folder.results / "pareto.png"
     plot.unlink(missing_ok=True)  # an old one would show other numbers than the table beside it
     if not options.no_plot and not draw_pareto(evaluation, plot):
         print("no plot: neither ratings nor LPIPS with CLIP direction")
     write_sheets(folder, methods, evaluation.samples, rows=options.sheet_rows, sheets=options.sheets)
-    print(f"written to {folder.results}")
+    show(f"written to {folder.results}")
 
 
 def run_sensitivity(options: argparse.Namespace) -> None:
@@ -122,7 +123,7 @@ def run_sensitivity(options: argparse.Namespace) -> None:
     folder.results.mkdir(parents=True, exist_ok=True)
     write_text_atomically(folder.results / "sensitivity.md", table)
     write_text_atomically(folder.results / "sensitivity.json", _json(sensitivity.as_json(found.spreads)))
-    print(table)
+    show(*table.splitlines())
 
 
 def run_ablation(options: argparse.Namespace) -> None:
@@ -151,7 +152,7 @@ def run_ablation(options: argparse.Namespace) -> None:
     text = ablation.as_report(table, steps=options.steps, seed=options.seed)
     write_text_atomically(options.results or out / "ablation.md", text)
     write_sheets(folder, names, samples, rows=10, sheets=1, cell_px=96)
-    print(text)
+    show(*text.splitlines())
 
 
 def _generators(options: argparse.Namespace, folder: EvaluationFolder, samples: list[Sample]) -> list[DrawnMethod]:
@@ -226,7 +227,7 @@ def _print_methods(folder: EvaluationFolder, methods: list[str], samples: list[S
     for method, missing in missing_pictures(folder, methods, samples).items():
         text = f"  {method}: {len(samples) - len(missing)} pictures"
         more = f" … and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        print(text + (f", missing {', '.join(missing[:_SHOWN])}{more}" if missing else ""))
+        show(text + (f", missing {', '.join(missing[:_SHOWN])}{more}" if missing else ""))
 
 
 def _print_answers(answers: RecordFile) -> None:
@@ -234,7 +235,7 @@ def _print_answers(answers: RecordFile) -> None:
     unreadable = sum(record["answer"] is None for record in answers) - len(refused)
     print(f"{len(answers)} answers kept, {unreadable} of them unreadable after three tries, {len(refused)} refused")
     if refused:
-        print(f"  first refusal: {refused[0].encode('utf-8', 'replace').decode('utf-8')}")
+        show(f"  first refusal: {refused[0]}")
 
 
 def _json(values: object) -> str:

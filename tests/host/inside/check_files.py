@@ -98,10 +98,10 @@ def check_names_that_lead_elsewhere_are_refused_with_where():
     (inside / "linked").symlink_to(outside, target_is_directory=True)
     folder_paths.set_input_directory(str(inside))
     folder_paths.set_output_directory(str(inside))
-    where = f"'linked', which leads to {outside.resolve()}"
-    expect(ImageError, (where, "Copy the pictures there"), host.find_input_folder, "linked")
-    where = f"'linked/x', which leads to {outside.resolve() / 'x'}"
-    expect(OutputError, (where, "no link to elsewhere"), host.next_output_path, "linked/x")
+    where = ("'linked'", f"leads out of the input folder, to {outside.resolve()}", "Copy the images")
+    expect(ImageError, where, host.find_input_folder, "linked")
+    where = ("'linked/x'", f"leads out of the output folder, to {outside.resolve() / 'x'}", "links to elsewhere")
+    expect(OutputError, where, host.next_output_path, "linked/x")
     assert host.find_input_folder("pairs/comic") == (inside / "pairs" / "comic").resolve()
 
 
@@ -120,7 +120,7 @@ def check_prefixes_without_a_file_name_are_refused():
         "loras/.hidden",
         "a\\..",
     ):
-        words = ("Expected a filename_prefix that ends in a file name", f"got {prefix!r}", "such as loras/lorweb")
+        words = (f"filename_prefix is {prefix!r}: it must end in a file name", "such as loras/lorweb")
         expect(OutputError, words, host.next_output_path, prefix)
     assert not list(output.iterdir()), "nothing is made for them"
     for prefix, name in (("lorweb", "lorweb"), ("loras/v1.2", "v1.2"), ("a/../b", "b")):

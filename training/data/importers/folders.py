@@ -5,7 +5,8 @@
     mydata/watercolour/task.toml        [caption, reverse_caption, split, weight, bidirectional]
 
 Folders may lie deeper (`mydata/style/watercolour` is the task `style/watercolour`), and pairs in `mydata` itself are
-a task as well. Upper and lower case of `before` and `after` do not matter; names are compared as a person reads them.
+a task as well. Other names for the two sides, such as `control` and `target` or `a` and `a_prime`, are those of
+`lorweb_core.pair_folder`.
 `bidirectional = true` adds a second task with before and after exchanged: the reverse transformation has its own
 pairs, so an analogy never mixes directions.
 """
@@ -13,8 +14,8 @@ pairs, so an analogy never mixes directions.
 from __future__ import annotations
 
 import difflib
-import unicodedata
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 import tomllib
 
 from lorweb_core.files import MAX_YAML_BYTES, read_text
+from lorweb_core.pair_folder import find_near, find_sides, side_folders, stem_of
 
 from ..index import SPLITS
 from ..problems import DataError, Problem
@@ -38,7 +40,6 @@ from .building import (
 )
 
 REVERSED_SUFFIX = " (reversed)"
-_SIDES = ("before", "after")
 _CAPTION_FOLDERS = ("caption", "captions")
 #: Pictures that cameras and programs write and Pillow does not read as they are.
 _FOREIGN_SUFFIXES = (".heic", ".heif", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw")
@@ -97,21 +98,33 @@ def _search(
     """Add the pairs of a folder and of those below it; a link back to one of the folders `above` is not followed."""
     if folder.resolve() in above:
         return
-    is_task = _is_task(folder)
+    sides = side_folders(folder)
+    is_task = bool(sides or find_sides(folder, picture_files))
     if is_task:
         _find_task(folder, name, found)
-    below = [path for path in subfolders(folder) if not (is_task and path.name.lower() in _SIDES + _CAPTION_FOLDERS)]
+    below = [path for path in subfolders(folder) if path not in sides]
+    below = [path for path in below if not (is_task and path.name.lower() in _CAPTION_FOLDERS)]
     for path in below:
         below_name = f"{name}/{path.name}" if above else path.name
         _search(path, below_name, found, above=(*above, folder.resolve()), is_within_task=is_task)
     if not is_task and not below:
-        reason = "no `*_before`/`*_after` pictures and no `before/` and `after/` folders"
+        renaming = _renaming(folder, [path for path in subfolders(folder.parent) if above and path != folder])
+        reason = f"no `*_before`/`*_after` pictures and no `before/` and `after/` folders{renaming}"
         found.problems.append(Problem(str(folder), "few-pairs", reason, "warning" if is_within_task else "error"))
 
 
-def _is_task(folder: Path) -> bool:
-    has_side_folders = any(path.name.lower() in _SIDES for path in subfolders(folder))
-    return has_side_folders or any(_side_of(path) for path in picture_files(folder))
+def _renaming(folder: Path, siblings: list[Path]) -> str:
+    """What would make pairs of a folder's pictures: other names for two folders, or for the two words names end in."""
+    stems = {stem_of(path) for path in picture_files(folder)}
+    twin = next((path for path in siblings if stems & {stem_of(file) for file in picture_files(path)}), None)
+    if twin:
+        return f"; {twin.name}/ has pictures of the same names: rename the two folders to `before` and `after`"
+    endings: dict[str, list[str]] = {}
+    for stem in sorted(stems):
+        start, _, ending = re.sub("[ .-]", "_", stem).rpartition("_")
+        endings.setdefault(start, []).append(ending)
+    two = next((words for words in endings.values() if len(words) == 2 and not any(map(str.isdigit, words))), None)
+    return f"; names end in `{two[0]}` and `{two[1]}`: rename these to `before` and `after`" if two else ""
 
 
 def _find_task(folder: Path, name: str, found: Found) -> None:
@@ -131,7 +144,7 @@ def _find_task(folder: Path, name: str, found: Found) -> None:
         )
         for stem in sorted(before.keys() & after.keys())
     ]
-    found.problems += _unpaired(before, after, "after") + _unpaired(after, before, "before")
+    found.problems += _unpaired(folder, before, after)
     found.candidates += candidates + (_reversed(candidates, settings) if settings.bidirectional else [])
     if not before and not after:
         reason = "its `before/` and `after/` folders hold no pictures"
@@ -140,73 +153,50 @@ def _find_task(folder: Path, name: str, found: Found) -> None:
 
 def _pictures_by_side(folder: Path, problems: list[Problem]) -> tuple[dict[str, Path], dict[str, Path]]:
     """The pair's name → before picture, and → after picture; of two of one name and side the first is used."""
-    sides: dict[str, dict[str, Path]] = {side: {} for side in _SIDES}
-    for side, name, path in (*_in_side_folders(folder), *_beside_each_other(folder)):
+    sides: dict[str, dict[str, Path]] = {"before": {}, "after": {}}
+    for side, name, path in find_sides(folder, picture_files):
         first = sides[side].setdefault(name, path)
         if first != path:
             problems.append(Problem(str(path), "ambiguous", f"{first.name} is already the {side} picture of {name}"))
-    for path in (path for place in (folder, *_side_folders(folder)) for path in place.iterdir() if is_visible(path)):
-        if path.suffix.lower() in _FOREIGN_SUFFIXES and (path.parent != folder or _side_of(path)):
-            reason = f"{path.suffix} pictures cannot be read; save it as PNG or JPEG"
-            problems.append(Problem(str(path), "unreadable", reason))
+
+    def list_foreign(place: Path) -> list[Path]:
+        return [path for path in place.iterdir() if path.suffix.lower() in _FOREIGN_SUFFIXES and is_visible(path)]
+
+    for _, _, path in find_sides(folder, list_foreign):
+        reason = f"{path.suffix} pictures cannot be read; save it as PNG or JPEG"
+        problems.append(Problem(str(path), "unreadable", reason))
     return sides["before"], sides["after"]
-
-
-def _beside_each_other(folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """(side, name, picture) of `<name>_before.png` and `<name>_after.png`."""
-    for path in picture_files(folder):
-        if side := _side_of(path):
-            yield side, _without_side(path), path
-
-
-def _in_side_folders(folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """(side, name, picture) of `before/<name>.png`, `after/<name>.png`, which may be called `<name>_after.png` too."""
-    pictures = [path for place in _side_folders(folder) for path in picture_files(place)]
-    named = [(path.parent.name.lower(), _readable(path.stem), path) for path in pictures]
-    names = {side: {name for other, name, _ in named if other == side} for side in _SIDES}
-    for side, name, path in named:
-        is_alone = not all(name in names[other] for other in _SIDES)
-        yield side, _without_side(path) if is_alone and _side_of(path) == side else name, path
-
-
-def _side_folders(folder: Path) -> list[Path]:
-    return [path for path in subfolders(folder) if path.name.lower() in _SIDES]
-
-
-def _side_of(path: Path) -> str:
-    """`before` or `after` for a name such as `0001_before.png` or `0001-After.jpg`, else ""."""
-    stem = path.stem.lower()
-    return next((side for side in _SIDES if stem.endswith((f"_{side}", f"-{side}"))), "")
-
-
-def _without_side(path: Path) -> str:
-    return _readable(path.stem[: -len(_side_of(path)) - 1])
-
-
-def _readable(name: str) -> str:
-    """A name with composed letters: `é` may be stored as one character or, by macOS, as `e` and an accent."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _captions(folder: Path, names: Iterable[str], problems: list[Problem]) -> dict[str, str]:
     """The pair's name → text of its file beside the pictures or in `caption/`; files of no pair are told once."""
-    places = [folder, *(path for path in subfolders(folder) if path.name.lower() in _CAPTION_FOLDERS)]
+    own = [path for path, side in side_folders(folder).items() if side == "after"]  # as in ai-toolkit's target/
+    places = [folder, *(path for path in subfolders(folder) if path.name.lower() in _CAPTION_FOLDERS), *own]
     files = [p for place in places for p in sorted(place.iterdir()) if p.suffix.lower() == ".txt" and is_visible(p)]
     known, captions = set(names), dict[str, str]()
     for path in files:
-        name = _readable(path.stem)
+        name = stem_of(path)
         if name in known and not captions.get(name):
             captions[name] = read_caption(path, problems)
-    unused = [path.name for path in files if _readable(path.stem) not in known]
+    unused = [path.name for path in files if stem_of(path) not in known]
     if unused:
         reason = f"{len(unused)} text file(s) named like no pair, as {unused[0]}; a caption is called <name>.txt"
         problems.append(Problem(str(folder), "unused", reason, "warning"))
     return captions
 
 
-def _unpaired(present: dict[str, Path], other: dict[str, Path], wanted: str) -> list[Problem]:
-    alone = sorted(present.keys() - other.keys())
-    return [Problem(str(present[stem]), "unpaired", f"there is no {wanted} picture named {stem}") for stem in alone]
+def _unpaired(folder: Path, before: dict[str, Path], after: dict[str, Path]) -> list[Problem]:
+    """Pictures without a counterpart, with the left-over picture that is called nearly so."""
+    pairs = before.keys() & after.keys()
+    used = {side[name] for side in (before, after) for name in pairs}
+    left_over = [p for place in (folder, *side_folders(folder)) for p in picture_files(place) if p not in used]
+    problems = []
+    for present, wanted in ((before, "after"), (after, "before")):
+        for name in sorted(present.keys() - pairs):
+            near = find_near(name, wanted, [path for path in left_over if path != present[name]])
+            reason = f"there is no {wanted} picture named {name}{near}"
+            problems.append(Problem(str(present[name]), "unpaired", reason))
+    return problems
 
 
 def _reversed(candidates: Iterable[Candidate], settings: TaskSettings) -> list[Candidate]:
