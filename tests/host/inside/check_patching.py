@@ -91,6 +91,40 @@ def check_per_sample_mixes_survive_classifier_free_guidance():
     assert_same(together[0], sample_once(apply(model, loaded, one, mode="forward"), batch=2, cfg=3.0)[0], 1e-5)
 
 
+def check_the_adapters_are_held_once_and_read_again_when_needed():
+    model = build_flux(TINY)
+    whole, reads = make_loaded_basis(model), []
+    loaded = LoadedBasis(whole.basis, lambda: (reads.append(1), whole.basis)[1])
+    coefficients = make_coefficients(loaded)
+    expected = [sample_once(apply(model, whole, coefficients, mode=mode)) for mode in ("weights", "forward")]
+    size = sum(tensor.nbytes for tensor in loaded)
+    forward = [sample_once(apply(model, loaded, coefficients, mode="forward")) for _ in range(2)]
+    assert all(layer.lora_down.is_meta and layer.lora_up.is_meta for layer in loaded.basis.layers.values())
+    assert sum(tensor.nbytes for tensor in loaded) == size and not reads, (
+        "the host's cache counts the tensors in a list"
+    )
+    weights = sample_once(apply(model, loaded, coefficients, mode="weights"))
+    assert len(reads) == 1 and torch.equal(weights, expected[0])
+    assert all(torch.equal(latents, expected[1]) for latents in forward)
+
+
+def check_a_copy_for_another_gpu_works_in_mode_weights_and_is_refused_in_mode_forward():
+    model = build_flux(TINY)
+    if not hasattr(model, "deepclone_multigpu"):
+        return  # an older host
+    model.cached_patcher_init = (build_flux, (TINY,))
+    loaded = make_loaded_basis(model)
+    coefficients = make_coefficients(loaded)
+    weights = apply(model, loaded, coefficients, mode="weights")
+    copy = weights.deepclone_multigpu()
+    assert copy.model is not weights.model
+    assert torch.equal(sample_once(copy), sample_once(weights))
+    words = ["one GPU", "mode weights", "MultiGPU"]
+    expect(ModelError, words, apply(model, loaded, coefficients, mode="forward").deepclone_multigpu)
+    model.set_additional_models("multigpu", [model.deepclone_multigpu()])
+    expect(ModelError, words, sample_once, apply(model, loaded, coefficients, mode="forward"))
+
+
 def check_any_other_number_of_latents_than_mixes_is_refused():
     """Also a multiple: rows picked out of a larger batch look like a whole one and would get others' mixes."""
     model = build_flux(TINY)
