@@ -13,6 +13,7 @@ prompt, which the host takes away before sampling. Such an injection goes around
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -180,6 +181,8 @@ def _find_or_make_bank(model: Model, targets: list[Target], loaded: LoadedBasis)
             progress.step()
         bank = host.make_model_patcher(entries, load_device=model.load_device, offload_device=model.offload_device)
         bank.cached_patcher_init = (_refuse_multigpu, ())  # what the host makes copies for other GPUs with
+        itself = weakref.ref(bank)
+        bank.clone = lambda *_args, **_kwargs: itself()  # nothing ever patches a bank, and the host loses its clones
         loaded.banks[key] = bank
         loaded.drop_adapters()
     return loaded.banks[key]

@@ -28,6 +28,9 @@ class Linear(Protocol):
     in_features: int
     out_features: int
 
+    def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        """Return the layer's output."""
+
 
 @dataclass(frozen=True, eq=False)
 class TargetPart:

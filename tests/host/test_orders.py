@@ -92,3 +92,27 @@ def test_a_graph_gives_the_same_whatever_ran_before(server, base, length, new):
         if outcome.status != "success" or not torch.equal(read_latent(server, outcome), fresh[name]):
             wrong[" → ".join(walk[max(0, run + 1 - length) : run + 1])] = outcome.error or "another result"
     assert not wrong, wrong
+
+
+def test_prompts_that_fail_or_are_interrupted_leave_nothing_behind(server, base):
+    """FluxKVCache cannot sample this graph, with or without Apply; a lost bank would be named in the log ever after."""
+    edit = chain(base, ["forward"])
+    expected = read_latent(server, server.run(edit))
+    if "FluxKVCache" in server.get("/object_info"):
+        cached = copy.deepcopy(edit)
+        after = cached[graphs.find_node(cached, "ModelSamplingFlux")]["inputs"]
+        cached["cache"] = {"class_type": "FluxKVCache", "inputs": {"model": after["model"]}}
+        after["model"] = ["cache", 0]
+        for run in range(2):
+            assert server.run(graphs.change(cached, "LoRWeBTestPassAgain", run=run)).status == "error"
+    prompt_id = server.submit(graphs.change(edit, "KSampler", steps=10_000))
+    server.wait_until_sampling(prompt_id)
+    server.interrupt()
+    assert server.wait(prompt_id, timeout_seconds=60).status == "interrupted"
+    for run in range(2):
+        again = server.run(graphs.change(edit, "LoRWeBTestPassAgain", run=run))
+        assert torch.equal(read_latent(server, again), expected)
+        bare = read_latent(server, server.run(chain(base, [], run=run)))
+        assert difference(bare, expected) > 0.1
+    assert "memory leak with model" not in server.log
+    assert "Requested to load LoRWeBAdapters" in server.log
