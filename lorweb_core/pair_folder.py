@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ImageError, quote
+from .images import IMAGE_SUFFIXES
 
 #: What the two sides are called: word → side, word on the other side.
 _WORDS = {

@@ -1,4 +1,8 @@
-"""Node Apply Mixed LoRA to Kontext: chooses how to patch, patches a clone, and says what it did."""
+"""Node Apply Mixed LoRA to Kontext: patches a clone of the model in one of two modes, and reports what it did.
+
+Mode `forward` is right for almost everybody: exact on every weight format, and a new analogy costs nothing. Mode
+`weights` changes the weights themselves, as nodes need that save, merge or extract the model.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,11 @@ from typing import Any, ClassVar
 from ..lorweb_core.coefficients import Coefficients, count_mixes, require_coefficients_of
 from ..lorweb_core.settings import RouterSettings
 from .forward_mode import patch_forward
-from .mode_choice import choose_mode, describe_quantised, describe_shortage, find_originals, gigabytes
 from .sockets import BASIS, COEFFICIENTS, LoadedBasis
 from .targets import Model, Target, find_targets
 from .weights_mode import patch_weights
 
-MODES = ("auto", "weights", "forward")
+MODES = ("forward", "weights")
 #: Settings that decide which coefficients an analogy gets.
 _ROUTER_FIELDS = ("activation", "heads", "reduction", "query_mode")
 
@@ -28,7 +31,7 @@ class ApplyMixedLoRA:
     FUNCTION = "apply_and_show"
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("model", "report")
-    OUTPUT_TOOLTIPS = ("The model with the edit.", "Mode taken and why, layers matched, memory.")
+    OUTPUT_TOOLTIPS = ("The model with the edit.", "Mode, layers matched, memory, what the mode costs.")
     SEARCH_ALIASES: ClassVar[list[str]] = ["analogy", "lora", "lorweb", "kontext", "edit by example"]
 
     @classmethod
@@ -52,10 +55,9 @@ class ApplyMixedLoRA:
                 "mode": (
                     list(MODES),
                     {
-                        "default": "auto",
-                        "tooltip": "weights: patch the weights, no cost per step, needs RAM for the originals. "
-                        "forward: add the edit to the layers' outputs, exact on quantised models, one mix per "
-                        "sample possible. auto: chooses, and the report says why.",
+                        "default": "forward",
+                        "tooltip": "forward: add the edit to the layers' outputs, exact on quantized models, one mix "
+                        "per sample possible. weights: patch the weights, for saving, merging or extracting the model.",
                     },
                 ),
             }
@@ -74,22 +76,26 @@ class ApplyMixedLoRA:
         """Return a patched clone of the model and the report."""
         mixes = require_coefficients_of(basis.basis, coefficients)
         targets = find_targets(model, basis.basis)
-        taken, reason = choose_mode(mode, model, targets, mixes=count_mixes(mixes))
         patched = model.clone()
         if strength == 0.0:
             return patched, "Strength 0: the model is passed on unchanged."
-        if taken == "weights":
-            extra_bytes = patch_weights(patched, targets, mixes, strength=strength)
+        if mode == "weights":
+            targets = find_targets(model, basis.with_adapters())
+            costs = _describe_weights(targets, patch_weights(patched, targets, mixes, strength=strength))
         else:
-            extra_bytes = patch_forward(patched, targets, basis, mixes, strength=strength)
-        memory = _describe_memory(taken, model, targets, extra_bytes)
+            size = patch_forward(patched, targets, basis, mixes, strength=strength)
+            costs = [
+                f"Memory: {size / 1e9:.2f} GB of adapters beside the model; a new analogy reloads nothing",
+                "Weights: unchanged. Nodes that save, merge or extract the model stop; for these use mode weights, "
+                "or Save Mixed LoRA",
+            ]
         lines = [
-            f"Mode: {taken} ({reason})",
+            f"Mode: {mode}",
             f"Basis: {basis.basis.name}, id {basis.basis.basis_id}",
             f"Layers: {len(basis.basis.layers)} matched on {len(targets)} weights, none missing",
             f"Mixes: {count_mixes(mixes)}, strength {strength:g}",
             *_describe_other_router(basis.basis.settings, mixes),
-            *memory,
+            *costs,
             *basis.basis.report,
         ]
         return patched, "\n".join(lines)
@@ -111,33 +117,16 @@ def _describe_other_router(settings: RouterSettings, coefficients: Coefficients)
     return [f"Coefficients made with other settings: {', '.join(others)}. Encode the analogy again to use the basis'."]
 
 
-def _describe_memory(mode: str, model: Model, targets: list[Target], extra_bytes: int) -> list[str]:
-    """Return the report's lines on memory and on what the mode costs later."""
-    if mode == "forward":
-        return [
-            f"Memory: {gigabytes(extra_bytes)} of adapters beside the model",
-            "Changing the analogy: a new mix reloads nothing",
-        ]
-    originals = find_originals(model, targets)
-    kept = f"{gigabytes(originals.total_bytes)} of originals kept by the host in {originals.place}"
-    return [
-        f"Memory: {gigabytes(extra_bytes)} of patches, {kept if originals.total_bytes else 'no originals kept'}",
-        f"Changing the analogy: a new mix makes the host patch all {len(targets)} weights again",
-        *_warn_of_weights(model, targets),
+def _describe_weights(targets: list[Target], patch_bytes: int) -> list[str]:
+    """Return the report's lines on what mode `weights` costs, where mode `forward` costs nothing."""
+    quantized = [target for target in targets if not target.is_plain]
+    lines = [
+        f"Memory: {patch_bytes / 1e9:.2f} GB of patches, and the originals of {len(targets)} weights",
+        f"Slow: a new analogy makes the host patch all {len(targets)} weights again; weights that it streams into the "
+        "GPU are patched again in every step",
     ]
-
-
-def _warn_of_weights(model: Model, targets: list[Target]) -> list[str]:
-    """Return what speaks against the mode `weights` that was asked for."""
-    warnings = []
-    quantised, shortage = describe_quantised(targets), describe_shortage(model)
-    if quantised and any(target.is_patched_while_used for target in targets):
-        warnings.append(f"Slow: {quantised}, and the host adds the patch again in every step. Mode forward costs less.")
-    elif quantised:
-        warnings.append(
-            f"Noise: {quantised}, and the host rounds them anew with the edit; that noise can be as large as a small "
-            "LoRA's whole effect. Mode forward leaves them as they are."
-        )
-    if shortage:
-        warnings.append(f"Slow: {shortage}. Mode forward costs less.")
-    return warnings
+    if quantized:
+        kind = quantized[0].weight_kind
+        rounds = "adds the edit again in every step" if kind == "GGMLTensor" else "rounds them again with the edit"
+        lines.append(f"Quantized: {len(quantized)} of {len(targets)} weights ({kind}), and the host {rounds}")
+    return lines

@@ -78,12 +78,12 @@ class SaveMixedLoRA:
         folder, stem, counter = host.next_output_path(filename_prefix)
         count = count_mixes(mixes)
         progress = host.Progress(count * len(basis.basis.layers))
-        paths, lines = [], []
+        paths, lines, adapters = [], [], basis.with_adapters()
         for index in range(count):
             path = folder / f"{stem}_{counter + index:05}_.safetensors"
             report = export_mixed_lora(
                 path,
-                basis.basis,
+                adapters,
                 {name: mix[index] for name, mix in mixes["layers"].items()},
                 strength=strength,
                 rank=rank,

@@ -3,30 +3,35 @@
     y = base(x);   h = (x @ downᵀ) ∘ (strength · c);   y[rows of a part] += h_part @ up_part
 
 `down` stacks the parts of a fused module (q, k, v, MLP), so x is read once. One c per sample is possible. Works on
-every weight format, and the quantised weights are not rounded anew. The adapters live in a bank that the host
-loads next to the model; a new mix only changes c, so nothing is reloaded.
+every weight format, and quantized weights are not rounded again. The adapters live in a bank that the host loads next
+to the model; a new mix only changes c, so nothing is reloaded.
+
+The edit is the host's object patch of each Linear's `forward`. It calls the patch of nodes before us, or else the
+class' own forward, and never asks the live module: what stands there may be an injection of another node or an earlier
+prompt, which the host takes away before sampling. Such an injection goes around our patch by itself.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from ..lorweb_core.coefficients import Coefficients, count_mixes
-from ..lorweb_core.mixing import (
-    expand_to_ranks,
-    per_sample_scale,
-    require_multiple_of_mixes,
-    stacked_down,
-    stacked_up,
-)
+from ..lorweb_core.errors import ModelError, ShapeError
+from ..lorweb_core.mixing import expand_to_ranks, per_sample_scale, stacked_down, stacked_up
 from . import host
 from .sockets import LoadedBasis
-from .targets import Model, Target
+from .targets import Linear, Model, Target, find_targets
 
 _ADDITIONAL_MODELS_KEY = "lorweb"
+
+
+class LoRWeBAdapters(torch.nn.ModuleList):
+    """The bank: a `BankEntry` for each target. The host's log calls it by this class name."""
 
 
 class BankEntry(torch.nn.Module):
@@ -104,28 +109,52 @@ def patch_forward(
     for target, entry in zip(targets, bank.model, strict=True):
         name = f"{target.module_name}.forward"
         contribution = _make_contribution(target, entry, coefficients, strength)
-        model.add_object_patch(name, _wrap_forward(model.get_model_object(name), contribution))
-    _check_latent_batches(model, mixes=count_mixes(coefficients))
+        model.add_object_patch(name, _wrap_forward(target.module, model.object_patches.get(name), contribution))
+    mixes = count_mixes(coefficients)
+    if mixes > 1:
+        host.watch_latent_batches(model, lambda batch: _require_latent_per_mix(batch, mixes))
+    host.watch_weight_readers(model, _refuse_weight_readers)
     present = model.get_additional_models_with_key(_ADDITIONAL_MODELS_KEY)
     if not any(bank.is_clone(other) for other in present):
         model.set_additional_models(_ADDITIONAL_MODELS_KEY, [*present, bank])
     return bank.model_size()
 
 
-def _check_latent_batches(model: Model, *, mixes: int) -> None:
-    """Have every sampling step refuse a latent batch that is no multiple of the mixes.
-
-    A Linear cannot tell: two mixes on one latent would fit the two rows of its conditional and unconditional pass.
-    """
-    if mixes > 1:
-        host.watch_latent_batches(model, lambda batch: require_multiple_of_mixes(batch, mixes=mixes))
-
-
-def _wrap_forward(forward: Callable[..., Tensor], contribution: Contribution) -> Callable[..., Tensor]:
+def _wrap_forward(
+    module: Linear, earlier: Callable[..., Tensor] | None, contribution: Contribution
+) -> Callable[..., Tensor]:
     def forward_with_contribution(x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return contribution.add_to(forward(x, *args, **kwargs), x)
+        output = earlier(x, *args, **kwargs) if earlier else type(module).forward(module, x, *args, **kwargs)
+        return contribution.add_to(output, x)
 
     return forward_with_contribution
+
+
+def _require_latent_per_mix(batch: int, mixes: int) -> None:
+    """Have a sampling step refuse any other number of latents than mixes: only then is mix i surely latent i's own.
+
+    Of a batch that was picked out of a larger one, the model does not learn which rows they were.
+    """
+    if batch != mixes:
+        raise ShapeError(
+            f"There are {mixes} mixes, one per analogy, and mix i is for latent i, but the latent batch has {batch}. "
+            f"Connect a latent batch of {mixes}; to sample only some of them, or one several times, encode the "
+            "analogies in that number and order."
+        )
+
+
+def _refuse_weight_readers(*_args: object, **_kwargs: object) -> NoReturn:
+    raise ModelError(
+        "This node reads the model's weights, but Apply Mixed LoRA in mode forward leaves them unchanged: the edit "
+        "would be lost. Set Apply to mode weights, or write the edit with Save Mixed LoRA."
+    )
+
+
+def _refuse_multigpu(*_args: object, **_kwargs: object) -> NoReturn:
+    raise ModelError(
+        "Apply Mixed LoRA in mode forward works on one GPU only, but this model is split over several. "
+        "Set Apply to mode weights, or remove the MultiGPU node."
+    )
 
 
 def _make_contribution(target: Target, entry: BankEntry, coefficients: Coefficients, strength: float) -> Contribution:
@@ -145,14 +174,17 @@ def _find_or_make_bank(model: Model, targets: list[Target], loaded: LoadedBasis)
     dtype = host.compute_dtype(model)
     key = (dtype, str(model.load_device), str(model.offload_device), tuple(target.module_name for target in targets))
     if key not in loaded.banks:
-        entries = torch.nn.ModuleList()
+        entries = LoRWeBAdapters()
         progress = host.Progress(len(targets))
-        for target in targets:
+        for target in find_targets(model, loaded.with_adapters()):
             entries.append(BankEntry(target, dtype))
             progress.step()
-        loaded.banks[key] = host.make_model_patcher(
-            entries, load_device=model.load_device, offload_device=model.offload_device
-        )
+        bank = host.make_model_patcher(entries, load_device=model.load_device, offload_device=model.offload_device)
+        bank.cached_patcher_init = (_refuse_multigpu, ())  # what the host makes copies for other GPUs with
+        itself = weakref.ref(bank)
+        bank.clone = lambda *_args, **_kwargs: itself()  # nothing ever patches a bank, and the host loses its clones
+        loaded.banks[key] = bank
+        loaded.drop_adapters()
     return loaded.banks[key]
 
 

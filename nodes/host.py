@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from uuid import uuid4
 
 import torch
@@ -243,6 +244,34 @@ def watch_latent_batches(model: Any, check: Callable[[int], None]) -> None:  # n
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, _WRAPPERS_KEY, call_after_check)
 
 
+def watch_weight_readers(model: Any, refuse: Callable[..., NoReturn]) -> None:  # noqa: ANN401
+    """Have nodes that read a MODEL's weights, or scale them, call `refuse`; sampling and LoRA loaders go on.
+
+    Savers ask the model inside, which an object patch answers. Merges and extraction ask the MODEL itself, for the
+    weights below a prefix; what they ask is replaced on it and, by the host's own callback, on each of its clones.
+    """
+    import comfy.patcher_extension
+
+    def replace_methods(_source: Any, clone: Any) -> None:  # noqa: ANN401
+        kind, own = type(clone), weakref.proxy(clone)  # a strong reference would keep the clone alive
+
+        def model_state_dict(filter_prefix: str | None = None) -> Any:  # noqa: ANN401
+            return kind.model_state_dict(own) if filter_prefix is None else refuse()
+
+        def get_key_patches(filter_prefix: str | None = None) -> Any:  # noqa: ANN401
+            return kind.get_key_patches(own) if filter_prefix is None else refuse()
+
+        def add_patches(patches: Any, strength_patch: float = 1.0, strength_model: float = 1.0) -> Any:  # noqa: ANN401
+            return kind.add_patches(own, patches, strength_patch) if strength_model == 1.0 else refuse()
+
+        clone.model_state_dict, clone.get_key_patches = model_state_dict, get_key_patches
+        clone.add_patches = add_patches
+
+    model.add_object_patch("state_dict_for_saving", refuse)
+    model.add_callback_with_key(comfy.patcher_extension.CallbacksMP.ON_CLONE, _WRAPPERS_KEY, replace_methods)
+    replace_methods(None, model)
+
+
 def text_encoder_devices() -> tuple[torch.device, torch.device]:
     """Return the (load, offload) devices that the host uses for encoders."""
     import comfy.model_management as management
@@ -255,39 +284,6 @@ def load_patchers(patchers: list[Any]) -> None:
     import comfy.model_management
 
     comfy.model_management.load_models_gpu(patchers)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return how many bytes of a device's memory the host believes to be free; of the RAM for a CPU."""
-    import comfy.model_management
-
-    return int(comfy.model_management.get_free_memory(device))
-
-
-def streams_weights(model: Any) -> bool:  # noqa: ANN401
-    """Return whether a MODEL's weights are patched while they are streamed in (dynamic VRAM), none being kept."""
-    is_dynamic = getattr(model, "is_dynamic", None)  # unknown to older hosts, which cannot do it
-    return is_dynamic is not None and bool(is_dynamic())
-
-
-def room_for_weights(model: Any) -> int | None:  # noqa: ANN401
-    """Return how many bytes of weights a MODEL's load device can hold at once, everything else unloaded.
-
-    None where the host loads a model whole whatever its size, or does not say.
-    """
-    import comfy.model_management as management
-
-    try:
-        state, device = management.vram_state.name, model.load_device
-        if device.type == "cpu" or state not in ("NO_VRAM", "LOW_VRAM", "NORMAL_VRAM"):
-            return None
-        if state == "NO_VRAM":
-            return 0
-        loaded = [other for other in management.loaded_models() if other is not None and other.load_device == device]
-        unloadable = sum(other.loaded_size() for other in loaded)
-        return int(free_bytes(device) + unloadable - management.minimum_inference_memory())
-    except AttributeError:  # a host whose memory management has other names
-        return None
 
 
 def compute_dtype(model: Any) -> torch.dtype:  # noqa: ANN401

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..lorweb_core.basis import Basis
 from ..lorweb_core.checkpoint import load_basis
 from ..lorweb_core.encoder import ENCODER_FILES
 from ..lorweb_core.errors import CheckpointError, ModelError
@@ -48,11 +49,17 @@ class LoadBasis:
         path = host.find_basis(basis_name)
         if path is None:
             raise CheckpointError(
-                expected="a basis file in models/lorweb",
-                got=f"{basis_name!r}, which is not there (any more)",
-                remedy="Put the file there, press R to refresh the lists, and choose it again.",
+                f"The basis {basis_name!r} is not in models/lorweb (any more). Put the file there, press R to refresh "
+                "the lists, and choose it again."
             )
-        return (LoadedBasis(load_basis(path, on_progress=host.Progress().show)),)
+        found = _fingerprint_basis(path)
+
+        def read() -> Basis:
+            if _fingerprint_basis(path) != found:
+                raise CheckpointError(f"The file {basis_name} changed after it was loaded. Queue the prompt again.")
+            return load_basis(path, on_progress=host.Progress().show)
+
+        return (LoadedBasis(read(), read),)
 
 
 class LoadImageEncoder:

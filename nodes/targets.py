@@ -18,8 +18,6 @@ from ..lorweb_core.errors import ModelError
 from . import host
 
 _PLAIN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-#: Class of the weights that ComfyUI-GGUF loads.
-_GGUF_WEIGHT = "GGMLTensor"
 Model = Any  # the host's ModelPatcher
 
 
@@ -29,6 +27,9 @@ class Linear(Protocol):
     weight: torch.Tensor
     in_features: int
     out_features: int
+
+    def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        """Return the layer's output."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +67,6 @@ class Target:
         """The weight's number format, for people."""
         weight = self.module.weight
         return str(weight.dtype) if str(weight.dtype).startswith("torch.float8") else type(weight).__name__
-
-    @property
-    def is_patched_while_used(self) -> bool:
-        """Whether a patch stays beside the weight and is added in every forward: GGUF, whose host keeps no original."""
-        return type(self.module.weight).__name__ == _GGUF_WEIGHT
-
-    @property
-    def weight_bytes(self) -> int:
-        """Size of the weight that mode `weights` patches, whose original the host then keeps."""
-        weight = self.module.weight
-        return weight.numel() * weight.element_size()
 
 
 def find_targets(model: Model, basis: Basis) -> list[Target]:

@@ -1,14 +1,14 @@
 """Mode `weights`: the mixed LoRA becomes a patch of the host's weights, W + up @ down.
 
-Costs nothing per step. The host keeps the originals of all patched weights in memory and patches every target
-again whenever the mix changes.
+Nodes that save, merge or extract a model see it. The host keeps the originals of all patched weights in memory, patches
+every target again whenever the mix changes, and rounds the result to the weights' own number format.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..lorweb_core.coefficients import Coefficients
+from ..lorweb_core.coefficients import Coefficients, count_mixes
 from ..lorweb_core.errors import ModelError
 from ..lorweb_core.mixing import mix_layer
 from . import host
@@ -24,8 +24,13 @@ def patch_weights(model: Model, targets: list[Target], coefficients: Coefficient
         coefficients: of one analogy.
         strength: handed to the host as the patches' strength.
     Returns: bytes that the patches hold beyond the basis itself (the folded sides).
-    Raises: ModelError: when the host did not take every patch.
+    Raises: ModelError: for several mixes, or when the host did not take every patch.
     """
+    if count_mixes(coefficients) > 1:
+        raise ModelError(
+            f"There are {count_mixes(coefficients)} mixes, one per analogy, but a model has one set of weights. "
+            "Use mode forward, or encode one analogy only."
+        )
     patches: dict[Any, Any] = {}
     folded_bytes = 0
     progress = host.Progress(len(targets))
@@ -38,20 +43,15 @@ def patch_weights(model: Model, targets: list[Target], coefficients: Coefficient
             if mixed.bias is not None:
                 patches[_patch_key(target, part.start, part.length, "bias")] = ("diff", (mixed.bias,))
         progress.step()
-    _require_all_taken(patches, model.add_patches(patches, strength))
+    refused = sorted(str(key) for key in set(patches) - set(model.add_patches(patches, strength)))
+    if refused:
+        raise ModelError(
+            f"The model refused {len(refused)} of {len(patches)} patches (such as {', '.join(refused[:3])}). "
+            "Use mode forward, and report this with the names of the nodes between loader and Apply."
+        )
     return folded_bytes
 
 
 def _patch_key(target: Target, start: int, length: int, parameter: str) -> Any:  # noqa: ANN401 - str, or (str, slice)
     key = f"{target.module_name}.{parameter}"
     return key if length == target.module.out_features else (key, (0, start, length))
-
-
-def _require_all_taken(patches: dict[Any, Any], taken: list[Any]) -> None:
-    refused = [str(key) for key in set(patches) - set(taken)]
-    if refused:
-        raise ModelError(
-            expected=f"the model to take {len(patches)} patches",
-            got=f"{len(refused)} refused (such as {', '.join(sorted(refused)[:3])})",
-            remedy="Use mode forward, and report this with the names of the nodes between loader and Apply.",
-        )

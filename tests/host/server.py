@@ -132,6 +132,11 @@ class Server:
         """Ask the server to stop the running prompt."""
         return self.post("/interrupt", {})
 
+    def forget(self):
+        """Have the server drop its models and kept results, as before the first prompt."""
+        self.post("/free", {"free_memory": True, "unload_models": True})
+        time.sleep(1.2)  # its worker looks for such a wish once a second
+
     def is_alive(self):
         """Return whether the server still answers."""
         return "system" in self.get("/system_stats")

@@ -40,7 +40,7 @@ GRAPH = {
     },
     "10": {
         "class_type": "LoRWeBApplyMixedLoRA",
-        "inputs": {"model": ["9", 0], "basis": ["1", 0], "coefficients": ["6", 0], "strength": 1.0, "mode": "auto"},
+        "inputs": {"model": ["9", 0], "basis": ["1", 0], "coefficients": ["6", 0], "strength": 1.0, "mode": "forward"},
     },
     "11": {"class_type": "PreviewAny", "inputs": {"source": ["10", 1]}},
 }
@@ -153,7 +153,7 @@ def test_what_is_shown_is_neither_saved_nor_sent(frontend):
     assert {key: node["inputs"] for key, node in sent.items()} == {key: node["inputs"] for key, node in GRAPH.items()}
     values = {node["type"]: node.get("widgets_values", []) for node in saved["nodes"]}
     assert values["LoRWeBPreviewCoefficients"] in ([], None)
-    assert values["LoRWeBApplyMixedLoRA"] == [1.0, "auto"]
+    assert values["LoRWeBApplyMixedLoRA"] == [1.0, "forward"]
     assert values["LoRWeBSaveCoefficients"] == ["lorweb_coefficients/browser", "from a test"]
 
 

@@ -16,7 +16,7 @@ DOCS = ROOT / "web" / "docs"
 #: What no translation changes: file names and paths, words with a digit, values of widgets, LoRA, CLIP, GGUF …
 UNTRANSLATABLE = re.compile(
     r"\w+(?:[./_]\w+)+|\.safetensors|\w*\d\w*|\b(?:interpolate|mean|sum|pad|stretch)\b"
-    r"|\b(?:weights|forward|auto|coefficients|query)(?=:)|\w*[A-Z]{2,}\w*",
+    r"|\b(?:weights|forward|coefficients|query)(?=:)|\w*[A-Z]{2,}\w*",
     re.ASCII,
 )
 

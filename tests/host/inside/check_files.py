@@ -48,6 +48,16 @@ def check_a_basis_is_read_again_when_its_sidecar_comes_or_changes():
     assert len(set(seen)) == 3, seen
 
 
+def check_adapters_of_a_file_that_changed_are_not_mixed_with_the_old_keys():
+    folder = new_folder("dropped")
+    name = write_basis(folder)
+    (loaded,) = LoadBasis().load(name)
+    loaded.drop_adapters()
+    assert torch.equal(loaded.with_adapters().layers["transformer_blocks.0.attn.to_q"].lora_up, LAYER.lora_up)
+    (folder / name).with_suffix(".yaml").write_text("heads: 1")
+    expect(CheckpointError, [name, "changed", "Queue the prompt again"], loaded.with_adapters)
+
+
 def check_pairs_are_encoded_again_when_a_picture_in_their_folder_changes():
     folder = new_folder("input") / "pairs"
     folder.mkdir()

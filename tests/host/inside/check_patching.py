@@ -18,7 +18,7 @@ from seeded_basis import make_coefficients, make_loaded_basis
 from tiny_flux import TINY, build_flux, sample_once
 
 
-def apply(model, loaded, coefficients, strength=1.0, mode="auto"):
+def apply(model, loaded, coefficients, strength=1.0, mode="forward"):
     return ApplyMixedLoRA().apply(model, loaded, coefficients, strength, mode)[0]
 
 
@@ -52,7 +52,7 @@ def check_strength_zero_is_bit_identical_to_no_node():
     model = build_flux(TINY)
     loaded = make_loaded_basis(model)
     base = sample_once(model)
-    for mode in ("auto", "weights", "forward"):
+    for mode in ("weights", "forward"):
         assert torch.equal(sample_once(apply(model, loaded, make_coefficients(loaded), 0.0, mode)), base)
 
 
@@ -68,15 +68,6 @@ def check_the_incoming_model_is_left_bit_identical():
     after = model.model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-
-
-def check_auto_takes_weights_on_plain_and_forward_on_several_mixes():
-    model = build_flux(TINY)
-    loaded = make_loaded_basis(model)
-    patched, report = ApplyMixedLoRA().apply(model, loaded, make_coefficients(loaded), 1.0, "auto")
-    assert "Mode: weights (plain weights" in report and patched.patches
-    patched, report = ApplyMixedLoRA().apply(model, loaded, make_coefficients(loaded, mixes=2), 1.0, "auto")
-    assert "Mode: forward (2 mixes" in report and not patched.patches
 
 
 def check_each_sample_of_a_batch_gets_its_own_mix():
@@ -100,24 +91,52 @@ def check_per_sample_mixes_survive_classifier_free_guidance():
     assert_same(together[0], sample_once(apply(model, loaded, one, mode="forward"), batch=2, cfg=3.0)[0], 1e-5)
 
 
-def check_mixes_are_shared_out_over_latents_and_not_over_conditionings():
+def check_the_adapters_are_held_once_and_read_again_when_needed():
+    model = build_flux(TINY)
+    whole, reads = make_loaded_basis(model), []
+    loaded = LoadedBasis(whole.basis, lambda: (reads.append(1), whole.basis)[1])
+    coefficients = make_coefficients(loaded)
+    expected = [sample_once(apply(model, whole, coefficients, mode=mode)) for mode in ("weights", "forward")]
+    size = sum(tensor.nbytes for tensor in loaded)
+    forward = [sample_once(apply(model, loaded, coefficients, mode="forward")) for _ in range(2)]
+    assert all(layer.lora_down.is_meta and layer.lora_up.is_meta for layer in loaded.basis.layers.values())
+    assert sum(tensor.nbytes for tensor in loaded) == size and not reads, (
+        "the host's cache counts the tensors in a list"
+    )
+    weights = sample_once(apply(model, loaded, coefficients, mode="weights"))
+    assert len(reads) == 1 and torch.equal(weights, expected[0])
+    assert all(torch.equal(latents, expected[1]) for latents in forward)
+
+
+def check_a_copy_for_another_gpu_works_in_mode_weights_and_is_refused_in_mode_forward():
+    model = build_flux(TINY)
+    if not hasattr(model, "deepclone_multigpu"):
+        return  # an older host
+    model.cached_patcher_init = (build_flux, (TINY,))
+    loaded = make_loaded_basis(model)
+    coefficients = make_coefficients(loaded)
+    weights = apply(model, loaded, coefficients, mode="weights")
+    copy = weights.deepclone_multigpu()
+    assert copy.model is not weights.model
+    assert torch.equal(sample_once(copy), sample_once(weights))
+    words = ["one GPU", "mode weights", "MultiGPU"]
+    expect(ModelError, words, apply(model, loaded, coefficients, mode="forward").deepclone_multigpu)
+    model.set_additional_models("multigpu", [model.deepclone_multigpu()])
+    expect(ModelError, words, sample_once, apply(model, loaded, coefficients, mode="forward"))
+
+
+def check_any_other_number_of_latents_than_mixes_is_refused():
+    """Also a multiple: rows picked out of a larger batch look like a whole one and would get others' mixes."""
     model = build_flux(TINY)
     loaded = make_loaded_basis(model)
-    for mixes, batch in ((2, 1), (4, 2), (6, 3)):
+    for mixes, batch in ((2, 1), (2, 3), (2, 4), (4, 2), (6, 3)):
         patched = apply(model, loaded, make_coefficients(loaded, mixes=mixes))
-        words = [f"multiple of the {mixes} mixes", f"batch of {batch}", f"latent batch {mixes}"]
+        words = [f"{mixes} mixes", f"has {batch}", f"latent batch of {mixes}"]
         expect(ShapeError, words, lambda patched=patched, batch=batch: sample_once(patched, batch=batch, cfg=3.0))
-    both = make_coefficients(loaded, mixes=2)
-    together = sample_once(apply(model, loaded, both), batch=4, cfg=3.0)
-    for index in range(4):
-        one = {**both, "layers": {name: mix[index % 2][None] for name, mix in both["layers"].items()}}
-        alone = sample_once(apply(model, loaded, one, mode="forward"), batch=4, cfg=3.0)
-        assert_same(together[index], alone[index], 1e-5)
     stacked = apply(
         apply(model, loaded, make_coefficients(loaded, mixes=2)), loaded, make_coefficients(loaded, mixes=3)
     )
-    expect(ShapeError, ["multiple of the 3 mixes"], lambda: sample_once(stacked, batch=2, cfg=3.0))
-    assert sample_once(stacked, batch=6, cfg=3.0).isfinite().all()
+    expect(ShapeError, ["mixes, one per analogy"], lambda: sample_once(stacked, batch=6, cfg=3.0))
     assert sample_once(model, batch=1, cfg=3.0).isfinite().all(), "the incoming model checks nothing"
 
 
@@ -224,36 +243,24 @@ def check_the_bank_is_counted_by_the_host_while_it_is_used():
     assert any(entry.model.model is bank.model for entry in loaded_models())
 
 
-def check_a_batch_that_is_no_multiple_of_the_mixes_is_refused():
-    model = build_flux(TINY)
-    loaded = make_loaded_basis(model)
-    patched = apply(model, loaded, make_coefficients(loaded, mixes=2))
-    expect(
-        ShapeError, ["multiple of the 2 mixes", "batch of 3", "latent batch 2"], lambda: sample_once(patched, batch=3)
-    )
-    assert sample_once(model).isfinite().all()
-
-
 def check_coefficients_of_other_router_settings_are_reported():
     model = build_flux(TINY)
     loaded = make_loaded_basis(model)
     coefficients = make_coefficients(loaded)
-    assert "other settings" not in ApplyMixedLoRA().apply(model, loaded, coefficients, 1.0, "auto")[1]
+    assert "other settings" not in ApplyMixedLoRA().apply(model, loaded, coefficients, 1.0, "forward")[1]
     changed = LoadedBasis(replace(loaded.basis, settings=RouterSettings(activation="tanh", heads=2)))
     for mode in ("weights", "forward"):
         report = ApplyMixedLoRA().apply(model, changed, coefficients, 1.0, mode)[1]
         assert "activation softmax (the basis has tanh), heads 1 (the basis has 2). Encode" in report, report
     bare = {**coefficients, "settings": {}}
-    assert "other settings" not in ApplyMixedLoRA().apply(model, changed, bare, 1.0, "auto")[1]
+    assert "other settings" not in ApplyMixedLoRA().apply(model, changed, bare, 1.0, "forward")[1]
 
 
 def check_weights_with_several_mixes_is_refused():
     model = build_flux(TINY)
     loaded = make_loaded_basis(model)
     coefficients = make_coefficients(loaded, mixes=3)
-    expect(
-        ModelError, ["one mix", "3 mixes", "mode forward"], lambda: apply(model, loaded, coefficients, 1.0, "weights")
-    )
+    expect(ModelError, ["3 mixes", "mode forward"], lambda: apply(model, loaded, coefficients, 1.0, "weights"))
 
 
 def check_a_model_of_other_width_or_depth_is_refused():

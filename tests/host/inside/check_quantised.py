@@ -18,13 +18,6 @@ def build_fp8_and_its_exact_twin():
     return quantised, build_flux(TINY, rounded)
 
 
-def check_auto_takes_forward_on_fp8_and_says_why():
-    quantised, _ = build_fp8_and_its_exact_twin()
-    loaded = make_loaded_basis(quantised)
-    _, report = ApplyMixedLoRA().apply(quantised, loaded, make_coefficients(loaded), 1.0, "auto")
-    assert "Mode: forward (" in report and "quantised (torch.float8_e4m3fn)" in report, report
-
-
 def check_forward_on_fp8_equals_weights_on_the_same_numbers_unquantised():
     quantised, exact = build_fp8_and_its_exact_twin()
     loaded = make_loaded_basis(quantised, size=0.1)
@@ -33,6 +26,8 @@ def check_forward_on_fp8_equals_weights_on_the_same_numbers_unquantised():
     expected = sample_once(ApplyMixedLoRA().apply(exact, loaded, coefficients, 1.0, "weights")[0])
     effect = (expected - sample_once(exact)).norm()
     assert (forward - expected).norm() < 1e-4 * effect
+    report = ApplyMixedLoRA().apply(quantised, loaded, coefficients, 1.0, "weights")[1]
+    assert "13 of 13 weights (torch.float8_e4m3fn), and the host rounds them again" in report, report
     rerounded = sample_once(ApplyMixedLoRA().apply(quantised, loaded, coefficients, 1.0, "weights")[0])
     assert (rerounded - expected).norm() > 100 * (forward - expected).norm()
     assert torch.equal(sample_once(quantised), sample_once(build_fp8_and_its_exact_twin()[0]))
