@@ -16,16 +16,20 @@ from safetensors.torch import save_file
 
 from lorweb_core.checkpoint import load_basis
 from lorweb_core.coefficients_file import METADATA_KEY, load_coefficients
+from lorweb_core.command_line import main as core_main
 from lorweb_core.command_line.mix import EMBEDDING_NAME, read_embeddings
 from lorweb_core.errors import LoRWeBError
 from tests.basis_files import write_raw, write_reference
 from tests.synthetic import SIZES
 from training.config_reading import read_config
 from training.data.importers import reference, relation252k
+from training.data.importers.building import read_caption
 from training.data.importers.folders import read_task_settings
 from training.data.index import open_index
 from training.evaluation.records import RecordFile
 from training.evaluation.replies import ReplyError, read_comparison, read_rating
+from training.prepare import main as prepare_main
+from training.train import main as train_main
 
 FIRST = next(iter(SIZES))
 TINY = {"sizes": {FIRST: (3, 3)}, "basis_size": 2, "key_dim": 2, "query_dim": 3}
@@ -133,12 +137,12 @@ def prepare(folder, name):
 
 
 def read_or_refuse(read, path):
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         read(path)
     except LoRWeBError as error:
         assert str(error)
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -259,3 +263,35 @@ def test_pipes_and_devices_are_refused_or_passed_over(tmp_path, name, make):
     path.unlink()
     make(path)
     read_or_refuse(read, path)
+
+
+def test_command_lines_end_with_one_message_and_code_2(tmp_path, capsys):
+    pipe, config, deep = tmp_path / "pipe.safetensors", tmp_path / "config.yaml", tmp_path / "pairs.jsonl"
+    os.mkfifo(pipe)
+    deep.write_text("[" * 2_000)
+    for run, words, message in (
+        (core_main, ["inspect", pipe], "is a named pipe, not a file"),
+        (core_main, ["mix", pipe, "--coefficients", pipe, "-o", tmp_path / "o.safetensors"], "is a named pipe"),
+        (train_main, ["--config", config, "run:\n  steps: 2001-99-99"], "month must be in 1..12"),
+        (train_main, ["--config", config, f"run: [{'[' * 300}"], "nested more than 50 deep"),
+        (train_main, ["--config", config, f"run:\n  steps: 0x{'f' * 4_000}"], "integer of more than 64 bits"),
+        (prepare_main, ["check", deep], "it is not usable JSON: maximum recursion depth"),
+    ):
+        if run is train_main:
+            config.write_text(words.pop())
+        assert run([str(word) for word in words]) == 2
+        captured = capsys.readouterr()
+        assert message in captured.err and "Traceback" not in captured.err
+
+
+def test_a_pipe_among_the_captions_of_a_folder_is_left_out_with_a_warning(tmp_path):
+    os.mkfifo(tmp_path / "0.txt")
+    problems = []
+    assert read_caption(tmp_path / "0.txt", problems) == ""
+    assert "0.txt is a named pipe, not a file" in str(problems[0]) and problems[0].severity == "warning"
+
+
+def test_a_number_of_4301_digits_in_a_reply_is_an_unreadable_reply():
+    with pytest.raises(ReplyError, match="no JSON object"):
+        read_comparison('{"better": ' + "1" * 4_301 + "}")
+    assert read_comparison('{"a": ' * 300_000 + '{"better": 2}') == 2

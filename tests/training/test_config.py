@@ -115,7 +115,7 @@ def test_unreadable_file_names_the_shipped_ones(tmp_path, text):
     first, mistake, remedy = str(caught.value).splitlines()
     assert first.endswith("mine.yaml has 1 mistake:")
     assert "Errno" not in mistake
-    assert remedy == "Correct it in the file or on the command line (name=value)."
+    assert remedy == "Correct the file or the command line (name=value)."
     assert text == "- a\n- list\n" or "shipped files: 16gb.yaml" in mistake
 
 

@@ -76,7 +76,7 @@ def _read_group(labels: Path, task: str, found: Found) -> None:
     prefix = f"{task}/" if labels.parent.name == "Group1" else f"{task}/{labels.parent.name}/"
     for position, entry in enumerate(entries):
         name = _first_text(entry, _PICTURE_FIELDS)
-        path = pictures.get(Path(name).name) or pictures.get(Path(name).stem)
+        path = (pictures.get(Path(name).name) or pictures.get(Path(name).stem)) if name else None
         if path is None:
             reason = f"entry {position} names {name!r}, and there is no such picture" if name else "names no picture"
             found.problems.append(Problem(str(labels), "missing", reason))
