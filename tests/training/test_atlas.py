@@ -282,7 +282,7 @@ def test_pairs_that_training_leaves_out_are_left_out(index, tmp_path, caplog):
 def test_a_mistake_is_one_line_and_exit_code_two(atlas, capsys, words, told):
     assert atlas(*words) == 2
     err = capsys.readouterr().err
-    assert err.startswith("atlas: Expected ")
+    assert err.startswith("atlas: ")
     assert told in err
     assert err.count("\n") == 1
 
