@@ -80,10 +80,10 @@ def load_sampler(
         prompts: all that will be used; their text encoders are freed before the base is loaded.
         encoder: folder or id of the image encoder; without it the one named in the basis.
         max_tokens: T5 tokens per prompt, pads included; without it as many as the basis was trained with.
-        device: where the base runs; the CPU by default.
+        device: where the base runs; without it a GPU where there is one.
     Raises: LoRWeBError: whatever is wrong with the files or does not fit together.
     """
-    device, dtype = device or torch.device("cpu"), DTYPES[base.dtype]
+    device, dtype = device or open_device(), DTYPES[base.dtype]
     basis = load_basis(basis_file)
     image_encoder = _load_encoder(encoder, basis, device)  # before the minutes that the base takes
     source = find_source(base.model, base.components, base.revision)
@@ -280,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=count, help="T5 tokens per prompt (as in training, else 512)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the base")
     parser.add_argument("--quantize", default="none", choices=("none", "int8", "nf4"), help="of the base")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu or cuda")
     return parser
 
 

@@ -264,14 +264,14 @@ def test_pairs_that_training_leaves_out_are_left_out(index, tmp_path, caplog):
         (("--per-task", "1", "--tasks", "grey"), "at least 3 analogies"),
         (("--a", "one.png"), "--a and --a-prime together"),
         (("--a", "one.png", "--a-prime", "two.png"), "there is no such file"),
-        (("--device", "cuda:99x"), "--device cpu"),
+        (("--device", "cuda:99x"), "'cuda:99x' does not exist here"),
         (("--encoder", "no/such/folder"), "no folder at no/such/folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_two(atlas, capsys, words, told):
     assert atlas(*words) == 2
     err = capsys.readouterr().err
-    assert err.startswith("atlas: Expected ")
+    assert err.startswith("atlas: ")
     assert told in err
     assert err.count("\n") == 1
 
