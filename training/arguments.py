@@ -19,8 +19,8 @@ def count(text: str) -> int:
 def open_device(name: str = "auto") -> torch.device:
     """Return the device of a name: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`.
 
-    Whatever of ours computes on a GPU asks here for its device, so this is also where cuDNN's attention is switched off:
-    under torch 2.11 its backward pass crashes stock FLUX on Hopper. The flash and memory-efficient kernels remain.
+    Whatever computes on a GPU asks here for its device, so this is also where cuDNN's attention is switched off: under
+    torch 2.11 its backward pass crashes stock FLUX on Hopper. The flash and memory-efficient kernels remain.
 
     Raises: SettingsError: for any other name, and for a GPU that is not there.
     """
