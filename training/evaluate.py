@@ -107,7 +107,7 @@ def _add_generator_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--encoder", help="image encoder of the basis; default: the one named in it")
     group.add_argument("--steps", type=count, default=28, help="sampling steps (28)")
     group.add_argument("--guidance", type=finite_number, default=2.5, help="guidance embedding (2.5)")
-    group.add_argument("--megapixels", type=_above_zero, default=1.0, help="of the whole grid (1.0)")
+    group.add_argument("--megapixels", type=_above_zero, help="of the whole grid (as in training, else 1.0)")
     group.add_argument("--fit", default="pad", choices=("pad", "crop", "stretch"), help="a and a′ in b's shape (pad)")
     group.add_argument("--strength", type=finite_number, default=1.0, help="factor on the edit (1.0)")
     group.add_argument("--noise-seed", type=int, default=0, help="of the noise (0)")

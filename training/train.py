@@ -25,6 +25,7 @@ import torch
 
 from lorweb_core.errors import CheckpointError, LoRWeBError, ModelError, OutputError, SettingsError
 
+from .captions import has_text_encoders
 from .checkpoints import list_checkpoints, load_checkpoint, load_latest, restore_random_states
 from .config import TrainConfig
 from .config_reading import read_config, write_config
@@ -105,7 +106,7 @@ def _run(config: TrainConfig, processes: Processes, stop: StopRequest, resume: s
     finally:
         loop.monitor.close()
         _keep_latents(loop)
-    return RunResult(state.step, tuple(loop.losses), _finish(config, state, processes), processes.world_size)
+    return RunResult(state.step, tuple(loop.losses), _finish(loop.config, state, processes), processes.world_size)
 
 
 def _keep_latents(loop: Loop) -> None:
@@ -129,6 +130,8 @@ def assemble(
     saved = _find_saved(config, resume)
     processes.wait()
     source = find_source(config.base.model, config.base.components, config.base.revision)
+    if not has_text_encoders(source.components):  # the prompt is one zero token then, and the basis file says so
+        config = config.model_copy(update={"text": config.text.model_copy(update={"max_tokens": 1})})
     if processes.is_main:
         _make_folder(config.run_folder)
         write_config(config.run_folder / "resolved.yaml", config)

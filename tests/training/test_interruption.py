@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 NAMES = ("SIGINT", "SIGTERM")
 
 
-def _stop(overrides, *, at, name, **environment):
-    """Start a run, send the signal when a line with `at` is logged; returns (exit code, seconds to the end, log)."""
+def _stop(overrides, *, at, name, after=1.0, **environment):
+    """Start a run, signal it `after` seconds from the log line `at`; returns (exit code, seconds to its end, log)."""
     process = subprocess.Popen(
         [sys.executable, "-m", "training.train", "--config", "tiny.yaml", *overrides], cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, stderr=subprocess.PIPE, text=True,
@@ -30,7 +30,7 @@ def _stop(overrides, *, at, name, **environment):
             if at in line:
                 break
         assert at in log, log
-        time.sleep(1.0)
+        time.sleep(after)
         os.kill(process.pid, getattr(signal, name))
         started = time.monotonic()
         log += process.communicate(timeout=60)[1]
@@ -68,10 +68,14 @@ def test_waiting_for_another_machine_ends_at_once(tiny_overrides):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_compiling_ends_at_once(tiny_overrides, tmp_path, name):
+@pytest.mark.parametrize(("at", "saved"), [("compiles the blocks", 0), ("validation at step 1", 1)])
+def test_compiling_ends_at_once(tiny_config, tiny_overrides, tmp_path, name, at, saved):
+    """In the first step, and later when another graph is compiled: then what was trained is saved."""
+    overrides = ("base.compile=true", "validation.every=1", "run.steps=9")
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    code, seconds, log = _stop(tiny_overrides("base.compile=true"), at="compiles the blocks", name=name, **cache)
-    assert (code, seconds < 10) == (EXIT_STOPPED, True), log
+    code, seconds, log = _stop(tiny_overrides(*overrides), at=at, name=name, after=4.0, **cache)
+    assert (code in (0, EXIT_STOPPED), seconds < 10) == (True, True), log
+    assert len(list_checkpoints(tiny_config(*overrides).run_folder / "checkpoints")) == saved, log
 
 
 @pytest.mark.parametrize("name", NAMES)
