@@ -24,6 +24,7 @@ from machine import save_result
 from torch import Tensor, nn
 
 from lorweb_core.settings import RouterSettings
+from training.arguments import open_device
 from training.config import OptimiserConfig
 from training.linear import LoRWeBLinear, StackedRouter, hand_out_coefficients
 from training.model_source import FULL_SIZE_CONFIG
@@ -278,12 +279,12 @@ def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9, help="of the layers; a quarter of them for whole blocks")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--full-size", action="store_true", help="whole model on a GPU")
     parser.add_argument("--quantize", default="none", choices=("none", "int8", "nf4"))
     parser.add_argument("--batch-size", type=int, default=1)
     options = parser.parse_args()
-    device = torch.device(options.device)
+    device = open_device(options.device)
     result: dict[str, Any] = {"rounds": options.rounds}
     if options.full_size:
         result["full_size"] = bench_full_size(options.quantize, options.batch_size, options.rounds, device)

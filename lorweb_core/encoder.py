@@ -44,6 +44,7 @@ __all__ = [
     "fit_images",
     "load_image_encoder",
     "preprocess_images",
+    "read_encoder_size",
 ]
 
 CONFIG_FILE = "config.json"
@@ -135,11 +136,7 @@ def load_image_encoder(
     Raises: ModelError: when folder, weights or projection are missing or the model is no CLIP or fixed-size SigLIP.
     """
     folder = find_encoder_folder(folder_or_id, revision, local_files_only)
-    config = _read_config(folder)
-    is_clip = config["model_type"].startswith("clip")
-    vision_values = dict(config.get("vision_config") or config)
-    if is_clip and "projection_dim" in config:
-        vision_values["projection_dim"] = config["projection_dim"]  # of the whole CLIP; the nested value is a default
+    is_clip, vision_values = _read_vision_config(folder)
     model, vision_config = _build_model(is_clip, vision_values, _read_vision_weights(folder, dtype), folder)
     return ImageEncoder(
         model=model.to(device=torch.device(device), dtype=dtype).eval().requires_grad_(False),
@@ -177,6 +174,36 @@ def find_encoder_folder(folder_or_id: str | Path, revision: str | None = None, l
             remedy="Check the name and the network; for a gated repository accept its licence and log in.",
         ) from error
     return Path(snapshot)
+
+
+def read_encoder_size(folder_or_id: str | Path, *, revision: str | None = None) -> tuple[int, int]:
+    """Return (P, number of weights) of an image encoder on this machine, from its config.json alone.
+
+    Raises: ModelError: when it is not on this machine, or is no CLIP or fixed-size SigLIP.
+    """
+    folder = find_encoder_folder(folder_or_id, revision, local_files_only=True)
+    is_clip, vision_values = _read_vision_config(folder)
+    model_class, config_class = _vision_classes(is_clip)
+    try:
+        vision_config = config_class.from_dict(vision_values)
+        with torch.device("meta"):
+            weights = sum(parameter.numel() for parameter in model_class(vision_config).parameters())
+    except Exception as error:  # transformers has no common class for configs that do not fit
+        raise ModelError(
+            f"{folder / CONFIG_FILE} does not describe a vision tower ({type(error).__name__}: "
+            f"{shorten(str(error), 200, placeholder=' …')}). Copy the model folder again, whole, from its source."
+        ) from error
+    return vision_config.projection_dim if is_clip else vision_config.hidden_size, weights
+
+
+def _read_vision_config(folder: Path) -> tuple[bool, dict[str, Any]]:
+    """Whether it is a CLIP, and the values of the vision tower's config."""
+    config = _read_config(folder)
+    is_clip = config["model_type"].startswith("clip")
+    values = dict(config.get("vision_config") or config)
+    if is_clip and "projection_dim" in config:
+        values["projection_dim"] = config["projection_dim"]  # of the whole CLIP; the nested value is a default
+    return is_clip, values
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

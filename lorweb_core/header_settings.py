@@ -21,6 +21,8 @@ from .sidecar import StatedSettings, read_plain_form
 
 METADATA_KEY = "lorweb"
 FORMAT_VERSION = 1
+#: T5 tokens per prompt of diffusers' Kontext pipeline, with which the reference trains.
+PIPELINE_TOKENS = 512
 
 
 def encode_header_settings(
@@ -87,3 +89,14 @@ def read_training_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
         if isinstance(facts, dict) and facts:
             return facts
     return {}
+
+
+def trained_text_tokens(metadata: Mapping[str, str]) -> int | None:
+    """Return the T5 tokens per prompt in training, pads included; None where a file of ours does not say.
+
+    The base attends to pads, so another number of them is another prompt. 1: trained without text.
+    """
+    stated = read_training_facts(metadata).get("max_tokens")
+    if type(stated) is int and 1 <= stated <= PIPELINE_TOKENS:
+        return stated
+    return None if METADATA_KEY in metadata else PIPELINE_TOKENS

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ..lorweb_core.coefficients import Coefficients, count_mixes, require_coefficients_of
+from ..lorweb_core.header_settings import trained_text_tokens
 from ..lorweb_core.settings import RouterSettings
 from .forward_mode import patch_forward
 from .sockets import BASIS, COEFFICIENTS, LoadedBasis
@@ -16,6 +17,8 @@ from .targets import Model, Target, find_targets
 from .weights_mode import patch_weights
 
 MODES = ("forward", "weights")
+#: T5 tokens per prompt, pads included, unless T5 Tokenizer Options says otherwise.
+_HOST_TEXT_TOKENS = 256
 #: Settings that decide which coefficients an analogy gets.
 _ROUTER_FIELDS = ("activation", "heads", "reduction", "query_mode")
 
@@ -95,6 +98,7 @@ class ApplyMixedLoRA:
             f"Layers: {len(basis.basis.layers)} matched on {len(targets)} weights, none missing",
             f"Mixes: {count_mixes(mixes)}, strength {strength:g}",
             *_describe_other_router(basis.basis.settings, mixes),
+            *_describe_text(trained_text_tokens(basis.basis.metadata)),
             *costs,
             *basis.basis.report,
         ]
@@ -115,6 +119,18 @@ def _describe_other_router(settings: RouterSettings, coefficients: Coefficients)
     if not others:
         return []
     return [f"Coefficients made with other settings: {', '.join(others)}. Encode the analogy again to use the basis'."]
+
+
+def _describe_text(tokens: int | None) -> list[str]:
+    """Return a line on how long prompts were in training, which the prompt nodes before this one have to match."""
+    if tokens is None:
+        return []
+    if tokens == 1:
+        return ["Text: trained without; use Empty Prompt (No Text) as the prompt"]
+    hint = f"T5 Tokenizer Options before the prompt needs min_length {tokens}"
+    if tokens == _HOST_TEXT_TOKENS:
+        hint = f"no T5 Tokenizer Options is needed, or one with min_length {tokens}"
+    return [f"Text: trained with {tokens} T5 tokens a prompt, ComfyUI pads to {_HOST_TEXT_TOKENS}: {hint}"]
 
 
 def _describe_weights(targets: list[Target], patch_bytes: int) -> list[str]:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lorweb_core.basis import Basis, LayerBasis
 from lorweb_core.encoder import ImageEncoder
 from lorweb_core.errors import ModelError
-from lorweb_core.grid import build_grid, undo_grid
+from lorweb_core.grid import MEGAPIXELS_RANGE, build_grid, undo_grid
+from lorweb_core.header_settings import read_training_facts
 from lorweb_core.mixing import add_contribution
 from lorweb_core.query import embed_analogy
 from lorweb_core.router import route_query
@@ -51,7 +52,7 @@ class DrawOptions:
     Attributes:
         steps: Euler steps.
         guidance: value of the guidance embedding; the published script uses 2.5.
-        megapixels: of the whole grid.
+        megapixels: of the whole grid; None: as the basis was trained, 1.0 where its file does not say.
         fit: how a and a′ of another shape than b are fitted: `pad`, `crop` or `stretch`.
         strength: factor on the mixed LoRA; 0 is the base, negative reverses.
         seed: of the noise.
@@ -59,7 +60,7 @@ class DrawOptions:
 
     steps: int = 28
     guidance: float = 2.5
-    megapixels: float = 1.0
+    megapixels: float | None = None
     fit: str = "pad"
     strength: float = 1.0
     seed: int = 0
@@ -111,7 +112,7 @@ class AnalogySampler:
             on_step: called after every sampling step.
         """
         self._set_mix(image_a, image_a_prime, image_b, options.strength)
-        grid, layout = build_grid(image_a, image_a_prime, image_b, megapixels=options.megapixels, fit=options.fit)
+        grid, layout = build_grid(image_a, image_a_prime, image_b, megapixels=self.megapixels(options), fit=options.fit)
         context = self.codec.encode(grid.permute(0, 3, 1, 2) * 2 - 1).to(self.device)
         generator = torch.Generator().manual_seed(options.seed)
         noise = torch.randn(context.shape, generator=generator).to(self.device)
@@ -126,6 +127,16 @@ class AnalogySampler:
         )
         generated = self.codec.decode(latents)
         return undo_grid(generated, layout), generated
+
+    def megapixels(self, options: DrawOptions) -> float:
+        """Return the size of the whole grid in units of 1024² pixels; that of training is two cells a side."""
+        if options.megapixels is not None:
+            return options.megapixels
+        cell_px = read_training_facts(self.basis.metadata).get("resolution_px")
+        if not isinstance(cell_px, int):
+            return 1.0
+        lowest, highest = MEGAPIXELS_RANGE
+        return min(max((2 * cell_px / 1024) ** 2, lowest), highest)
 
     def _set_mix(self, image_a: Tensor, image_a_prime: Tensor, image_b: Tensor, strength: float) -> None:
         query = embed_analogy(

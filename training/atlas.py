@@ -1,6 +1,6 @@
 """An atlas of a basis: what its adapters do, and where an analogy lies among known ones.
 
-    python -m training.atlas runs/mine/basis.safetensors --index mydata/pairs.jsonl --encoder clip-vit-large-patch14
+    python -m training.atlas runs/mine/mine.safetensors --index mydata/pairs.jsonl --encoder clip-vit-large-patch14
     python -m training.atlas BASIS --index PAIRS --encoder DIR --a night_before.png --a-prime night_after.png
 
 Writes atlas.html (one page that opens offline), atlas.json and analogies.jsonl into --out. Embeddings are kept in
@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", nargs="*", default=[], metavar="TASK", help="only these; all without")
     parser.add_argument("--per-task", type=whole_number, default=24, metavar="N", help="at most so many; 0: all (24)")
     parser.add_argument("--map", choices=MAPS, default="pca", help="how the map is drawn (pca)")
-    parser.add_argument("--device", default="cpu", help="of the encoder, cpu or cuda (cpu)")
+    parser.add_argument("--device", default="auto", help="of the encoder: auto (a GPU where there is one), cpu or cuda")
     new = parser.add_argument_group("a new pair, to find the known analogies next to it")
     new.add_argument("--a", type=Path, metavar="PICTURE", help="before")
     new.add_argument("--a-prime", type=Path, metavar="PICTURE", help="after")

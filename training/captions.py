@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,32 +73,55 @@ def encode_captions(
     if not has_text_encoders(components):
         yield from _zero_captions(captions, components, transformer_config, dtype).items()
         return
-    parts = _load_parts(components, dtype, device)
-    _warn_of_cut_captions(captions, parts["tokenizer_2"], max_tokens)
+    logger.info("encoding %d prompts", len(captions))
+    # One encoder at a time: T5 (9.5 GB) and CLIP together would be the peak of a small card.
+    pooled = _pool_by_clip(captions, components, dtype, device)
+    started = time.monotonic()
+    tokenizer, model = _load_encoder(components, "_2", dtype, device)
+    logger.info("loaded the text encoder T5: %.1f s", time.monotonic() - started)
+    _warn_of_cut_captions(captions, tokenizer, max_tokens)
     for number, caption in enumerate(tqdm(captions, desc="prompts", disable=None)):
-        embeds, pooled = _encode(caption, parts, max_tokens, device)
+        embeds = _encode(caption, tokenizer, model, max_tokens)
         if number == 0:
-            _check_widths(embeds, pooled, transformer_config, components)
-        yield caption, (embeds.cpu(), pooled.cpu())
-    del parts
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    logger.info("encoded %d prompts; text encoders are freed", len(captions))
+            _check_widths(embeds, pooled[caption], transformer_config, components)
+        yield caption, (embeds.cpu(), pooled[caption])
+    del model
+    _free(device)
+    logger.info("encoded %d prompts in %.1f s; the text encoders are freed", len(captions), time.monotonic() - started)
+
+
+def _pool_by_clip(
+    captions: Sequence[str], components: Path, dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """Caption → CLIP's pooled embedding [D′] on the CPU."""
+    tokenizer, model = _load_encoder(components, "", dtype, device)
+    with torch.no_grad():
+        pooled = {
+            caption: model(_token_ids(caption, tokenizer, tokenizer.model_max_length, device)).pooler_output[0].cpu()
+            for caption in captions
+        }
+    del model
+    _free(device)
+    return pooled
 
 
 @torch.no_grad()
-def _encode(caption: str, parts: dict[str, Any], max_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """prompt_embeds [L, D] and pooled [D′]."""
+def _encode(caption: str, tokenizer: Any, model: Any, max_tokens: int) -> Tensor:  # noqa: ANN401 (transformers)
+    """prompt_embeds [L, D] of one caption."""
+    embeds: Tensor = model(_token_ids(caption, tokenizer, max_tokens, model.device))[0][0]
+    return embeds
 
-    def token_ids(tokenizer: Any, length: int) -> Tensor:  # noqa: ANN401 (transformers)
-        tokens = tokenizer([caption], padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        ids: Tensor = tokens.input_ids.to(device)
-        return ids
 
-    prompt = parts["text_encoder_2"](token_ids(parts["tokenizer_2"], max_tokens))[0]
-    pooled = parts["text_encoder"](token_ids(parts["tokenizer"], parts["tokenizer"].model_max_length)).pooler_output
-    return prompt[0], pooled[0]
+def _token_ids(caption: str, tokenizer: Any, length: int, device: torch.device) -> Tensor:  # noqa: ANN401 (transformers)
+    tokens = tokenizer([caption], padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    ids: Tensor = tokens.input_ids.to(device)
+    return ids
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _warn_of_cut_captions(captions: Sequence[str], tokenizer: Any, max_tokens: int) -> None:  # noqa: ANN401 (transformers)
@@ -109,24 +133,21 @@ def _warn_of_cut_captions(captions: Sequence[str], tokenizer: Any, max_tokens: i
         )  # fmt: skip
 
 
-def _load_parts(components: Path, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def _load_encoder(components: Path, suffix: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+    """Tokenizer and model of `text_encoder` (CLIP, no suffix) or `text_encoder_2` (T5)."""
     from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-    models: dict[str, Any] = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
-    tokenizers: dict[str, Any] = {"tokenizer": CLIPTokenizer, "tokenizer_2": T5Tokenizer}
-    parts: dict[str, Any] = {}
-    for name, part_class in (models | tokenizers).items():
-        folder = components / name
-        try:
-            if name in tokenizers:
-                _require_vocabulary(folder)
-                parts[name] = part_class.from_pretrained(folder, local_files_only=True)
-            else:
-                model = part_class.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
-                parts[name] = model.to(device).eval().requires_grad_(False)
-        except LOADING_ERRORS as error:
-            raise damaged_part(folder, error) from error
-    return parts
+    tokenizer_class: Any = T5Tokenizer if suffix else CLIPTokenizer
+    model_class: Any = T5EncoderModel if suffix else CLIPTextModel
+    folder = components / f"tokenizer{suffix}"
+    try:
+        _require_vocabulary(folder)
+        tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
+        folder = components / f"text_encoder{suffix}"
+        model = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+    except LOADING_ERRORS as error:
+        raise damaged_part(folder, error) from error
+    return tokenizer, model.to(device).eval().requires_grad_(False)
 
 
 def _require_vocabulary(folder: Path) -> None:

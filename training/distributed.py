@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lorweb_core.errors import SettingsError
 
+from .arguments import open_device
 from .trainable import TrainableKontext
 
 if TYPE_CHECKING:
@@ -43,20 +44,15 @@ class Processes:
 
     def __init__(self, device: str = "auto", *, strategy: str = "ddp") -> None:
         _require_torchrun()
+        is_cpu = open_device(device).type == "cpu"
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
         # Without the view every process would hold the gradients twice: 3.3 GB more for the published basis.
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-        self._accelerator: Accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
+        self._accelerator: Accelerator = Accelerator(cpu=is_cpu, mixed_precision="no", kwargs_handlers=[ddp])
         self.rank: int = self._accelerator.process_index
         self.world_size: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
-        if device == "cuda" and self.device.type != "cuda":
-            raise SettingsError(
-                expected="a CUDA GPU, since run.device is cuda",
-                got=f"none that torch {torch.__version__} can use",
-                remedy="Install torch for CUDA and a driver that fits it, or set run.device: auto or cpu.",
-            )
         self.is_sharded: bool = strategy == "fsdp" and self.world_size > 1
 
     @property

@@ -106,10 +106,11 @@ def _embed_pictures(
 ) -> Iterator[tuple[str, Tensor]]:
     """Give picture key and embedding [P] of every picture of these pairs that is not known."""
     pictures = EncoderPictures(records, encoder.preprocessing, known=known, on_bad_data=config.data.on_bad_data)
+    logger.info("embedding the images of %d pairs", len(pictures))
     loader: DataLoader[Any] = DataLoader(
         pictures, batch_size=_PICTURES_AT_A_TIME, collate_fn=collate_quadruplets, num_workers=config.data.workers
     )
-    for batch in tqdm(loader, desc="image embeddings", disable=len(pictures) == 0):
+    for batch in tqdm(loader, desc="image embeddings", disable=None if len(pictures) else True):
         if not batch:
             continue
         embeddings = encoder.embed(batch["images"].flatten(0, 1).float() / 255)

@@ -1,7 +1,7 @@
 """The paper's evaluation, in three stages that go on where they stopped.
 
     python -m training.evaluate generate --set mydata/pairs.jsonl --out runs/eval \\
-        --generator LoRWeB=runs/mine/basis.safetensors --method RelationAdapter=relation-adapter:outputs/ra
+        --generator LoRWeB=runs/mine/mine.safetensors --method RelationAdapter=relation-adapter:outputs/ra
     python -m training.evaluate judge runs/eval --endpoint http://localhost:8000/v1 --model google/gemma-3-27b-it
     python -m training.evaluate aggregate runs/eval
     python -m training.evaluate sensitivity runs/eval-pairs
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     silence_libraries()
     try:
         if hasattr(options, "device"):
-            open_device(options.device)  # refused before any work is done
+            options.device = str(open_device(options.device))  # refused before any work is done
         options.run(options)
     except LoRWeBError as error:
         print(f"evaluate: {error}", file=sys.stderr)
@@ -107,7 +107,7 @@ def _add_generator_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--encoder", help="image encoder of the basis; default: the one named in it")
     group.add_argument("--steps", type=count, default=28, help="sampling steps (28)")
     group.add_argument("--guidance", type=finite_number, default=2.5, help="guidance embedding (2.5)")
-    group.add_argument("--megapixels", type=_above_zero, default=1.0, help="of the whole grid (1.0)")
+    group.add_argument("--megapixels", type=_above_zero, help="of the whole grid (as in training, else 1.0)")
     group.add_argument("--fit", default="pad", choices=("pad", "crop", "stretch"), help="a and a′ in b's shape (pad)")
     group.add_argument("--strength", type=finite_number, default=1.0, help="factor on the edit (1.0)")
     group.add_argument("--noise-seed", type=int, default=0, help="of the noise (0)")
@@ -220,7 +220,7 @@ def _above_zero(text: str) -> float:
 
 
 def _add_device(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu or cuda")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from .config import TrainConfig
 from .data.problems import DataError
 from .distributed import Processes
 from .flow import draw_sigma, sample_generator
-from .interruption import StopRequest
+from .interruption import StoppedAtOnceError, StopRequest
 from .monitor import Monitor, peak_gib
 from .optimisers import MovingAverage, learning_rate_factor, set_learning_rate
 from .trainable import TrainableKontext
@@ -121,18 +122,26 @@ class Loop:
         Raises: DivergenceError: after too many bad steps. ModelError: when one sample alone does not fit in memory.
         """
         config = self.config
-        while state.step < config.run.steps and not self._is_stopping():
-            batch = self._next_batch(state)
-            loss, norm = self._accumulate(state, batch)
-            rate = self._update(state, norm)
-            state.step += 1
-            state.fitted_steps += 1
-            self._report(state, loss, norm, rate)
-            if state.step % config.checkpoint.every == 0 or state.step == config.run.steps:
-                self.callbacks.save(state, is_last=state.step == config.run.steps)
-            if config.validation.every and state.step % config.validation.every == 0:
-                self.callbacks.validate(state)
-                state.fitted_steps = 0
+        try:
+            while state.step < config.run.steps and not self._is_stopping():
+                started = time.monotonic()
+                batch = self._next_batch(state)
+                loss, norm = self._accumulate(state, batch)
+                self.stop.waits_for_compiler = True
+                rate = self._update(state, norm)
+                state.step += 1
+                state.fitted_steps += 1
+                self.stop.has_stepped, self.stop.waits_for_compiler = True, self.processes.world_size > 1
+                self._report(state, loss, norm, rate, time.monotonic() - started)
+                if state.step % config.checkpoint.every == 0 or state.step == config.run.steps:
+                    self.callbacks.save(state, is_last=state.step == config.run.steps)
+                if config.validation.every and state.step % config.validation.every == 0:
+                    self.callbacks.validate(state)
+                    state.fitted_steps = 0
+        except StoppedAtOnceError as error:
+            if not self.stop.has_stepped:
+                raise
+            logger.warning("%s: saving and stopping", error)
         self.callbacks.save(state, is_last=True)
 
     def _next_batch(self, state: TrainingState) -> dict[str, Any]:
@@ -262,9 +271,9 @@ class Loop:
             "with --resume latest; check the data with `python -m training.prepare check`.",
         )
 
-    def _report(self, state: TrainingState, loss: float, norm: float, rate: float) -> None:
+    def _report(self, state: TrainingState, loss: float, norm: float, rate: float, seconds: float) -> None:
         self.losses.append(loss)
-        self.monitor.step(loss)
+        self.monitor.step(loss, seconds)
         if state.step % self.config.tracking.log_every and state.step != self.config.run.steps:
             return
         window = self.losses[-self.config.tracking.log_every :]

@@ -21,8 +21,10 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 #: Measured on whole blocks at full size, bfloat16, checkpointed: bytes per token, width and block.
 _FULL_SIZE = {"tokens": 2560, "width": 3072, "blocks": 57, "per_sample_bytes": 0.84e9, "recomputed_bytes": 0.37e9}
 _CHECKPOINTING_FACTOR = 22.0
-#: CLIP ViT-L/14's vision tower with projection, and FLUX's VAE.
-_IMAGE_ENCODER_NUMBERS, _VAE_NUMBERS = 303_966_208, 83_819_683
+#: Embedding width and number of weights of CLIP ViT-L/14's vision tower with projection.
+CLIP_SIZE = 768, 303_966_208
+#: Weights of FLUX's VAE.
+_VAE_NUMBERS = 83_819_683
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class MemoryEstimate:
         return sum(vars(self).values())
 
 
-def estimate_memory(config: TrainConfig, transformer_config: dict[str, Any], query_dim: int) -> MemoryEstimate:
+def estimate_memory(
+    config: TrainConfig, transformer_config: dict[str, Any], query_dim: int, encoder_weights: int = CLIP_SIZE[1]
+) -> MemoryEstimate:
     """Return the memory of one process, counted on the meta device where it can be."""
     model = meta_transformer(transformer_config)
     layers = target_layers(model, include=config.basis.include, exclude=config.basis.exclude)
@@ -63,7 +67,7 @@ def estimate_memory(config: TrainConfig, transformer_config: dict[str, Any], que
         gradients=weights,
         optimiser=int((adapters + router) * OPTIMISER_BYTES[config.optimiser.name]),
         activations=_activation_bytes(config, transformer_config, unpacked_base=unpacked),
-        encoders=_encoder_bytes(config),
+        encoders=_encoder_bytes(config, encoder_weights),
     )
 
 
@@ -93,9 +97,9 @@ def sharing_processes() -> int:
     return max(1, int(os.environ.get("WORLD_SIZE", 0)) or torch.cuda.device_count())
 
 
-def _encoder_bytes(config: TrainConfig) -> int:
-    """VAE and image encoder of the published sizes; embeddings from a cache leave the image encoder out."""
-    image_encoder = 0 if config.data.cache_embeddings else _IMAGE_ENCODER_NUMBERS * ITEM_BYTES[config.encoder.dtype]
+def _encoder_bytes(config: TrainConfig, encoder_weights: int) -> int:
+    """VAE of the published size and image encoder; embeddings from a cache leave the image encoder out."""
+    image_encoder = 0 if config.data.cache_embeddings else encoder_weights * ITEM_BYTES[config.encoder.dtype]
     return image_encoder + _VAE_NUMBERS * ITEM_BYTES[config.base.dtype]
 
 

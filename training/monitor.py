@@ -1,6 +1,7 @@
-"""What a run tells while it goes: a progress bar, one JSON line per logged step, TensorBoard, maybe Weights & Biases.
+"""Progress bar and metric loggers: one JSON line per logged step, TensorBoard, maybe Weights & Biases.
 
-Numbers go to `metrics.jsonl` in any case, so a run can be read without any tracker. Only the main process talks.
+Numbers go to `metrics.jsonl` in any case, so a run can be read without any tracker. Where stderr is no
+terminal each logged step is a line of the log instead of a bar. Only the main process writes.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +40,37 @@ class Monitor:
 
     def __init__(self, config: TrainConfig, *, first_step: int, is_main: bool) -> None:
         self._folder, self._is_main = config.run_folder, is_main
-        self._bar = tqdm(total=config.run.steps, initial=first_step, disable=not is_main, unit="step")
+        self._first_step, self._steps, self._has_bar = first_step, config.run.steps, sys.stderr.isatty()
+        hides = not is_main or not self._has_bar
+        self._bar = tqdm(total=config.run.steps, initial=first_step, disable=hides, unit="step")
         self._writer = _tensorboard(config) if is_main and config.tracking.tensorboard else None
         self._wandb = _wandb(config) if is_main and config.tracking.wandb_project else None
-        self._started = self._logged = time.monotonic()
-        self._steps_since = 0
+        self._started = time.monotonic()
+        self._step_seconds: list[float] = []
 
-    def step(self, loss: float) -> None:
-        """Advance the bar."""
+    def step(self, loss: float, seconds: float) -> None:
+        """Advance the bar by a step that took so many seconds, validation and checkpoints not counted."""
         self._bar.set_postfix_str(f"loss {loss:.4f} · peak {peak_gib():.2f} GiB", refresh=False)
         self._bar.update()
-        self._steps_since += 1
+        self._step_seconds.append(seconds)
 
     def seconds_per_step(self) -> float:
-        """Return the mean since the last call, whatever happened in between (0 without a step)."""
-        now, steps = time.monotonic(), self._steps_since
-        elapsed, self._logged, self._steps_since = now - self._logged, now, 0
-        return elapsed / steps if steps else 0.0
+        """Return the mean over the steps since the last call (0 without a step)."""
+        steps, self._step_seconds = self._step_seconds, []
+        return sum(steps) / len(steps) if steps else 0.0
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write numbers of a step everywhere; a disk that takes none costs these, not the run."""
         if not self._is_main:
             return
+        if not self._has_bar and "train/loss" in values:
+            # Of everything that a run does, validation included, since the estimate is of its end.
+            per_step = (time.monotonic() - self._started) / (step - self._first_step)
+            logger.info(
+                "step %d/%d: loss %.4f, lr %.3g, %.2f s/step, ETA %s", step, self._steps, values["train/loss"],
+                values["train/learning_rate"], values["train/seconds_per_step"],
+                timedelta(seconds=round(per_step * (self._steps - step))),
+            )  # fmt: skip
         try:
             self._append({"step": step, "seconds": round(time.monotonic() - self._started, 3), **values})
             if self._writer is not None:
@@ -94,6 +107,15 @@ class Monitor:
             self._writer.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+@contextmanager
+def logged(what: str) -> Iterator[None]:
+    """Log the start of something slow and, when it is done, how long it took."""
+    logger.info("%s …", what)
+    started = time.monotonic()
+    yield
+    logger.info("%s: %.1f s", what, time.monotonic() - started)
 
 
 def peak_gib() -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from lorweb_core.encoder import read_encoder_size
 from lorweb_core.errors import LoRWeBError
 from lorweb_core.settings import KONTEXT_ID, QUERY_MODES
 
@@ -23,6 +24,7 @@ from .data.drawing import all_captions, missing_captions_line
 from .data.index import PairIndex, PairRecord, TripletRecord, open_index
 from .data.splits import held_out_tasks
 from .memory import (
+    CLIP_SIZE,
     ITEM_BYTES,
     OPTIMISER_BYTES,
     MemoryEstimate,
@@ -43,7 +45,6 @@ from .single_file import check_header
 from .training_data import divided_pairs
 from .validation_outlook import ValidationOutlook, validation_outlook
 
-_CLIP_EMBEDDING_DIM = 768
 _MUCH_MEMORY_BYTES = 8e9
 
 
@@ -122,12 +123,27 @@ def _check_base(config: TrainConfig, report: PreflightReport) -> None:
         report.mistakes.append(f"no vae/ in {parts.components}: set base.components to a diffusers folder that has it")
     transformer_config = parts.transformer_config()
     _check_captions(config, parts.components, transformer_config["joint_attention_dim"], report)
-    query_dim = QUERY_MODES[config.basis.query_mode] * _CLIP_EMBEDDING_DIM
-    memory = estimate_memory(config, transformer_config, query_dim)
+    width, weights = _encoder_size(config, report)
+    memory = estimate_memory(config, transformer_config, QUERY_MODES[config.basis.query_mode] * width, weights)
     amounts = ", ".join(f"{name} {size_text(value)}" for name, value in vars(memory).items())
     report.lines.append(f"memory per device, computed: {size_text(memory.total)} ({amounts})")
     _check_device_memory(config, memory, report)
     _check_disk(config, memory, report)
+
+
+def _encoder_size(config: TrainConfig, report: PreflightReport) -> tuple[int, int]:
+    """Embedding width and number of weights of the image encoder."""
+    try:
+        return read_encoder_size(config.encoder.model, revision=config.encoder.revision)
+    except LoRWeBError as error:
+        if Path(config.encoder.model).is_dir():
+            report.mistakes.append(str(error))
+        elif is_repository_id(config.encoder.model):
+            report.lines.append(
+                f"encoder: {config.encoder.model} is not on this machine yet; the first run downloads it, and it is "
+                "counted as CLIP ViT-L/14 here, whose embeddings are 768 wide"
+            )
+    return CLIP_SIZE
 
 
 def _tell_download(parts: PartsHere, report: PreflightReport) -> None:

@@ -26,7 +26,7 @@ from lorweb_core.encoder import ImageEncoder, load_image_encoder
 from lorweb_core.errors import ImageError, LoRWeBError, ModelError, OutputError
 from lorweb_core.files import MAX_TEXT_BYTES, read_text
 from lorweb_core.grid import build_grid
-from lorweb_core.header_settings import read_training_facts
+from lorweb_core.header_settings import PIPELINE_TOKENS, trained_text_tokens
 from lorweb_core.images import IMAGE_SUFFIXES, from_pil, read_image, read_image_size
 from lorweb_core.settings import KONTEXT_ID
 
@@ -44,7 +44,6 @@ from .terminal import let_terminal_replace, log_to_terminal, show
 
 logger = logging.getLogger(__name__)
 _PARTS = ("a", "a_prime", "b")
-_MOST_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -80,16 +79,16 @@ def load_sampler(
         prompts: all that will be used; their text encoders are freed before the base is loaded.
         encoder: folder or id of the image encoder; without it the one named in the basis.
         max_tokens: T5 tokens per prompt, pads included; without it as many as the basis was trained with.
-        device: where the base runs; the CPU by default.
+        device: where the base runs; without it a GPU where there is one.
     Raises: LoRWeBError: whatever is wrong with the files or does not fit together.
     """
-    device, dtype = device or torch.device("cpu"), DTYPES[base.dtype]
+    device, dtype = device or open_device(), DTYPES[base.dtype]
     basis = load_basis(basis_file)
     image_encoder = _load_encoder(encoder, basis, device)  # before the minutes that the base takes
     source = find_source(base.model, base.components, base.revision)
     embeddings = encode_captions(
         prompts, source.components, read_transformer_config(source),
-        max_tokens=max_tokens or _trained_tokens(basis), dtype=dtype, device=device,
+        max_tokens=max_tokens or trained_text_tokens(basis.metadata) or PIPELINE_TOKENS, dtype=dtype, device=device,
     )  # fmt: skip
     captions = dict(embeddings)  # all of them before the base is loaded: the text encoders are gone by then
     transformer = load_transformer(base, source, device).eval()
@@ -104,12 +103,6 @@ def load_sampler(
         device=device,
         dtype=dtype,
     )
-
-
-def _trained_tokens(basis: Basis) -> int:
-    """T5 tokens per prompt in training, where the file says so; pads are attended to, so their number matters."""
-    stated = read_training_facts(basis.metadata).get("max_tokens")
-    return stated if isinstance(stated, int) and 1 <= stated <= _MOST_TOKENS else _MOST_TOKENS
 
 
 def _load_encoder(encoder: str | None, basis: Basis, device: torch.device) -> ImageEncoder:
@@ -165,7 +158,7 @@ def draw_triplet(
     """
     pictures = [from_pil(read_image(path))[None] for path in triplet.pictures]
     answer, generated = sampler.draw(*pictures, prompt=triplet.prompt, options=options, on_step=on_step)
-    a, a_prime, b, _ = quadrants(build_grid(*pictures, megapixels=options.megapixels, fit=options.fit)[0][0])
+    a, a_prime, b, _ = quadrants(build_grid(*pictures, megapixels=sampler.megapixels(options), fit=options.fit)[0][0])
     grid = contact_sheet([[a, a_prime, b, quadrants(generated[0])[3]]])
     path = out / f"{triplet.name}.png"
     try:
@@ -273,14 +266,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", default="", help="edit instruction, with --a, --a-prime, --b")
     parser.add_argument("--steps", type=count, default=28, help="sampling steps (28)")
     parser.add_argument("--guidance", type=float, default=2.5, help="guidance embedding (2.5)")
-    parser.add_argument("--megapixels", type=float, default=1.0, help="of the whole grid (1.0)")
+    parser.add_argument("--megapixels", type=float, help="of the whole grid (as in training, else 1.0)")
     parser.add_argument("--fit", default="pad", choices=("pad", "crop", "stretch"), help="a and a′ in b's shape")
     parser.add_argument("--strength", type=float, default=1.0, help="factor on the edit (1.0)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--max-tokens", type=count, help="T5 tokens per prompt (as in training, else 512)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the base")
     parser.add_argument("--quantize", default="none", choices=("none", "int8", "nf4"), help="of the base")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu or cuda")
     return parser
 
 

@@ -6,6 +6,7 @@ Order matters for memory: prompts are encoded and the text encoders freed before
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from .kontext import DTYPES, load_codec, load_transformer
 from .latents import GridLatents
 from .loop import TrainingState
 from .model_source import ModelSource
+from .monitor import logged
 from .optimisers import MovingAverage, build_optimiser, load_optimiser_state
 from .trainable import BasisShape, TrainableKontext
 from .training_data import TrainingData, open_training_data
@@ -44,14 +46,16 @@ def build_encoders(
     Raises: DataError, ModelError, SettingsError: whatever is wrong with files or their combination.
     """
     device, dtype = processes.device, DTYPES[config.base.dtype]
-    encoder = load_image_encoder(
-        config.encoder.model, dtype=DTYPES[config.encoder.dtype], device=device, revision=config.encoder.revision
-    )
+    with logged(f"loading the image encoder {config.encoder.model}"):
+        encoder = load_image_encoder(
+            config.encoder.model, dtype=DTYPES[config.encoder.dtype], device=device, revision=config.encoder.revision
+        )
     needs_pictures = not config.data.cache_embeddings and config.basis.query_mode not in GRID_MODES
     data = open_training_data(config, encoder.preprocessing if needs_pictures else None)
     captions = cached_captions(config, source, data.prompts, processes)
     look_up = cached_embeddings(config, encoder, data.records, processes) if config.data.cache_embeddings else None
-    codec = load_codec(source, dtype=dtype, device=device)
+    with logged(f"loading the VAE of {source.components}"):
+        codec = load_codec(source, dtype=dtype, device=device)
     settings = config.router_settings()
     batch_encoder = BatchEncoder(
         grids=GridLatents(codec, latent_cache(config, source) if config.data.cache_latents else None),
@@ -68,7 +72,9 @@ def build_encoders(
 
 def build_state(config: TrainConfig, source: ModelSource, query_dim: int, processes: Processes) -> TrainingState:
     """Return the base with a new basis (or that of `basis.start_from`) and its optimiser."""
-    transformer = load_transformer(config.base, source, processes.loading_device).train()
+    packed = "" if config.base.quantize == "none" else f" and quantizing it to {config.base.quantize}"
+    with logged(f"loading the base {source.transformer}{packed}"):
+        transformer = load_transformer(config.base, source, processes.loading_device).train()
     shape = BasisShape(
         basis_size=config.basis.basis_size,
         rank=config.basis.rank,
@@ -85,6 +91,7 @@ def build_state(config: TrainConfig, source: ModelSource, query_dim: int, proces
         model.load_basis(load_start(config.basis.start_from, config.router_settings()))
     if config.base.compile:
         transformer.compile_repeated_blocks()
+        logger.info("the first step compiles the blocks: minutes in which Ctrl-C ends the run at once")
     decay = config.optimiser.ema_decay
     trained = sum(tensor.numel() for tensor in model.trained_state().values())
     amount = f"{trained / 1e6:.1f} M" if trained >= 1e5 else f"{trained / 1e3:.1f} thousand"
@@ -232,8 +239,11 @@ class CheckpointSaver:
         self.processes.wait()
 
     def _write(self, state: TrainingState) -> None:
+        folder = self.config.run_folder / "checkpoints"
+        started = time.monotonic()
         save_checkpoint(
-            self.config.run_folder / "checkpoints", state.step, pack_state(state, self.config),
+            folder, state.step, pack_state(state, self.config),
             write_basis=lambda path: write_basis_file(path, state, self.config), keep=self.config.checkpoint.keep,
         )  # fmt: skip
+        logger.info("saved step %d in %s: %.1f s", state.step, folder, time.monotonic() - started)
         self.saved_step = state.step

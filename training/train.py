@@ -7,13 +7,14 @@
 
 Everything of a run lies in `<run.folder>/<run.name>`: resolved.yaml, metrics.jsonl, tensorboard/, checkpoints/,
 validation/, and at the end `<run.name>.safetensors` for ComfyUI. Exit codes: 0 fine, 1 `--check` found something to
-correct, 2 a mistake, 130 interrupted twice.
+correct, 2 a mistake, 3 stopped by a signal before the last step, 130 interrupted twice.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +25,18 @@ import torch
 
 from lorweb_core.errors import CheckpointError, LoRWeBError, ModelError, OutputError, SettingsError
 
+from .captions import has_text_encoders
 from .checkpoints import list_checkpoints, load_checkpoint, load_latest, restore_random_states
 from .config import TrainConfig
 from .config_reading import read_config, write_config
 from .distributed import Processes
-from .interruption import StopRequest, leave_lost_children_to_the_loader, listen_for_signals
+from .interruption import (
+    EXIT_STOPPED,
+    StoppedAtOnceError,
+    StopRequest,
+    leave_lost_children_to_the_loader,
+    listen_for_signals,
+)
 from .loop import Callbacks, Loop, TrainingState, is_out_of_memory
 from .model_source import find_source
 from .monitor import Monitor, require_trackers
@@ -72,22 +80,23 @@ def train(config: TrainConfig, *, resume: str | None = None) -> RunResult:
     Returns: how it ended.
     Raises: LoRWeBError: every mistake a user can make, with its remedy.
     """
-    processes = Processes(config.run.device, strategy=config.run.strategy)
-    try:
-        with listen_for_signals() as stop:
+    with listen_for_signals() as stop:
+        logger.info("run folder: %s", config.run_folder)
+        processes = Processes(config.run.device, strategy=config.run.strategy)
+        if not processes.is_main:
+            logging.getLogger("training").setLevel(logging.WARNING)
+        try:
             return _run(config, processes, stop, resume)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        # Outside of a step's forward and backward pass, which halve the micro-batch.
-        raise ModelError(
-            expected="base, basis, optimiser and validation to fit in memory",
-            got=f"out of memory ({str(error)[:150]})",
-            remedy="See with --check what needs how much; set base.quantize: int8 or nf4, optimiser.name: adamw8bit, "
-            "a smaller basis, or fewer validation.pictures; then --resume latest.",
-        ) from error
-    finally:
-        processes.close()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # Outside of a step's forward and backward pass, which halve the micro-batch.
+            raise ModelError(
+                f"Out of memory ({str(error)[:150]}). See with --check what needs how much; set base.quantize: int8 or "
+                "nf4, optimiser.name: adamw8bit, a smaller basis, or fewer validation.pictures; then --resume latest."
+            ) from error
+        finally:
+            processes.close()
 
 
 def _run(config: TrainConfig, processes: Processes, stop: StopRequest, resume: str | None) -> RunResult:
@@ -97,7 +106,7 @@ def _run(config: TrainConfig, processes: Processes, stop: StopRequest, resume: s
     finally:
         loop.monitor.close()
         _keep_latents(loop)
-    return RunResult(state.step, tuple(loop.losses), _finish(config, state, processes), processes.world_size)
+    return RunResult(state.step, tuple(loop.losses), _finish(loop.config, state, processes), processes.world_size)
 
 
 def _keep_latents(loop: Loop) -> None:
@@ -121,6 +130,8 @@ def assemble(
     saved = _find_saved(config, resume)
     processes.wait()
     source = find_source(config.base.model, config.base.components, config.base.revision)
+    if not has_text_encoders(source.components):  # the prompt is one zero token then, and the basis file says so
+        config = config.model_copy(update={"text": config.text.model_copy(update={"max_tokens": 1})})
     if processes.is_main:
         _make_folder(config.run_folder)
         write_config(config.run_folder / "resolved.yaml", config)
@@ -253,6 +264,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoRWeBError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_MISTAKE
+    except StoppedAtOnceError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return EXIT_STOPPED
     except KeyboardInterrupt:
         print("interrupted; --resume latest goes on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -260,4 +274,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code == EXIT_STOPPED:  # without waiting for threads that still download or compile
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

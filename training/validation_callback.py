@@ -12,7 +12,7 @@ from lorweb_core.errors import OutputError
 from .config import TrainConfig
 from .distributed import Processes
 from .loop import TrainingState, is_out_of_memory
-from .monitor import Monitor
+from .monitor import Monitor, logged
 from .validation import ValidationResult, ValidationStoppedError, Validator, averaged_weights
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class ValidationCallback:
 
     def __call__(self, state: TrainingState) -> None:
         """Look at the state of its step."""
-        with averaged_weights(state):
+        with logged(f"validation at step {state.step}"), averaged_weights(state):
             values = self._values_if_it_fits(state)
         if self.processes.is_main and values is not None:
             self._write(values, state.step)
@@ -64,6 +64,8 @@ class ValidationCallback:
             values.write(folder)
         except (OSError, OutputError) as error:  # a full disk costs pictures, not the run
             logger.error("the validation of step %d is not written: %s", step, error)
+        losses = ", ".join(f"{name} {value:.4f}" for name, value in values.losses.items())
+        logger.info("step %d: %s; images in %s", step, losses, folder)
         self.monitor.log(step, values.numbers)
         for path in sorted(folder.glob("*.png")):
             self.monitor.picture(step, f"validation/{path.stem}", path)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from lorweb_core.basis import LayerBasis
 from lorweb_core.checkpoint import load_basis, save_basis
 from lorweb_core.errors import CheckpointError, OutputError, SettingsError
-from lorweb_core.header_settings import read_training_facts
+from lorweb_core.header_settings import read_training_facts, trained_text_tokens
 from lorweb_core.router import route_query
 from lorweb_core.settings import SIGLIP_ENCODER_ID, RouterSettings
 from tests.basis_files import reference_tensors, split_raw, write_raw, write_reference
@@ -107,6 +107,20 @@ def test_size_rank_bias_and_projection_may_differ_between_layers(tmp_path):
     assert json.loads(basis.metadata["lorweb"])["basis_size"] is None
     mixes = route_query(basis, torch.ones(1, 8))
     assert [mixes[name].shape[1] for name in names[:3]] == [5, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tokens"),
+    [
+        ({}, 512),  # the reference's own files
+        ({"training_info": '{"step": 10000}'}, 512),
+        ({"lorweb": '{"training": {"max_tokens": 256}}'}, 256),
+        ({"lorweb": '{"training": {"step": 1}}'}, None),
+        ({"lorweb": '{"training": {"max_tokens": true}}'}, None),
+    ],
+)
+def test_length_of_prompts_in_training_is_read_from_the_file(metadata, tokens):
+    assert trained_text_tokens(metadata) == tokens
 
 
 @pytest.mark.parametrize(

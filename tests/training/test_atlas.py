@@ -275,7 +275,7 @@ def test_pairs_that_training_leaves_out_are_left_out(index, tmp_path, caplog):
         (("--per-task", "1", "--tasks", "grey"), "at least 3 analogies"),
         (("--a", "one.png"), "--a and --a-prime together"),
         (("--a", "one.png", "--a-prime", "two.png"), "there is no such file"),
-        (("--device", "cuda:99x"), "--device cpu"),
+        (("--device", "cuda:99x"), "'cuda:99x' does not exist here"),
         (("--encoder", "no/such/folder"), "no folder at no/such/folder"),
     ],
 )

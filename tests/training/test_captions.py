@@ -1,5 +1,7 @@
 """Prompts become what diffusers' Kontext pipeline makes of them, and cut ones are told."""
 
+import gc
+
 import pytest
 import torch
 
@@ -48,6 +50,21 @@ def test_only_prompts_that_are_cut_are_told(tiny_parts, caplog):
     assert len(_encoded(tiny_parts)) == 3
     (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
     assert line == f"1 of 3 prompts are longer than max_tokens, 16, and are cut; first: {CAPTIONS[2]!r}"
+
+
+def test_one_text_encoder_is_in_memory_at_a_time(tiny_parts):
+    """T5 (9.5 GB) and CLIP together would be the peak of a 16 GB card."""
+    from transformers import CLIPTextModel, T5EncoderModel
+
+    gc.collect()
+    before = {id(item) for item in gc.get_objects()}
+    embeddings = encode_captions(
+        CAPTIONS, tiny_parts / "model-with-text", TRANSFORMER,
+        max_tokens=MAX_TOKENS, dtype=torch.float32, device=torch.device("cpu"),
+    )  # fmt: skip
+    next(embeddings)
+    new = [item for item in gc.get_objects() if id(item) not in before]
+    assert [type(item) for item in new if isinstance(item, CLIPTextModel | T5EncoderModel)] == [T5EncoderModel]
 
 
 def test_tiny_config_cuts_none_of_the_tiny_prompts(tiny_parts, tiny_config, caplog):

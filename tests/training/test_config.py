@@ -1,5 +1,6 @@
 """One typed tree, read from YAML and overrides, with every mistake told at once."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from training.config import TrainConfig
 from training.config_reading import SHIPPED, ConfigError, dotted_names, read_config, write_config
 
+WORKFLOWS = Path(__file__).parents[2] / "workflows"
 SHIPPED_NAMES = sorted(path.name for path in SHIPPED.glob("*.yaml"))
 
 
@@ -15,6 +17,13 @@ SHIPPED_NAMES = sorted(path.name for path in SHIPPED.glob("*.yaml"))
 def test_shipped_file_is_valid(name):
     config = read_config(name, ["data.index=pairs.jsonl"])
     assert isinstance(config, TrainConfig)
+
+
+@pytest.mark.parametrize("name", sorted(set(SHIPPED_NAMES) - {"tiny.yaml"}))
+def test_prompts_are_as_long_as_the_shipped_workflows_make_them(name):
+    nodes = [node for path in WORKFLOWS.glob("*.json") for node in json.loads(path.read_text())["nodes"]]
+    lengths = {tuple(node["widgets_values"]) for node in nodes if node["type"] == "T5TokenizerOptions"}
+    assert lengths == {(0, read_config(name, ["data.index=x"]).text.max_tokens)}
 
 
 @pytest.mark.parametrize("name", SHIPPED_NAMES)

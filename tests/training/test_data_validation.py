@@ -115,7 +115,7 @@ def test_duplicates_are_errors_within_a_task_and_across_splits(records: list[Pai
     shared = replace(records[2], id="other/shared", task="other")
     more = [*records, again, leak, shared, replace(records[3], id="other/x", task="other", sha256="")]
     assert kinds(check_pairs(more, resolution_px=64, decode=False)) == [
-        ("t/again", "duplicate", "error"),
+        ("t/again", "duplicate", "left out"),
         ("t/leak", "duplicate", "error"),
         ("other/shared", "shared", "warning"),
     ]
@@ -126,8 +126,8 @@ def test_tasks_that_give_no_analogy_are_listed(tmp_path: Path) -> None:
         tmp_path, {"t": [(64, 64)] * 2, "single": [(64, 64)], "apart": [(64, 64), (64, 40), (64, 40)]}
     )
     assert kinds(check_pairs(records, resolution_px=64)) == [
-        ("single/0000", "few-pairs", "error"),
-        ("apart/0000", "no-partner", "error"),
+        ("single/0000", "few-pairs", "left out"),
+        ("apart/0000", "no-partner", "left out"),
     ]
 
 

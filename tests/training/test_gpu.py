@@ -1,74 +1,103 @@
 """The trainer on a CUDA device, `pytest -m gpu`: there it has to do what it does on the CPU, but for rounding.
 
-Never part of `make test` or `make test-all`: most machines that run these have no GPU.
+Every run is a process of its own, since accelerate takes no second device in one process. Never part of `make test` or
+`make test-all`: most machines that run these have no GPU.
 """
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from training.checkpoints import list_checkpoints
-from training.sample import main as sample
-from training.train import train
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+ROOT = Path(__file__).parents[2]
 ON_GPU = ("run.device=cuda", "run.steps=4", "checkpoint.dtype=float32", "validation.every=2", "validation.pictures=1")
+TRAIN = """
+import json, sys
+from training.config_reading import read_config
+from training.train import train
+
+resume, *overrides = sys.argv[1:]
+print(json.dumps(train(read_config("tiny.yaml", overrides), resume=resume or None).losses))
+"""
+
+
+def _start(*command):
+    """Output of a Python process in the project's root; fails with its error."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def losses(tiny_overrides):
+    """A function: overrides of tiny.yaml → the losses of that run, in a process of its own."""
+    return lambda *more, resume="": json.loads(_start("-c", TRAIN, resume, *tiny_overrides(*more)).splitlines()[-1])
 
 
 def _basis(config):
     return load_file(config.run_folder / f"{config.run.name}.safetensors")
 
 
-def test_a_run_on_the_gpu_is_that_on_the_cpu(tiny_config):
-    there = train(tiny_config(*ON_GPU, "run.name=gpu"))
-    here = train(tiny_config(*ON_GPU, "run.device=cpu", "run.name=cpu"))
-    assert there.losses == pytest.approx(here.losses, rel=1e-3)
+def test_a_run_on_the_gpu_is_that_on_the_cpu(losses):
+    there = losses(*ON_GPU, "run.name=gpu")
+    assert there == pytest.approx(losses(*ON_GPU, "run.device=cpu", "run.name=cpu"), rel=1e-3)
 
 
-def test_a_resumed_run_on_the_gpu_goes_on_as_the_straight_one(tiny_config):
-    straight = tiny_config(*ON_GPU, "run.name=straight")
-    train(straight)
-    resumed = tiny_config(*ON_GPU, "run.name=resumed", "checkpoint.every=2", "checkpoint.keep=9")
-    train(resumed)
-    first = list_checkpoints(resumed.run_folder / "checkpoints")[0]
-    train(resumed, resume=str(first))
-    before, after = _basis(straight), _basis(resumed)
+def test_a_resumed_run_on_the_gpu_goes_on_as_the_straight_one(losses, tiny_config):
+    straight = (*ON_GPU, "run.name=straight")
+    losses(*straight)
+    resumed = (*ON_GPU, "run.name=resumed", "checkpoint.every=2", "checkpoint.keep=9")
+    losses(*resumed)
+    first = list_checkpoints(tiny_config(*resumed).run_folder / "checkpoints")[0]
+    losses(*resumed, resume=str(first))
+    before, after = _basis(tiny_config(*straight)), _basis(tiny_config(*resumed))
     assert max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-5
 
 
 @pytest.mark.parametrize("quantize", ["int8", "nf4"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_small_bases_train_with_eight_bit_states(tiny_config, quantize, dtype):
+def test_small_bases_train_with_eight_bit_states(losses, quantize, dtype):
     options = (f"base.quantize={quantize}", "base.dtype=bfloat16", f"basis.dtype={dtype}", "optimiser.name=adamw8bit")
-    result = train(tiny_config(*ON_GPU, *options, "base.gradient_checkpointing=true"))
-    assert result.step == 4
-    assert all(torch.isfinite(torch.tensor(result.losses)))
+    found = losses(*ON_GPU, *options, "base.gradient_checkpointing=true")
+    assert len(found) == 4
+    assert all(torch.isfinite(torch.tensor(found)))
 
 
-def test_a_compiled_base_trains_as_the_plain_one(tiny_config):
-    plain = train(tiny_config(*ON_GPU, "run.name=plain"))
-    compiled = train(tiny_config(*ON_GPU, "run.name=compiled", "base.compile=true"))
-    assert compiled.losses == pytest.approx(plain.losses, rel=1e-3)
+def test_a_compiled_base_trains_as_the_plain_one(losses):
+    compiled = losses(*ON_GPU, "run.name=compiled", "base.compile=true")
+    assert compiled == pytest.approx(losses(*ON_GPU, "run.name=plain"), rel=1e-3)
 
 
-def test_caches_of_everything_are_filled_and_used(tiny_config, tiny_parts, tmp_path):
+def test_caches_of_everything_are_filled_and_used(losses, tiny_parts, tmp_path):
     options = (
         f"base.model={tiny_parts / 'model-with-text'}", "text.caption_source=a", f"data.cache={tmp_path / 'cache'}",
         "data.cache_embeddings=true", "data.cache_latents=true", "data.workers=2",
     )  # fmt: skip
-    first = train(tiny_config(*ON_GPU, *options, "run.name=first"))
-    assert train(tiny_config(*ON_GPU, *options, "run.name=second")).losses == pytest.approx(first.losses, rel=1e-4)
+    first = losses(*ON_GPU, *options, "run.name=first")
+    assert losses(*ON_GPU, *options, "run.name=second") == pytest.approx(first, rel=1e-4)
 
 
-def test_pictures_are_drawn(tiny_config, tiny_parts, tmp_path):
-    basis = train(tiny_config(*ON_GPU)).basis_file
+def test_pictures_are_drawn(losses, tiny_config, tiny_parts, tmp_path):
+    losses(*ON_GPU)
+    basis = tiny_config(*ON_GPU).run_folder / "tiny.safetensors"
     pictures = sorted((tiny_parts / "pictures").rglob("*.png"))[:3]
-    words = ["--base", str(tiny_parts / "model"), "--basis", str(basis), "--encoder", str(tiny_parts / "encoder")]
-    words += ["--a", str(pictures[0]), "--a-prime", str(pictures[1]), "--b", str(pictures[2]), "--steps", "2"]
+    words = ["--base", tiny_parts / "model", "--basis", basis, "--encoder", tiny_parts / "encoder"]
+    words += ["--a", pictures[0], "--a-prime", pictures[1], "--b", pictures[2], "--steps", "2"]
     for quantize in ("none", "nf4"):
         out = tmp_path / quantize
-        assert sample([*words, "--out", str(out), "--device", "cuda", "--quantize", quantize]) == 0
+        _start("-m", "training.sample", *words, "--out", out, "--device", "cuda", "--quantize", quantize)
         assert len(list(out.glob("*.png"))) == 2

@@ -110,6 +110,18 @@ def test_the_check_lists_and_writes_the_good_rest(pictures: Path, capsys: pytest
     assert prepare("check", index, "--quick") == 0
 
 
+def test_a_pair_that_is_merely_left_out_is_no_failure(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2, 3):
+        for side in ("before", "after"):
+            (pictures / "ink" / f"{number:04d}_{side}.png").unlink()
+    prepare("folders", pictures, "--out", pictures / "pairs.jsonl")
+    capsys.readouterr()
+    assert prepare("check", pictures / "pairs.jsonl") == 0
+    out = capsys.readouterr().out
+    assert "left out: ink: few-pairs: an analogy needs two pairs" in out
+    assert "usable pairs: 8" in out
+
+
 def test_the_check_speaks_json(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index = pictures / "pairs.jsonl"
     prepare("folders", pictures, "--out", index)

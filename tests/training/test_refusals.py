@@ -1,5 +1,7 @@
 """Damaged models, wrong places and wrong words end with one message that says what to do, never with a traceback."""
 
+import contextlib
+import importlib
 import os
 import shutil
 import subprocess
@@ -74,12 +76,28 @@ def test_basis_of_other_sizes_to_start_from_is_refused_with_the_names_to_set(tin
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "cuda:x", ""])
 def test_device_that_is_not_there_is_refused(name):
-    with pytest.raises(LoRWeBError, match="Leave --device out"):
+    with pytest.raises(LoRWeBError, match="does not exist here"):
         open_device(name)
 
 
-def test_processor_is_a_device():
+def test_device_is_a_gpu_where_there_is_one():
     assert open_device("cpu") == torch.device("cpu")
+    assert open_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("command", ["sample", "atlas", "evaluate generate", "evaluate judge"])
+def test_every_command_takes_a_gpu_where_there_is_one(command, capsys):
+    module, *words = command.split()
+    with contextlib.suppress(SystemExit):
+        importlib.import_module(f"training.{module}").main([*words, "--help"])
+    assert "auto (a GPU where there is one)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_attention_of_cudnn_is_off_in_a_run(tiny_config, assembled):
+    """Its backward pass crashes stock FLUX on Hopper under torch 2.11."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    assembled(tiny_config())
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.fixture
@@ -93,7 +111,7 @@ def sample_words(tiny_config, tiny_parts, tmp_path):
 
 def test_sampling_on_a_device_that_is_not_there_is_refused(sample_words, capsys):
     assert sample([*sample_words, "--device", "gpu"]) == 2
-    assert "Leave --device out" in capsys.readouterr().err
+    assert "'gpu' does not exist here" in capsys.readouterr().err
 
 
 def test_sampling_into_a_place_that_cannot_be_written_is_refused(sample_words, tmp_path, capsys):

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lorweb_core.checkpoint import load_basis
+from lorweb_core.header_settings import trained_text_tokens
 from lorweb_core.router import route_query
 from training.analogy_sampler import DrawOptions, attach_basis, set_coefficients
 from training.config import BaseModelConfig
@@ -200,6 +201,20 @@ def test_prompts_have_as_many_tokens_as_in_training_unless_told(tiny_config, tin
     for told, expected in ((None, 16), (8, 8)):
         sampler = load_sampler(base, basis, ["hello"], encoder=str(tiny_parts / "encoder"), max_tokens=told)
         assert sampler.captions.look_up("hello")[0].shape[0] == expected
+
+
+def test_a_basis_trained_without_text_encoders_says_so(trained_file):
+    assert trained_text_tokens(load_basis(trained_file).metadata) == 1
+
+
+def test_pictures_are_as_large_as_in_training_unless_told(tiny_config, tiny_parts):
+    basis = train(tiny_config("run.steps=1", "data.resolution_px=64")).basis_file
+    base = BaseModelConfig(model=str(tiny_parts / "model"), dtype="float32")
+    sampler = load_sampler(base, basis, [""], encoder=str(tiny_parts / "encoder"))
+    pictures = [torch.rand(1, 48, 48, 3)] * 3
+    for told, side_px in ((None, 128), (0.0625, 256)):
+        _, grid = sampler.draw(*pictures, options=DrawOptions(steps=1, megapixels=told))
+        assert grid.shape[1:3] == (side_px, side_px)
 
 
 def test_a_base_that_does_not_fit_is_told_with_the_way_out(tiny_config, tiny_parts, tmp_path, monkeypatch, capsys):

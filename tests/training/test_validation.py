@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lorweb_core.encoder import read_encoder_size
 from training.config_reading import read_config
 from training.health import draw_use, router_health
 from training.memory import checkpoint_bytes, estimate_memory, size_text
@@ -223,6 +224,19 @@ def test_sharded_base_is_counted_by_its_share(monkeypatch):
     whole = estimate_memory(read_config("paper.yaml", ["data.index=x"]), FULL_SIZE_CONFIG, 2304)
     shared = estimate_memory(read_config("paper.yaml", ["data.index=x", "run.strategy=fsdp"]), FULL_SIZE_CONFIG, 2304)
     assert shared.base == pytest.approx(whole.base / 4)
+
+
+def test_check_counts_the_image_encoder_as_its_config_describes_it(tiny_config, tmp_path):
+    """SigLIP2 so400m: 1,152 wide, 428 M weights."""
+    vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+    vision |= {"image_size": 384, "patch_size": 14}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip", "vision_config": vision}))
+    width, weights = read_encoder_size(tmp_path)
+    assert (width, weights // 10**6) == (1152, 428)
+    config = tiny_config(f"encoder.model={tmp_path}")
+    source = find_source(config.base.model, None, None)
+    expected = estimate_memory(config, read_transformer_config(source), 3 * width, weights)
+    assert f"computed: {size_text(expected.total)} (" in preflight_report(config).text()
 
 
 def test_check_of_a_single_file_reads_its_header(tiny_config, tiny_parts, tmp_path):

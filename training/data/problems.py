@@ -1,6 +1,7 @@
 """What is wrong with a data set, one line per file: where, which kind, why.
 
-An `error` makes the pair unusable (left out, or the reason to stop); a `warning` only informs.
+An `error` is a broken file: its pair is left out, or the reason to stop. `left out` is an intact pair that training has
+no use for, such as the only one of a task. A `warning` only informs.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ class Problem:
         file: the picture, text file or task that it is about, as a path or name a person can open.
         kind: one word to filter by, for example `missing`, `damaged`, `duplicate`, `few-pairs`.
         reason: one sentence without a full stop.
-        severity: `error` (not used for training) or `warning` (used).
+        severity: `error` or `left out` (not used for training), or `warning` (used).
         pair_id: id of the pair that is affected, "" when there is none (yet).
     """
 
     file: str
     kind: str
     reason: str
-    severity: Literal["error", "warning"] = "error"
+    severity: Literal["error", "left out", "warning"] = "error"
     pair_id: str = ""
 
     def __str__(self) -> str:
@@ -45,7 +46,7 @@ class Problem:
 
 def errors_among(problems: Sequence[Problem]) -> list[Problem]:
     """The problems that make a pair unusable, in their order."""
-    return [problem for problem in problems if problem.severity == "error"]
+    return [problem for problem in problems if problem.severity != "warning"]
 
 
 def as_text(problems: Sequence[Problem]) -> str:

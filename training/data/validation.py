@@ -25,7 +25,7 @@ from lorweb_core.images import MAX_PIXELS, ImageFileError, read_image, read_imag
 from .buckets import aspects_match, cell_buckets, is_odd_aspect, nearest_bucket
 from .drawing import partner_ranges, positions_by_task
 from .index import PairRecord, RecordT, TripletRecord
-from .problems import OnBadData, Problem, stop_if_wanted
+from .problems import OnBadData, Problem, errors_among, stop_if_wanted
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -112,7 +112,7 @@ def usable_triplets(records: Sequence[TripletRecord]) -> tuple[list[TripletRecor
 
 def without_errors(records: Sequence[RecordT], problems: Iterable[Problem]) -> list[RecordT]:
     """The records that no error is about."""
-    broken = {problem.pair_id for problem in problems if problem.severity == "error"}
+    broken = {problem.pair_id for problem in errors_among(list(problems))}
     return [record for record in records if record.id not in broken]
 
 
@@ -127,13 +127,13 @@ def task_problems(records: Sequence[PairRecord], *, resolution_px: int = 256) ->
     for task, positions in positions_by_task(records).items():
         if len(positions) < 2:
             reason = "an analogy needs two pairs of the same transformation; add another or leave the task out"
-            found.append(Problem(task, "few-pairs", reason, pair_id=records[positions[0]].id))
+            found.append(Problem(task, "few-pairs", reason, "left out", records[positions[0]].id))
             continue
         for position, partners in partner_ranges(positions, records, bucket_of).items():
             record = records[position]
             if len(partners) < 2:
                 reason = f"no other pair of the task is within 15 % of its {record.width} × {record.height} shape"
-                found.append(Problem(str(record.after), "no-partner", reason, pair_id=record.id))
+                found.append(Problem(str(record.after), "no-partner", reason, "left out", record.id))
     return found
 
 
@@ -210,7 +210,7 @@ def _content_problems(record: PairRecord) -> list[Problem]:
 
 
 def _duplicates(records: Sequence[PairRecord]) -> list[Problem]:
-    """Pairs that occur twice: an error within a task or across splits, a warning across tasks of one split."""
+    """Pairs that occur twice: left out within a task, an error across splits, a warning across tasks of one split."""
     groups: dict[str, list[PairRecord]] = defaultdict(list)
     for record in records:
         if record.sha256:
@@ -222,8 +222,11 @@ def _duplicates(records: Sequence[PairRecord]) -> list[Problem]:
             if other.task != first.task and other.split == first.split:
                 found.append(Problem(str(other.after), "shared", f"{reason}, of another task", "warning", other.id))
             else:
-                leak = "" if other.split == first.split else f", which is in the split {first.split}"
-                found.append(Problem(str(other.after), "duplicate", reason + leak, pair_id=other.id))
+                leaks = other.split != first.split
+                leak = f", which is in the split {first.split}" if leaks else ""
+                found.append(
+                    Problem(str(other.after), "duplicate", reason + leak, "error" if leaks else "left out", other.id)
+                )
     return found
 
 

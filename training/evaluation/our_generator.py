@@ -53,7 +53,7 @@ def parse_generator(
         raise EvaluationError(
             expected="NAME=BASIS with BASIS a trained basis (.safetensors)",
             got=repr(text) + ("" if not separator else f", and there is no file {file!r}"),
-            remedy="Write for example --generator LoRWeB=runs/mine/basis.safetensors.",
+            remedy="Write for example --generator LoRWeB=runs/mine/mine.safetensors.",
         )
     prompts = sorted({sample.prompt for sample in samples})
     made_of = (

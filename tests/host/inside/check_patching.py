@@ -256,6 +256,21 @@ def check_coefficients_of_other_router_settings_are_reported():
     assert "other settings" not in ApplyMixedLoRA().apply(model, changed, bare, 1.0, "forward")[1]
 
 
+def check_the_report_says_how_long_prompts_were_in_training():
+    model = build_flux(TINY)
+    loaded = make_loaded_basis(model)
+    header = '{"format_version": 1, "training": {"step": 1, "max_tokens": %s}}'
+    for metadata, told in (
+        ({}, "trained with 512 T5 tokens a prompt, ComfyUI pads to 256: T5 Tokenizer Options before the prompt needs"),
+        ({"lorweb": header % 128}, "needs min_length 128"),
+        ({"lorweb": header % 256}, "no T5 Tokenizer Options is needed"),
+        ({"lorweb": header % 1}, "Text: trained without; use Empty Prompt (No Text)"),
+    ):
+        changed = LoadedBasis(replace(loaded.basis, metadata=metadata))
+        report = ApplyMixedLoRA().apply(model, changed, make_coefficients(loaded), 1.0, "auto")[1]
+        assert told in report, report
+
+
 def check_weights_with_several_mixes_is_refused():
     model = build_flux(TINY)
     loaded = make_loaded_basis(model)
