@@ -99,7 +99,10 @@ def load_codec(source: ModelSource, *, dtype: torch.dtype, device: torch.device)
     import diffusers
 
     folder = source.components / "vae"
-    config = read_json_object(folder / "config.json")
+    try:
+        config = read_json_object(folder / "config.json")
+    except ModelError as error:
+        raise ModelError(f"{error} Or set base.components to a diffusers folder or id that has this part.") from error
     name = config.get("_class_name", "AutoencoderKL")
     if name not in ("AutoencoderKL", "AutoencoderTiny"):
         raise ModelError(

@@ -478,3 +478,10 @@ def test_file_names_are_made_safe(name: str, safe: str) -> None:
 def test_split_names_of_other_sets_are_understood() -> None:
     names = ("train", "Validation", "dev", "test", "whatever")
     assert [split_name(name) for name in names] == ["train", "val", "val", "test", "train"]
+
+
+def test_a_member_of_excessive_size_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webdataset, "_MAX_MEMBER_BYTES", 100)
+    write_shard(tmp_path / "s.tar", {"1.before.jpg": b"x" * 101, "1.after.jpg": encoded(4)})
+    found = webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "pictures")
+    assert "1.before.jpg has 101 bytes" in str(found.problems[0]) and not found.candidates

@@ -23,6 +23,8 @@ from .building import Candidate, Found, folder_name, is_visible, split_name
 from .extraction import AFTER_NAMES, BEFORE_NAMES, CAPTION_NAMES, TASK_NAMES, safe_name, text_of, write_picture
 
 _SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+#: Of one image or text; a sparse or compressed member of a small shard may claim any size.
+_MAX_MEMBER_BYTES = 200_000_000
 _TEXT_SUFFIXES = ("txt", "json", "cls", "caption")
 
 
@@ -88,6 +90,8 @@ def _samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
             file = archive.extractfile(member) if member.isfile() and stem else None
             if file is None:
                 continue
+            if member.size > _MAX_MEMBER_BYTES:
+                raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes, the most is {_MAX_MEMBER_BYTES:,}")
             own_key = str(path.parent / stem)
             if key is not None and own_key != key:
                 yield key, members
