@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -123,6 +124,16 @@ def test_the_size_of_a_png_is_told_without_decoding_wherever_its_exif_block_is(t
     assert read_image_size(tmp_path / "x.png") == (20, 40)
     with pytest.raises(ImageFileError, match="damaged"):
         read_image(tmp_path / "x.png")
+
+
+def test_a_png_without_exif_is_not_decoded_for_its_size(tmp_path: Path) -> None:
+    Image.new("RGB", (4000, 3000)).save(tmp_path / "x.png")
+    seconds = []
+    for read in (read_image, read_image_size):
+        start = time.process_time()
+        read(tmp_path / "x.png")
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < seconds[0] / 4
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
