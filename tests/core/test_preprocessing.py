@@ -91,11 +91,12 @@ def test_the_hosts_arithmetic_on_fitted_pictures_gives_hugging_faces_pixels():
     assert (normalised - preprocess_images(images, CLIP_PREPROCESSING)).abs().max() <= 2.4e-7
 
 
-def test_grey_and_alpha_are_preprocessed_as_rgb():
+def test_grey_is_preprocessed_as_rgb_and_cut_outs_on_white():
     grey, rgba = noise(40, 50, channels=1), noise(40, 50, channels=4)
     preprocess = preprocess_images
     assert torch.equal(preprocess(grey, CLIP_PREPROCESSING), preprocess(grey.repeat(1, 1, 1, 3), CLIP_PREPROCESSING))
-    assert torch.equal(preprocess(rgba, CLIP_PREPROCESSING), preprocess(rgba[..., :3], CLIP_PREPROCESSING))
+    on_white = rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:])
+    assert torch.equal(preprocess(rgba, CLIP_PREPROCESSING), preprocess(on_white, CLIP_PREPROCESSING))
 
 
 @pytest.mark.parametrize(
