@@ -77,7 +77,7 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
 
-#: Socket or widget type → what it needs, and whether a value is that. A list of choices counts as STRING.
+#: Socket or widget type → what it needs, and whether a value is that.
 _NEEDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     BASIS: ("the output of Load LoRWeB Basis", lambda value: isinstance(value, LoadedBasis)),
     COEFFICIENTS: ("coefficients, such as those of Encode Analogy", lambda value: isinstance(value, Mapping)),
@@ -102,7 +102,10 @@ def guard(node: type[Any], title: str) -> None:
 
     @functools.wraps(function)
     def guarded(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401
-        inputs = signature.bind(*arguments, **named).arguments
+        try:
+            inputs = signature.bind(*arguments, **named).arguments
+        except TypeError as error:  # the host passes a link to an input that the node does not have
+            raise LoRWeBError(f"{title} {error}. Delete the node from the workflow and add it again.") from error
         for section, specs in node.INPUT_TYPES().items():
             for name, (kind, *_) in specs.items():
                 if section == "required" or inputs.get(name) is not None:
@@ -123,7 +126,11 @@ def guard(node: type[Any], title: str) -> None:
 
 def _require_kind(name: str, kind: Any, value: Any, *, is_list: bool) -> None:  # noqa: ANN401
     """Raise unless a value, or each of a list of them, is what the socket's type says."""
-    needed, fits = _NEEDS["STRING" if isinstance(kind, list) else kind]
+    if isinstance(kind, list):
+        choices = ", ".join(kind[:10]) or "(nothing yet: add a file and press R)"
+        needed, fits = f"one of the list: {choices}{' …' if len(kind) > 10 else ''}", kind.__contains__
+    else:
+        needed, fits = _NEEDS[kind]
     values = value if is_list else [value]
     wrong = [item for item in values if not fits(item)]
     if wrong or not values:
