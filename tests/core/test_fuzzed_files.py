@@ -80,7 +80,7 @@ KINDS = {
     "Group1/labels.json": (write(LABELS), lambda path: relation252k.find_pairs(path.parents[1])),
     reference.METADATA_NAME: (write(METADATA), lambda path: reference._read_metadata(path.parent)),
     "answers.jsonl": (
-        write('{"key": "a", "answer": "b"}\n' * 2),
+        write('{"key": "a", "answer": "b"}\n{"key": [1], "answer": "b"}\n'),
         lambda path: RecordFile(path, ("key",), ("answer",)),
     ),
     "reply.txt": (write('So: {"metrics": {"accuracy": 7, "consistency": 9}} and {"better": 2}'), read_reply),

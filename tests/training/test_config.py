@@ -125,7 +125,7 @@ def test_unreadable_file_names_the_shipped_ones(tmp_path, text):
     assert first.endswith("mine.yaml has 1 mistake:")
     assert "Errno" not in mistake
     assert remedy == "Correct the file or the command line (name=value)."
-    assert text == "- a\n- list\n" or "shipped files: 16gb.yaml" in mistake
+    assert text == "- a\n- list\n" or "Shipped files: 16gb.yaml" in mistake
 
 
 def test_shipped_file_is_found_without_its_suffix_even_beside_a_folder_of_that_name(tmp_path, monkeypatch):

@@ -215,7 +215,7 @@ def test_strips_and_relation252k_are_commands(tmp_path: Path, capsys: pytest.Cap
     [
         (("folders", "{tmp}/nothing", "--out", "{tmp}/x.jsonl"), "a folder with"),
         (("folders", "{tmp}", "--out", "{tmp}/x.jsonl"), "nothing usable"),
-        (("check", "{tmp}/nothing.jsonl"), "readable pair index"),
+        (("check", "{tmp}/nothing.jsonl"), "There is no file"),
         (("webdataset", "{tmp}", "--pictures", "{tmp}/p", "--out", "{tmp}/x.jsonl"), "tar file"),
         (("reference", "{tmp}", "--out", "{tmp}/x.jsonl"), "control"),
     ],

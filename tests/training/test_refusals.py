@@ -49,7 +49,7 @@ def _empty(folder):
 @pytest.mark.parametrize("damage", [_truncate_weights, _remove_weights, _spoil_config])
 def test_damaged_part_of_a_model_is_named(tiny_config, copied_model, part, damage):
     damage(copied_model / part)
-    with pytest.raises(LoRWeBError, match=rf"Expected .*/{part}\b.*(Copy|Set base.components)"):
+    with pytest.raises(LoRWeBError, match=rf"/{part}\b.*(Copy|Set base.components)"):
         train(tiny_config("run.steps=1", f"base.model={copied_model}", "text.caption_source=a"))
 
 
@@ -58,7 +58,7 @@ def test_damaged_part_of_a_model_is_named(tiny_config, copied_model, part, damag
 )
 def test_damaged_small_part_of_a_model_is_named(tiny_config, copied_model, part, damage):
     damage(copied_model / part)
-    with pytest.raises(LoRWeBError, match=rf"Expected .*/{part}; .*Copy or download"):
+    with pytest.raises(LoRWeBError, match=rf"/{part}\b.*Copy "):
         train(tiny_config("run.steps=1", f"base.model={copied_model}", "text.caption_source=a"))
 
 

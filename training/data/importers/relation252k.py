@@ -74,15 +74,22 @@ def _read_group(labels: Path, task: str, found: Found) -> None:
         return
     pictures = {name: path for path in _pictures_below(labels.parent) for name in (path.stem, path.name)}
     prefix = f"{task}/" if labels.parent.name == "Group1" else f"{task}/{labels.parent.name}/"
+    unnamed: list[int] = []
     for position, entry in enumerate(entries):
         name = _first_text(entry, _PICTURE_FIELDS)
-        path = (pictures.get(Path(name).name) or pictures.get(Path(name).stem)) if name else None
+        if not name:
+            unnamed.append(position)
+            continue
+        path = pictures.get(Path(name).name) or pictures.get(Path(name).stem)
         if path is None:
-            reason = f"entry {position} names {name!r}, and there is no such picture" if name else "names no picture"
+            reason = f"entry {position} names {name!r}, and there is no such picture"
             found.problems.append(Problem(str(labels), "missing", reason))
             continue
         caption = _first_text(entry, _CAPTION_FIELDS)
         found.candidates.append(Candidate(prefix + path.stem, task, path, path, caption, strip=True))
+    if unnamed:
+        reason = f"{len(unnamed)} entries name no picture, the first is entry {unnamed[0]}"
+        found.problems.append(Problem(str(labels), "missing", reason))
 
 
 def _read_entries(labels: Path) -> list[Mapping[str, Any]] | Problem:
