@@ -121,6 +121,8 @@ class Loop:
         Raises: DivergenceError: after too many bad steps. ModelError: when one sample alone does not fit in memory.
         """
         config = self.config
+        if config.validation.every and state.step == 0:  # what training starts from, to compare with
+            self.callbacks.validate(state)
         while state.step < config.run.steps and not self._is_stopping():
             batch = self._next_batch(state)
             loss, norm = self._accumulate(state, batch)
@@ -128,9 +130,10 @@ class Loop:
             state.step += 1
             state.fitted_steps += 1
             self._report(state, loss, norm, rate)
-            if state.step % config.checkpoint.every == 0 or state.step == config.run.steps:
-                self.callbacks.save(state, is_last=state.step == config.run.steps)
-            if config.validation.every and state.step % config.validation.every == 0:
+            is_last = state.step == config.run.steps
+            if state.step % config.checkpoint.every == 0 or is_last:
+                self.callbacks.save(state, is_last=is_last)
+            if config.validation.every and (state.step % config.validation.every == 0 or is_last):
                 self.callbacks.validate(state)
                 state.fitted_steps = 0
         self.callbacks.save(state, is_last=True)

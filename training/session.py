@@ -50,7 +50,8 @@ def build_encoders(
     needs_pictures = not config.data.cache_embeddings and config.basis.query_mode not in GRID_MODES
     data = open_training_data(config, encoder.preprocessing if needs_pictures else None)
     captions = cached_captions(config, source, data.prompts, processes)
-    look_up = cached_embeddings(config, encoder, data.records, processes) if config.data.cache_embeddings else None
+    records = (*data.records, *data.examples)
+    look_up = cached_embeddings(config, encoder, records, processes) if config.data.cache_embeddings else None
     codec = load_codec(source, dtype=dtype, device=device)
     settings = config.router_settings()
     batch_encoder = BatchEncoder(
