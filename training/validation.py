@@ -29,7 +29,7 @@ from .evaluation.metrics import psnr, ssim
 from .flow import sample_generator
 from .health import RouterHealth, draw_use, router_health
 from .loop import TrainingState
-from .previews import SheetRow, contact_sheet, quadrants
+from .previews import contact_sheet, quadrants
 from .sampling import SigmaSchedule, sample_latents, target_tokens
 from .trainable import Conditioning, TrainableKontext
 from .training_data import FixedSet
@@ -38,6 +38,8 @@ from .training_data import FixedSet
 _NOISE_STEP = -1
 #: Where b′ differs from b by more than this in some channel (0-1) lies the edit.
 _CHANGED = 8 / 255
+#: Task or example, and images a | a′ | b | generated b′ | b′ (None where unknown), [h, w, 3] float 0–1.
+Row = tuple[str, list[Any]]
 _COLUMNS = ("a", "a'", "b", "b' generated", "b' true")
 
 
@@ -47,13 +49,13 @@ class ValidationResult:
 
     Attributes:
         numbers: by name for trackers.
-        rows: set → rows of a sheet: task or example, images a | a′ | b | generated b′ | b′ (None where unknown).
+        rows: set → rows of a sheet.
         health: of the router, None without validation analogies.
         layer_names: of the rows of `health.use`.
     """
 
     numbers: dict[str, float]
-    rows: dict[str, list[SheetRow]]
+    rows: dict[str, list[Row]]
     health: RouterHealth | None
     layer_names: tuple[str, ...]
 
@@ -169,9 +171,9 @@ class Validator:
         return health
 
     @torch.no_grad()
-    def pictures(self, model: TrainableKontext, name: str) -> list[SheetRow]:
-        """Return rows a | a′ | b | generated b′ | b′, [h, w, 3] float 0–1, of a set's first items (all examples)."""
-        rows: list[SheetRow] = []
+    def pictures(self, model: TrainableKontext, name: str) -> list[Row]:
+        """Return the rows of a set's first analogies (of the examples all)."""
+        rows: list[Row] = []
         for batch, places in self._batches.get(name, []):
             room = len(places) if name == "examples" else self.config.pictures - len(rows)
             if room > 0:
@@ -240,7 +242,7 @@ class Validator:
         return torch.stack(drawn).to(latents.device)
 
 
-def _image_scores(rows: Sequence[SheetRow]) -> dict[str, float]:
+def _image_scores(rows: Sequence[Row]) -> dict[str, float]:
     """Mean PSNR (dB, also over the pixels that the edit changes) and SSIM of generated b′, and the same of b itself."""
     found: dict[str, list[float]] = {}
     for _, (_, _, b, generated, b_prime) in rows:
