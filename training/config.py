@@ -163,12 +163,13 @@ class CheckpointConfig(_Section):
 
 
 class ValidationConfig(_Section):
-    """Losses at fixed noise, pictures and router health."""
+    """Losses at fixed noise, generated images, their PSNR and SSIM, and router health; at step 0 and at the end too."""
 
     every: Natural = 500
     per_task: Positive = 1
     max_items: Positive = 32
-    sigmas: Annotated[tuple[Sigma, ...], Field(min_length=1)] = (0.25, 0.5, 0.75)
+    sigmas: Annotated[tuple[Sigma, ...], Field(min_length=1)] = (0.25, 0.5, 0.75, 0.98)
+    examples: tuple[Path, ...] = ()
     pictures: Natural = 4
     picture_steps: Positive = 20
     picture_guidance: Annotated[float, Field(ge=0)] = 2.5

@@ -9,6 +9,7 @@ ignores the pictures), drift since the last look. A person opens `router.png`; n
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .previews import write_label
+
 _DEAD_SHARE = 0.1
-_CELL_PX = 12
+_CELL_PX, _NAME_PX, _HEAD_PX = 13, 280, 320
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,19 @@ def router_health(coefficients: Tensor, before: Tensor | None = None) -> RouterH
     )
 
 
-def draw_use(health: RouterHealth, path: Path) -> None:
+def draw_use(health: RouterHealth, layer_names: Sequence[str], path: Path) -> None:
     """Save a heat map: a row per layer, a column per adapter; white = unused, black = four times an even share."""
     share = (health.use * health.use.shape[1] / 4).clamp(0, 1)
-    grey = torch.round(255 * (1 - share)).to(torch.uint8).cpu().numpy()
-    Image.fromarray(np.kron(grey, np.ones((_CELL_PX, _CELL_PX), dtype=np.uint8))).save(path)
+    gray = torch.round(255 * (1 - share)).to(torch.uint8).cpu().numpy()
+    heat_map = Image.fromarray(np.kron(gray, np.ones((_CELL_PX, _CELL_PX), dtype=np.uint8)))
+    image = Image.new("RGB", (_NAME_PX + max(heat_map.width, _HEAD_PX), 2 * _CELL_PX + 4 + heat_map.height), "white")
+    write_label(image, "use of each adapter: white none, black 4x even", (_NAME_PX, 0), _HEAD_PX, font_px=_CELL_PX - 1)
+    for adapter in range(0, gray.shape[1], 4):
+        write_label(
+            image, str(adapter), (_NAME_PX + adapter * _CELL_PX, _CELL_PX + 2), 4 * _CELL_PX, font_px=_CELL_PX - 2
+        )
+    for row, name in enumerate(layer_names):
+        top = 2 * _CELL_PX + 3 + row * _CELL_PX
+        write_label(image, name, (4, top), _NAME_PX - 8, font_px=_CELL_PX - 2)
+    image.paste(heat_map, (_NAME_PX, 2 * _CELL_PX + 4))
+    image.save(path)

@@ -122,6 +122,8 @@ class Loop:
         Raises: DivergenceError: after too many bad steps. ModelError: when one sample alone does not fit in memory.
         """
         config = self.config
+        if config.validation.every and state.step == 0:  # what training starts from, to compare with
+            self.callbacks.validate(state)
         try:
             while state.step < config.run.steps and not self._is_stopping():
                 started = time.monotonic()
@@ -133,9 +135,10 @@ class Loop:
                 state.fitted_steps += 1
                 self.stop.has_stepped, self.stop.waits_for_compiler = True, self.processes.world_size > 1
                 self._report(state, loss, norm, rate, time.monotonic() - started)
-                if state.step % config.checkpoint.every == 0 or state.step == config.run.steps:
-                    self.callbacks.save(state, is_last=state.step == config.run.steps)
-                if config.validation.every and state.step % config.validation.every == 0:
+                is_last = state.step == config.run.steps
+                if state.step % config.checkpoint.every == 0 or is_last:
+                    self.callbacks.save(state, is_last=is_last)
+                if config.validation.every and (state.step % config.validation.every == 0 or is_last):
                     self.callbacks.validate(state)
                     state.fitted_steps = 0
         except StoppedAtOnceError as error:

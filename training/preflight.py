@@ -200,7 +200,7 @@ def _check_start(config: TrainConfig, start: Path, report: PreflightReport) -> N
         report.mistakes.append(f"no file {start}: correct basis.start_from, or leave it out")
         return
     try:
-        load_start(start, config.router_settings())
+        load_start(start, config)
     except LoRWeBError as error:
         report.mistakes.append(str(error))
 

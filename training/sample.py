@@ -159,7 +159,9 @@ def draw_triplet(
     pictures = [from_pil(read_image(path))[None] for path in triplet.pictures]
     answer, generated = sampler.draw(*pictures, prompt=triplet.prompt, options=options, on_step=on_step)
     a, a_prime, b, _ = quadrants(build_grid(*pictures, megapixels=sampler.megapixels(options), fit=options.fit)[0][0])
-    grid = contact_sheet([[a, a_prime, b, quadrants(generated[0])[3]]])
+    grid = contact_sheet(
+        ["a", "a'", "b", "b' generated"], [(triplet.name, [a, a_prime, b, quadrants(generated[0])[3]])]
+    )
     path = out / f"{triplet.name}.png"
     try:
         out.mkdir(parents=True, exist_ok=True)

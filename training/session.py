@@ -10,13 +10,13 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from lorweb_core.basis import Basis
 from lorweb_core.checkpoint import load_basis, save_basis
 from lorweb_core.encoder import load_image_encoder
 from lorweb_core.errors import CheckpointError, OutputError, RangeError, SettingsError
-from lorweb_core.settings import RouterSettings
 
 from .batches import GRID_MODES, BatchEncoder
 from .captions import CaptionTable
@@ -34,6 +34,8 @@ from .trainable import BasisShape, TrainableKontext
 from .training_data import TrainingData, open_training_data
 
 logger = logging.getLogger(__name__)
+#: Share of a typical weight of `lora_down` that one update may change: 11 % improved a basis, 36 % ruined it.
+_LARGEST_UPDATE = 0.25
 #: Of a basis that training starts from: with another value its numbers mean something else.
 _SETTINGS_TO_KEEP = ("activation", "heads", "reduction", "query_mode")
 
@@ -53,7 +55,8 @@ def build_encoders(
     needs_pictures = not config.data.cache_embeddings and config.basis.query_mode not in GRID_MODES
     data = open_training_data(config, encoder.preprocessing if needs_pictures else None)
     captions = cached_captions(config, source, data.prompts, processes)
-    look_up = cached_embeddings(config, encoder, data.records, processes) if config.data.cache_embeddings else None
+    records = (*data.records, *data.examples)
+    look_up = cached_embeddings(config, encoder, records, processes) if config.data.cache_embeddings else None
     with logged(f"loading the VAE of {source.components}"):
         codec = load_codec(source, dtype=dtype, device=device)
     settings = config.router_settings()
@@ -88,7 +91,7 @@ def build_state(config: TrainConfig, source: ModelSource, query_dim: int, proces
         dtype=DTYPES[config.basis.dtype], seed=config.run.seed, device=processes.device,
     )  # fmt: skip
     if config.basis.start_from is not None:
-        model.load_basis(load_start(config.basis.start_from, config.router_settings()))
+        model.load_basis(load_start(config.basis.start_from, config))
     if config.base.compile:
         transformer.compile_repeated_blocks()
         logger.info("the first step compiles the blocks: minutes in which Ctrl-C ends the run at once")
@@ -104,12 +107,21 @@ def build_state(config: TrainConfig, source: ModelSource, query_dim: int, proces
     )
 
 
-def load_start(path: Path, wanted: RouterSettings) -> Basis:
-    """Return the basis of `basis.start_from`.
+def load_start(path: Path, config: TrainConfig) -> Basis:
+    """Return the basis of `basis.start_from`; a learning rate that would overwrite it is warned about.
+
+    Adam's updates are about as large as the rate, whatever the gradient. Measured in benchmarks/results/own-folder.md.
 
     Raises: SettingsError: when it was trained to be used in another way than the run would use it.
     """
-    basis = load_basis(path)
+    basis, wanted, rate = load_basis(path), config.router_settings(), config.optimiser.learning_rate
+    weight = median(float(layer.lora_down.float().square().mean().sqrt()) for layer in basis.layers.values())
+    if rate > _LARGEST_UPDATE * weight:
+        logger.warning(
+            "optimiser.learning_rate %g is %.0f %% of a typical weight of %s (%.2g): the first updates overwrite what "
+            "it learned, and the loss then falls without coming back. Set optimiser.learning_rate to %.1g or less.",
+            rate, 100 * rate / weight, basis.name, weight, 0.1 * weight,
+        )  # fmt: skip
     pairs = {name: (getattr(basis.settings, name), getattr(wanted, name)) for name in _SETTINGS_TO_KEEP}
     different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if different:

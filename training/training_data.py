@@ -9,7 +9,7 @@ import logging
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -28,7 +28,13 @@ from .data.reference import ReferenceDataset
 from .data.splits import batches_by_bucket, hold_out
 from .data.validation import usable_pairs
 from .interruption import STOP_SIGNALS
-from .validation_outlook import tell_outlook, validation_outlook, validation_quadruplets, validation_triplets
+from .validation_outlook import (
+    read_examples,
+    tell_outlook,
+    validation_outlook,
+    validation_quadruplets,
+    validation_triplets,
+)
 
 logger = logging.getLogger(__name__)
 _PAIR_SETTINGS = ("task_exponent", "pairing", "hold_out_tasks", "hold_out_pairs")
@@ -41,10 +47,12 @@ class FixedSet:
     Attributes:
         dataset: item or None (a broken picture) by position.
         batches: positions, one cell size per batch.
+        unanswered: positions of items whose b′ is not known (b stands in its place).
     """
 
     dataset: Any
     batches: list[list[int]]
+    unanswered: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -53,15 +61,17 @@ class TrainingData:
 
     Attributes:
         training: drawing dataset, indexed by `DrawKey`.
-        validation: `seen` and `held_out` → fixed items; either may be absent.
+        validation: `seen`, `held_out` and `examples` → fixed items; any may be absent.
         records: usable pairs of every split; empty for triplets.
         prompts: every prompt of training and validation.
+        examples: pairs of `validation.examples`.
     """
 
     training: QuadrupletDataset | ReferenceDataset
     validation: dict[str, FixedSet]
     records: tuple[PairRecord, ...]
     prompts: tuple[str, ...]
+    examples: tuple[PairRecord, ...] = ()
 
 
 def open_training_data(config: TrainConfig, preprocessing: Preprocessing | None) -> TrainingData:
@@ -80,9 +90,20 @@ def open_training_data(config: TrainConfig, preprocessing: Preprocessing | None)
         caption_source=config.text.caption_source,
         caption_dropout=config.text.caption_dropout,
     )
-    if isinstance(index, TripletIndex):
-        return _from_triplets(config, index, settings, preprocessing)
-    return _from_pairs(config, index, settings, preprocessing)
+    build = _from_triplets if isinstance(index, TripletIndex) else _from_pairs
+    data = build(config, index, settings, preprocessing)  # type: ignore[arg-type]
+    examples, quadruplets = read_examples(config)
+    if not examples or not config.validation.every:
+        return data
+    dataset = FixedQuadrupletDataset(
+        examples, quadruplets, resolution_px=config.data.resolution_px, preprocessing=preprocessing,
+        on_bad_data=config.data.on_bad_data,
+    )  # fmt: skip
+    batches = batches_by_bucket([q.bucket for q in quadruplets], config.run.micro_batch_size)
+    unanswered = frozenset(i for i, q in enumerate(quadruplets) if examples[q.b].after == examples[q.b].before)
+    validation = data.validation | {"examples": FixedSet(dataset, batches, unanswered)}
+    prompts = tuple(sorted({*data.prompts, *(q.caption for q in quadruplets)}))
+    return replace(data, validation=validation, prompts=prompts, examples=tuple(examples))
 
 
 def divided_pairs(config: TrainConfig, index: PairIndex) -> tuple[list[PairRecord], list[Problem]]:

@@ -1,12 +1,15 @@
-"""Looking at a run from outside: losses at fixed noise and sigmas, pictures, and the router's health.
+"""Validation of a run: losses at fixed noise and sigmas, generated images beside the baseline, and the router's health.
 
-The analogies, their noise and their sigmas never change within a run, so curves are smooth and comparable. Two sets:
-held-out pairs of seen tasks, and held-out tasks. Every process computes the same; the main one writes.
+The analogies, their noise and their sigmas never change within a run, so curves are smooth and comparable. Three sets:
+held-out pairs of seen tasks, held-out tasks, and the user's own examples. A loss can fall while the images get worse:
+what counts is PSNR and SSIM of the generated b′ against those of b itself, which anybody gets by copying. Every process
+computes the same; the main one writes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ from lorweb_core.files import write_text_atomically
 from .batches import BatchEncoder
 from .config import ValidationConfig
 from .data.quadruplets import collate_quadruplets
+from .evaluation.metrics import psnr, ssim
 from .flow import sample_generator
 from .health import RouterHealth, draw_use, router_health
 from .loop import TrainingState
@@ -32,44 +36,67 @@ from .training_data import FixedSet
 
 #: Steps of training noise start at 0; validation noise must never be one of them.
 _NOISE_STEP = -1
+#: Where b′ differs from b by more than this in some channel (0-1) lies the edit.
+_CHANGED = 8 / 255
+#: Task or example, and images a | a′ | b | generated b′ | b′ (None where unknown), [h, w, 3] float 0–1.
+Row = tuple[str, list[Any]]
+_COLUMNS = ("a", "a'", "b", "b' generated", "b' true")
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What one look at a run gave.
+    """What one validation gave.
 
     Attributes:
-        losses: by name for trackers.
-        rows: set → rows of pictures a | a′ | b | b̂′ | b′.
+        numbers: by name for trackers.
+        rows: set → rows of a sheet.
         health: of the router, None without validation analogies.
         layer_names: of the rows of `health.use`.
     """
 
-    losses: dict[str, float]
-    rows: dict[str, list[list[Tensor]]]
+    numbers: dict[str, float]
+    rows: dict[str, list[Row]]
     health: RouterHealth | None
     layer_names: tuple[str, ...]
 
-    @property
-    def numbers(self) -> dict[str, float]:
-        """Everything for trackers."""
-        return self.losses | (self.health.numbers() if self.health is not None else {})
+    def line(self) -> str:
+        """Return the numbers of every set in words, for the log."""
+        parts = []
+        for name in dict.fromkeys([*self.rows, *(key.split("/")[1] for key in self.numbers if key.startswith("val"))]):
+            own = {
+                key.split("/")[2]: value for key, value in self.numbers.items() if key.startswith(f"validation/{name}/")
+            }
+            told = [f"{len(self.rows[name])} images"] if name in self.rows else []
+            if "psnr" in own:
+                told = [
+                    f"b' {own['psnr']:.1f} dB, SSIM {own['ssim']:.2f} (copying b: {own['copy_b_psnr']:.1f} dB, "
+                    f"{own['copy_b_ssim']:.2f})"
+                ]
+            if "changed_psnr" in own:
+                told.append(f"where it changes {own['changed_psnr']:.1f} dB ({own['copy_b_changed_psnr']:.1f} dB)")
+            losses = [
+                f"{value:.3f} at sigma {key.removeprefix('loss_')}" for key, value in own.items() if "loss_" in key
+            ]
+            told += [f"loss {self.numbers[f'validation/{name}']:.3f} ({', '.join(losses)})"] if losses else []
+            parts.append(f"{name}: {', '.join(told)}")
+        return "; ".join(parts) or "no analogies"
 
     def write(self, folder: Path) -> None:
         """Write `grids-<set>.png`, `numbers.json`, `router.png` and `router.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, rows in self.rows.items():
-            contact_sheet(rows).save(folder / f"grids-{name}.png")
-        write_text_atomically(folder / "numbers.json", json.dumps(self.numbers, indent=1))
+            contact_sheet(_COLUMNS, rows).save(folder / f"grids-{name}.png")
+        finite = {name: value if math.isfinite(value) else None for name, value in self.numbers.items()}
+        write_text_atomically(folder / "numbers.json", json.dumps(finite, indent=1))
         if self.health is not None:
-            draw_use(self.health, folder / "router.png")
+            draw_use(self.health, self.layer_names, folder / "router.png")
             use = dict(zip(self.layer_names, self.health.use.tolist(), strict=True))
             write_text_atomically(folder / "router.json", json.dumps({"use_per_adapter": use}, indent=1))
 
 
 @contextmanager
 def averaged_weights(state: TrainingState) -> Iterator[None]:
-    """Let the model have its moving average's weights for a while; without one nothing changes."""
+    """Let the model have its EMA's weights for a while; without one nothing changes."""
     if state.average is None:
         yield
         return
@@ -82,7 +109,7 @@ def averaged_weights(state: TrainingState) -> Iterator[None]:
 
 
 class ValidationStoppedError(Exception):
-    """Somebody asked the run to stop in the middle of a validation; what is done so far is let go of."""
+    """The run was asked to stop in the middle of a validation; what was computed so far is dropped."""
 
 
 def leave_if(is_stopping: bool) -> None:
@@ -93,10 +120,10 @@ def leave_if(is_stopping: bool) -> None:
 
 @dataclass
 class Validator:
-    """Fixed analogies and how they are looked at.
+    """Fixed analogies and what is computed of them.
 
     Attributes:
-        sets: name (`seen`, `held_out`) → items.
+        sets: name (`seen`, `held_out`, `examples`) → items.
         encoder: the frozen encoders.
         config: sigmas, numbers of pictures and steps.
         schedule: sigmas for pictures.
@@ -114,12 +141,20 @@ class Validator:
     _last_coefficients: Tensor | None = None
 
     def losses(self, model: TrainableKontext) -> dict[str, float]:
-        """Return `validation/<set>` → mean squared error over items, sigmas and positions (weights 1)."""
+        """Return `validation/<set>/loss_<sigma>`, the error of b′'s quadrant, and `validation/<set>`, their mean.
+
+        The other quadrants are copied from the context; three times as large, they would hide what b′ does.
+        """
         values = {}
         for name, batches in self._batches.items():
-            losses = [self._batch_losses(model, batch, places) for batch, places in batches]
-            if losses:
-                values[f"validation/{name}"] = float(torch.cat(losses).mean())
+            losses = [
+                self._batch_losses(model, batch, places)[:, self._answered(name, places)] for batch, places in batches
+            ]
+            errors = torch.cat([torch.empty(len(self.config.sigmas), 0), *losses], 1)
+            if errors.numel():
+                values[f"validation/{name}"] = float(errors.mean())
+                for sigma, loss in zip(self.config.sigmas, errors.mean(1).tolist(), strict=True):
+                    values[f"validation/{name}/loss_{sigma:g}"] = loss
         return values
 
     @torch.no_grad()
@@ -136,13 +171,18 @@ class Validator:
         return health
 
     @torch.no_grad()
-    def pictures(self, model: TrainableKontext, name: str) -> list[list[Tensor]]:
-        """Return rows a | a′ | b | b̂′ | b′ of a set's first analogies, [h, w, 3] float 0–1."""
-        rows: list[list[Tensor]] = []
+    def pictures(self, model: TrainableKontext, name: str) -> list[Row]:
+        """Return the rows of a set's first analogies (of the examples all)."""
+        rows: list[Row] = []
         for batch, places in self._batches.get(name, []):
-            room = self.config.pictures - len(rows)
+            room = len(places) if name == "examples" else self.config.pictures - len(rows)
             if room > 0:
-                rows += self._draw(model, batch, places[:room])
+                drawn = self._draw(model, batch, places[:room])
+                answered = self._answered(name, places[:room])
+                rows += [
+                    (task, row if is_known else [*row[:4], None])
+                    for task, row, is_known in zip(batch["task"], drawn, answered, strict=False)
+                ]
         return rows
 
     def compute(self, model: TrainableKontext) -> ValidationResult:
@@ -151,9 +191,15 @@ class Validator:
         Raises: ValidationStoppedError: when `pause` does.
         """
         rows = {name: self.pictures(model, name) for name in self.sets if self.config.pictures}
-        losses = self.losses(model)
-        return ValidationResult(losses, {name: row for name, row in rows.items() if row}, self.health(model),
-                                tuple(model.linears))  # fmt: skip
+        rows = {name: of_set for name, of_set in rows.items() if of_set}
+        numbers = self.losses(model)
+        for name, of_set in rows.items():
+            numbers |= {f"validation/{name}/{key}": value for key, value in _image_scores(of_set).items()}
+        health = self.health(model)
+        return ValidationResult(numbers | (health.numbers() if health else {}), rows, health, tuple(model.linears))
+
+    def _answered(self, name: str, places: Sequence[int]) -> list[bool]:
+        return [place not in self.sets[name].unanswered for place in places]
 
     @cached_property
     def _batches(self) -> dict[str, list[tuple[dict[str, Any], list[int]]]]:
@@ -168,8 +214,8 @@ class Validator:
         per_sigma = []
         for sigma in self.config.sigmas:
             self.pause()
-            per_sigma.append(model(encoded.latents, noise, ones * sigma, ones, encoded.conditioning))
-        return torch.cat(per_sigma).cpu()
+            per_sigma.append(model(encoded.latents, noise, ones * sigma, ones, encoded.conditioning, copied_weight=0.0))
+        return torch.stack(per_sigma).cpu()
 
     def _draw(self, model: TrainableKontext, batch: dict[str, Any], places: Sequence[int]) -> list[list[Tensor]]:
         encoded = self.encoder.encode(batch, slice(0, len(places)))
@@ -194,6 +240,24 @@ class Validator:
             for place in places
         ]
         return torch.stack(drawn).to(latents.device)
+
+
+def _image_scores(rows: Sequence[Row]) -> dict[str, float]:
+    """Mean PSNR (dB, also over the pixels that the edit changes) and SSIM of generated b′, and the same of b itself."""
+    found: dict[str, list[float]] = {}
+    for _, (_, _, b, generated, b_prime) in rows:
+        if b_prime is None:
+            continue
+        b, b_prime = b.cpu(), b_prime.cpu()
+        is_changed = (b_prime - b).abs().amax(-1) > _CHANGED
+        for prefix, image in (("", generated.clamp(0, 1).cpu()), ("copy_b_", b)):
+            found.setdefault(f"{prefix}psnr", []).append(psnr(image, b_prime))
+            if isinstance(similarity := ssim(image, b_prime), float):
+                found.setdefault(f"{prefix}ssim", []).append(similarity)
+            if is_changed.any():
+                changed = psnr(image[is_changed], b_prime[is_changed])
+                found.setdefault(f"{prefix}changed_psnr", []).append(changed)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _read_batches(fixed: FixedSet) -> list[tuple[dict[str, Any], list[int]]]:

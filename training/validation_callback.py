@@ -1,8 +1,9 @@
-"""What the loop calls to look at a run: whatever goes wrong with a look costs the look, not the run."""
+"""What the loop calls to validate a run: a failure costs the validation, not the run."""
 
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from lorweb_core.errors import OutputError
 from .config import TrainConfig
 from .distributed import Processes
 from .loop import TrainingState, is_out_of_memory
-from .monitor import Monitor, logged
+from .monitor import Monitor
 from .validation import ValidationResult, ValidationStoppedError, Validator, averaged_weights
 
 logger = logging.getLogger(__name__)
@@ -35,18 +36,19 @@ class ValidationCallback:
     processes: Processes
 
     def __call__(self, state: TrainingState) -> None:
-        """Look at the state of its step."""
-        with logged(f"validation at step {state.step}"), averaged_weights(state):
+        """Validate the state of its step."""
+        started = time.monotonic()
+        with averaged_weights(state):
             values = self._values_if_it_fits(state)
         if self.processes.is_main and values is not None:
-            self._write(values, state.step)
+            self._write(values, state.step, started)
         self.processes.wait()
 
     def _values_if_it_fits(self, state: TrainingState) -> ValidationResult | None:
         try:
             return self.validator.compute(state.model)
         except ValidationStoppedError:
-            logger.warning("the validation of step %d is left off", state.step)
+            logger.warning("the validation of step %d was stopped", state.step)
         except RuntimeError as error:
             if self.processes.world_size > 1 or not is_out_of_memory(error):
                 raise
@@ -58,14 +60,14 @@ class ValidationCallback:
             torch.cuda.empty_cache()
         return None
 
-    def _write(self, values: ValidationResult, step: int) -> None:
+    def _write(self, values: ValidationResult, step: int, started: float) -> None:
         folder = self.config.run_folder / "validation" / f"step-{step:09d}"
         try:
             values.write(folder)
         except (OSError, OutputError) as error:  # a full disk costs pictures, not the run
             logger.error("the validation of step %d is not written: %s", step, error)
-        losses = ", ".join(f"{name} {value:.4f}" for name, value in values.losses.items())
-        logger.info("step %d: %s; images in %s", step, losses, folder)
-        self.monitor.log(step, values.numbers)
+        seconds = time.monotonic() - started
+        self.monitor.log(step, values.numbers | {"validation/seconds": round(seconds, 3)})
+        logger.info("validation at step %d: %s; %.0f s, %s", step, values.line(), seconds, folder)
         for path in sorted(folder.glob("*.png")):
             self.monitor.picture(step, f"validation/{path.stem}", path)

@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lorweb_core.images import IMAGE_SUFFIXES, ImageFileError, read_image_size
+
 from .config import TrainConfig
-from .data.buckets import cell_buckets
+from .data.buckets import cell_buckets, nearest_bucket
 from .data.drawing import Quadruplet
 from .data.index import PairRecord, TripletRecord
+from .data.problems import DataError
 from .data.splits import TaskKind, fixed_quadruplets, held_out_tasks
 from .data.triplet_splits import validation_triplets as fixed_triplets
 
@@ -49,14 +52,18 @@ def validation_outlook(
     sets = validation_triplets(config, triplets) if triplets else validation_quadruplets(config, pairs)
     reasons = _why_none_of_triplets(config) if triplets else _why_none_of_pairs(config, pairs)
     counts = {name: len(chosen) for name, chosen in sets.items()}
+    examples = len(read_examples(config)[1])
     told = {
         name: f"{kind} tasks: " + (f"{counts[name]} item(s)" if counts[name] else f"none, since {reasons[name]}")
         for name, kind in _KINDS.items()
     }
     asked_for = {"seen": config.data.hold_out_pairs, "held_out": config.data.hold_out_tasks} if pairs else {}
-    is_lacking = not any(counts.values()) or any(wanted and not counts[name] for name, wanted in asked_for.items())
+    is_lacking = not (any(counts.values()) or examples) or any(
+        wanted and not counts[name] for name, wanted in asked_for.items()
+    )
     missing = ". ".join(f"validation on {told[name]}" for name in counts if not counts[name])
-    return ValidationOutlook(counts, f"validation on {'; '.join(told.values())}", missing if is_lacking else "")
+    line = f"validation on {'; '.join(told.values())}" + (f"; {examples} of your own examples" if examples else "")
+    return ValidationOutlook(counts, line, missing if is_lacking else "")
 
 
 def tell_outlook(outlook: ValidationOutlook) -> None:
@@ -75,6 +82,51 @@ def validation_quadruplets(config: TrainConfig, records: Sequence[PairRecord]) -
         )
         for name, kind in _KINDS.items()
     }  # fmt: skip
+
+
+def read_examples(config: TrainConfig) -> tuple[list[PairRecord], list[Quadruplet]]:
+    """Pairs and analogies of `validation.examples`, each folder's name being the task.
+
+    Without b_prime.* the answer is unknown: b's pair then has b on both sides.
+
+    Raises: DataError: for everything that is missing or cannot be read, at once.
+    """
+    records: list[PairRecord] = []
+    quadruplets, problems = [], []
+    buckets = cell_buckets(config.data.resolution_px)
+    for folder in config.validation.examples:
+        images = {
+            path.stem: path.absolute() for path in sorted(folder.glob("*")) if path.suffix.lower() in IMAGE_SUFFIXES
+        }
+        absent = [name for name in ("a", "a_prime", "b") if name not in images]
+        if absent:
+            problems.append(f"{folder} has no image named {' or '.join(absent)}")
+            continue
+        images.setdefault("b_prime", images["b"])
+        for before, after in (("a", "a_prime"), ("b", "b_prime")):
+            try:
+                (width, height), _ = read_image_size(images[before]), read_image_size(images[after])
+            except ImageFileError as error:
+                problems.append(str(error))
+                continue
+            records.append(
+                PairRecord(
+                    f"example:{folder}/{before}", folder.resolve().name, images[before], images[after],
+                    width, height, split="val",
+                )
+            )  # fmt: skip
+        if not problems:
+            prompt = folder / "prompt.txt"
+            is_told = config.text.caption_source != "none" and prompt.is_file()
+            caption = prompt.read_text(encoding="utf-8").strip() if is_told else ""
+            bucket = nearest_bucket(buckets, records[-1].aspect)
+            quadruplets.append(Quadruplet(len(records) - 2, len(records) - 1, bucket, caption))
+    if problems:
+        raise DataError(
+            f"validation.examples cannot be used: {'; '.join(problems)}. Each folder needs a, a_prime and b, such as "
+            "a.png, a_prime.png, b.jpg; b_prime and prompt.txt are optional."
+        )
+    return records, quadruplets
 
 
 def validation_triplets(config: TrainConfig, records: Sequence[TripletRecord]) -> dict[str, list[TripletRecord]]:

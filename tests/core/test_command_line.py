@@ -227,7 +227,9 @@ def test_mix_of_pictures_tells_every_mistake(run, tmp_path):
         mix(narrow, tmp_path / "clip"), "a SigLIP encoder", "got 12 from the CLIP model clip", "siglip2-base"
     )
     assert_refused(mix(basis, tmp_path / "none"), "--encoder to be a folder", "nothing is downloaded")
-    assert_refused(mix(basis, tmp_path / "clip", **{"--b": tmp_path / "text.png"}), "cannot be used", "text.png", "save it as PNG")
+    assert_refused(
+        mix(basis, tmp_path / "clip", **{"--b": tmp_path / "text.png"}), "cannot be used", "text.png", "save it as PNG"
+    )
     assert_refused(mix(basis, tmp_path / "clip", **{"--b": tmp_path / "missing.png"}), "missing.png", "There is no")
     assert not (tmp_path / "out.safetensors").exists()
 

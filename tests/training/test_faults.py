@@ -10,7 +10,10 @@ import torch
 
 from lorweb_core.checkpoint import load_basis
 from training.checkpoints import STATE_FILE, list_checkpoints
+from training.demo.scenes import MODEL_FOLDER
 from training.loop import Loop
+from training.sampling import sample_latents
+from training.session import load_start
 from training.train import train
 from training.trainable import TrainableKontext
 
@@ -28,36 +31,38 @@ def test_out_of_memory_in_a_validation_costs_the_validation_alone(tiny_config, m
     monkeypatch.setattr("training.validation.sample_latents", run_out)
     config = tiny_config("run.steps=3", *VALIDATED)
     assert train(config).step == 3
-    assert "no validation at step 2: out of memory" in caplog.text
+    assert all(f"no validation at step {step}: out of memory" in caplog.text for step in (0, 2, 3))
     assert not (config.run_folder / "validation").exists()
 
 
 def test_a_step_is_saved_before_it_is_looked_at(tiny_config, monkeypatch):
-    def fail(*_args, **_options):
-        raise RuntimeError("a mistake in the validation")
+    config = tiny_config("run.steps=3", *VALIDATED)
+
+    def fail(*arguments):
+        if _checkpoints(config):
+            raise RuntimeError("a mistake in the validation")
+        return sample_latents(*arguments)
 
     monkeypatch.setattr("training.validation.sample_latents", fail)
-    config = tiny_config("run.steps=3", *VALIDATED)
     with pytest.raises(RuntimeError, match="a mistake"):
         train(config)
     assert _checkpoints(config) == ["step-000000002"]
 
 
 def test_a_signal_in_the_middle_of_a_validation_does_not_wait_for_its_end(tiny_config, monkeypatch, caplog):
-    forwards = []
-    predict = TrainableKontext.predict
+    config = tiny_config("run.steps=4", *VALIDATED)
+    forwards, predict = [], TrainableKontext.predict
 
     def predict_and_signal(self, *arguments):
-        if not torch.is_grad_enabled():  # not in training
+        if not torch.is_grad_enabled() and _checkpoints(config):  # not in training, nor before it
             forwards.append(1)
             os.kill(os.getpid(), signal.SIGTERM)
         return predict(self, *arguments)
 
     monkeypatch.setattr(TrainableKontext, "predict", predict_and_signal)
-    config = tiny_config("run.steps=4", *VALIDATED)
     assert train(config).step == 2
     assert len(forwards) == 1
-    assert "the validation of step 2 is left off" in caplog.text
+    assert "the validation of step 2 was stopped" in caplog.text
     assert _checkpoints(config) == ["step-000000002"]
 
 
@@ -113,6 +118,14 @@ def test_random_states_of_a_resumed_run_are_those_of_the_straight_one(tiny_confi
         (*_, last) = list_checkpoints(config.run_folder / "checkpoints")
         states.append(torch.load(last / STATE_FILE, weights_only=True)["random"]["cpu"])
     assert torch.equal(*states)
+
+
+@pytest.mark.parametrize(("rate", "is_told"), [("2e-2", True), ("1e-2", True), ("3e-3", False), ("1e-3", False)])
+def test_a_rate_that_overwrites_the_basis_to_start_from_is_warned_of(tiny_config, caplog, rate, is_told):
+    """Measured in benchmarks/results/own-folder.md: PSNR falls with the first two and rises with the others."""
+    load_start(MODEL_FOLDER / "basis.safetensors", tiny_config(f"optimiser.learning_rate={rate}"))
+    assert (f"optimiser.learning_rate {float(rate):g} is" in caplog.text) == is_told
+    assert ("Set optimiser.learning_rate to 0.003 or less" in caplog.text) == is_told
 
 
 def test_a_basis_to_start_from_is_not_taken_for_one_of_another_kind(tiny_config, caplog):

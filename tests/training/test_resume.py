@@ -114,7 +114,7 @@ def test_disk_without_room_for_numbers_costs_no_steps(tiny_config, caplog):
     (config.run_folder / "metrics.jsonl").symlink_to("/dev/full")
     (config.run_folder / "validation").write_text("a file in the way")
     assert train(config).step == 3
-    assert caplog.text.count("numbers of step") == 4
+    assert caplog.text.count("numbers of step") == 6
     assert "the validation of step 2 is not written" in caplog.text
 
 

@@ -169,5 +169,5 @@ def test_a_run_on_triplets_gives_validation_losses(tiny_config, triplets):
     options = ("run.steps=1", "validation.every=1", "validation.pictures=0", "data.hold_out_tasks=0")
     config = tiny_config(f"data.index={triplets}", *options)
     train(config)
-    (numbers,) = config.run_folder.rglob("numbers.json")
+    numbers = config.run_folder / "validation" / "step-000000001" / "numbers.json"
     assert {"validation/seen", "validation/held_out"} <= json.loads(numbers.read_text()).keys()

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from lorweb_core.encoder import read_encoder_size
 from training.config_reading import read_config
+from training.data.problems import DataError
 from training.health import draw_use, router_health
 from training.memory import checkpoint_bytes, estimate_memory, size_text
 from training.model_source import FULL_SIZE_CONFIG, find_source, read_transformer_config
@@ -18,6 +20,7 @@ from training.optimisers import MovingAverage
 from training.preflight import preflight_report
 from training.previews import contact_sheet, quadrants
 from training.train import main, train
+from training.validation import _image_scores
 
 
 @pytest.fixture
@@ -33,12 +36,112 @@ def test_pictures_numbers_and_router_files_are_written(validated):
     assert {path.name for path in folder.iterdir()} == {
         "grids-seen.png", "grids-held_out.png", "numbers.json", "router.png", "router.json",
     }  # fmt: skip
-    width, height = Image.open(folder / "grids-seen.png").size
-    assert (width, height) == (5 * 32 + 4 * 4, 2 * (32 + 4))
     numbers = json.loads((folder / "numbers.json").read_text())
-    assert {"validation/seen", "validation/held_out", "router/entropy", "router/dead_adapters"} <= numbers.keys()
+    scores = {f"{of}{name}" for of in ("", "copy_b_") for name in ("psnr", "ssim", "changed_psnr")}
+    wanted = {f"validation/{of}/{name}" for of in ("seen", "held_out") for name in (*scores, "loss_0.25", "loss_0.98")}
+    assert wanted | {"validation/seen", "validation/held_out", "router/entropy"} <= numbers.keys()
     assert len(json.loads((folder / "router.json").read_text())["use_per_adapter"]) == 20
     assert list((validated.run_folder / "tensorboard").iterdir())
+
+
+def validated_steps(config):
+    lines = [json.loads(line) for line in (config.run_folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines if "validation/seen" in line and line["validation/seconds"] > 0]
+
+
+def test_a_run_is_validated_before_its_first_step_and_after_its_last_and_resuming_repeats_neither(tiny_config, caplog):
+    caplog.set_level("INFO")
+    options = ("validation.pictures=1", "validation.picture_steps=1", "checkpoint.every=1", "validation.every=2")
+    train(tiny_config(*options, "run.steps=3"))
+    config = tiny_config(*options, "run.steps=5")
+    train(config, resume="latest")
+    assert validated_steps(config) == [0, 2, 3, 4, 5]
+    train(config, resume="latest")
+    assert validated_steps(config) == [0, 2, 3, 4, 5]
+    (line,) = [text for text in caplog.messages if text.startswith("validation at step 4: ")]
+    numbers = json.loads((config.run_folder / "validation" / "step-000000004" / "numbers.json").read_text())
+    for name in ("seen", "held_out"):
+        own = {key.split("/")[2]: value for key, value in numbers.items() if key.startswith(f"validation/{name}/")}
+        assert f"{name}: b' {own['psnr']:.1f} dB" in line
+        assert f"copying b: {own['copy_b_psnr']:.1f} dB" in line
+        assert f"{own['loss_0.98']:.3f} at sigma 0.98" in line
+
+
+def test_the_scores_of_an_image_are_those_of_copying_b_beside_the_truth():
+    b, b_prime = torch.zeros(16, 16, 3), torch.zeros(16, 16, 3)
+    b_prime[:8] = 0.5
+    half_right = b_prime.clone()
+    half_right[:4] = 0
+    scores = _image_scores([("task", [b, b, b, half_right, b_prime]), ("unknown", [b, b, b, b, None])])
+    assert scores["copy_b_psnr"] == pytest.approx(-10 * math.log10(0.125))
+    assert scores["psnr"] == pytest.approx(-10 * math.log10(0.0625))
+    assert scores["copy_b_changed_psnr"] == pytest.approx(-10 * math.log10(0.25))
+    assert scores["changed_psnr"] == pytest.approx(-10 * math.log10(0.125))
+    assert scores["copy_b_ssim"] < scores["ssim"] < 1
+    assert _image_scores([("task", [b, b, b, b_prime, b_prime])])["ssim"] == pytest.approx(1)
+
+
+def test_validation_loss_is_that_of_the_answer_alone(tiny_config, assembled, monkeypatch):
+    """The model's prediction is made useless in one place; only that of b′'s quadrant may be seen."""
+    loop, state = assembled(tiny_config("validation.every=1"))
+    validator, predict = loop.callbacks.validate.validator, type(state.model).predict
+    losses = {"": validator.losses(state.model)}
+    for place, spoiled in {"copied": (slice(0, 4), slice(0, 4)), "answer": (slice(4, 8), slice(4, 8))}.items():
+
+        def spoil(model, noisy, sigmas, conditioning, spoiled=spoiled):
+            prediction = predict(model, noisy, sigmas, conditioning).clone()
+            prediction[..., spoiled[0], spoiled[1]] += 9
+            return prediction
+
+        monkeypatch.setattr(type(state.model), "predict", spoil)
+        losses[place] = validator.losses(state.model)
+    assert losses["copied"] == losses[""]
+    assert losses["answer"]["validation/seen"] > losses[""]["validation/seen"] + 50
+
+
+@pytest.fixture
+def examples(tiny_parts, tmp_path):
+    """Two folders of own triplets, `dog` without its answer and `cat` with it."""
+    images = sorted((tiny_parts / "pictures").glob("*/*.png"))
+    for name, parts in {"dog": ("a", "a_prime", "b"), "cat": ("a", "a_prime", "b", "b_prime")}.items():
+        (tmp_path / name).mkdir()
+        for part, image in zip(parts, images, strict=False):
+            (tmp_path / name / f"{part}.png").write_bytes(image.read_bytes())
+    return tmp_path / "dog", tmp_path / "cat"
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_own_examples_are_shown_by_name_and_measured_where_their_answer_is_known(
+    tiny_config, assembled, examples, tmp_path, is_cached
+):
+    options = (f"data.cache={tmp_path}", "data.cache_embeddings=true", "data.cache_latents=true") if is_cached else ()
+    chosen = f"validation.examples=[{examples[0]},{examples[1]}]"
+    loop, state = assembled(tiny_config("validation.every=1", "validation.pictures=1", chosen, *options))
+    result = loop.callbacks.validate.validator.compute(state.model)
+    assert [(name, row[4] is None) for name, row in result.rows["examples"]] == [("dog", True), ("cat", False)]
+    assert {len(result.rows[name]) for name in ("seen", "held_out")} == {1}
+    cat_alone = tiny_config("validation.every=1", "run.name=cat", f"validation.examples=[{examples[1]}]", *options)
+    loop, state = assembled(cat_alone)
+    alone = loop.callbacks.validate.validator.compute(state.model)
+    own = {key for key in result.numbers if key.startswith("validation/examples/")}
+    assert {"validation/examples/psnr", "validation/examples/loss_0.98"} <= own
+    assert own == {key for key in alone.numbers if key.startswith("validation/examples/")}
+    loop, state = assembled(tiny_config("validation.every=1", "run.name=dog", f"validation.examples=[{examples[0]}]"))
+    unknown = loop.callbacks.validate.validator.compute(state.model)
+    assert not [key for key in unknown.numbers if "examples" in key]
+    assert "examples: 1 images" in unknown.line()
+
+
+def test_everything_wrong_with_own_examples_is_said_before_the_run(tiny_config, examples, tmp_path):
+    dog, cat = examples
+    (dog / "b.png").unlink()
+    (cat / "a_prime.png").write_bytes(b"no image")
+    config = tiny_config("validation.every=1", f"validation.examples=[{dog},{cat},{tmp_path}/none]")
+    with pytest.raises(DataError) as error:
+        train(config)
+    for text in (f"{dog} has no image named b", "a_prime.png", "none has no image named a or a_prime or b"):
+        assert text in str(error.value)
+    assert str(error.value) in preflight_report(config).mistakes
 
 
 def test_validation_loss_depends_on_the_weights_alone(tiny_config, assembled):
@@ -49,7 +152,10 @@ def test_validation_loss_depends_on_the_weights_alone(tiny_config, assembled):
     loop.run(state)
     after = validator.losses(state.model)
     assert after != before
-    assert after.keys() == {"validation/seen", "validation/held_out"}
+    of_sigmas = {
+        f"validation/{name}/loss_{sigma}" for name in ("seen", "held_out") for sigma in (0.25, 0.5, 0.75, 0.98)
+    }
+    assert after.keys() == {"validation/seen", "validation/held_out"} | of_sigmas
 
 
 def test_validating_changes_nothing_in_the_run(tiny_config):
@@ -57,7 +163,8 @@ def test_validating_changes_nothing_in_the_run(tiny_config):
     with_it = train(tiny_config(*options, "run.name=with", "validation.every=1", "validation.pictures=0"))
     without = train(tiny_config(*options, "run.name=without"))
     assert with_it.losses == without.losses
-    assert with_it.basis_file.read_bytes().split(b"}", 1)[0] != b""
+    trained, expected = load_file(with_it.basis_file), load_file(without.basis_file)
+    assert all(torch.equal(trained[name], tensor) for name, tensor in expected.items())
 
 
 def test_health_of_an_even_router():
@@ -75,10 +182,11 @@ def test_health_of_a_collapsed_router(tmp_path):
     assert health.entropy == pytest.approx(0.0, abs=1e-6)
     assert health.dead_adapters == 0.75
     assert health.drift == pytest.approx(4 * (0.75 + 3 * 0.25) / 4)
-    draw_use(health, tmp_path / "use.png")
-    picture = Image.open(tmp_path / "use.png")
-    assert picture.size == (4 * 12, 2 * 12)
-    assert (picture.getpixel((0, 0)), picture.getpixel((14, 0))) == (255, 0)
+    draw_use(health, ("single_transformer_blocks.0.proj_mlp", "x_embedder"), tmp_path / "use.png")
+    picture = Image.open(tmp_path / "use.png").convert("L")
+    left, top = picture.width - 320, picture.height - 2 * 13
+    assert [picture.getpixel((left + 13 * column + 6, top + 20)) for column in range(4)] == [255, 0, 255, 255]
+    assert picture.crop((0, top, left, top + 13)).getextrema()[0] < 100  # the layer's name
 
 
 def test_router_that_tells_analogies_apart_has_spread():
@@ -106,7 +214,14 @@ def test_moving_average_follows_and_is_restored():
 def test_quadrants_and_sheet():
     grid = torch.arange(4).view(2, 2, 1).repeat_interleave(3, 0).repeat_interleave(3, 1).expand(6, 6, 3) / 3
     assert [float(part[0, 0, 0]) for part in quadrants(grid)] == pytest.approx([0, 1 / 3, 2 / 3, 1])
-    assert contact_sheet([quadrants(grid), quadrants(grid)[:2]]).size == (4 * 3 + 3 * 4, 2 * (3 + 4))
+    large, row = torch.zeros(150, 200, 3), [part.repeat_interleave(50, 0) for part in quadrants(grid)]
+    sheet = contact_sheet(["a", "a'", "b′", "d"], [("éclair", [large, None, *row[:2]]), ("x" * 500, row)])
+    assert sheet.size == (6 + 4 * 206, 22 + (22 + 200 + 6) * 2)
+    assert sheet.getpixel((10, 22 + 22 + 2)) == (0, 0, 0)
+    assert sheet.crop((206, 22 + 22, 412, 250)).getextrema() == ((255, 255),) * 3  # what is missing stays empty
+    for column in range(4):
+        assert sheet.crop((column * 206, 0, column * 206 + 206, 22)).convert("L").getextrema()[0] < 50
+    assert sheet.crop((0, 22, 206, 44)).convert("L").getextrema()[0] < 150
 
 
 def test_check_reports_data_memory_and_disk_and_loads_no_weights(tiny_overrides, tiny_parts, capsys):

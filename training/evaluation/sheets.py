@@ -6,15 +6,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from lorweb_core.images import read_image
 
 from ..data.drawing import uniforms
+from ..previews import contact_sheet
 from .folder import EvaluationFolder, save_picture
 from .samples import Sample
-
-_GAP_PX, _LABEL_PX = 6, 18
 
 
 def write_sheets(
@@ -46,47 +45,15 @@ def write_sheets(
 
 def _sheet(folder: EvaluationFolder, methods: Sequence[str], samples: Sequence[Sample], cell_px: int) -> Image.Image:
     has_truth = any(sample.has_truth for sample in samples)
-    titles = ["a", "a′", "b", *methods, *(["true b′"] if has_truth else [])]
-    step = cell_px + _GAP_PX
-    row_px = step + _LABEL_PX
-    sheet = Image.new("RGB", (len(titles) * step + _GAP_PX, _LABEL_PX + len(samples) * row_px + _GAP_PX), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
-    for column, title in enumerate(titles):
-        _write(draw, font, title, (_GAP_PX + column * step, 2), cell_px)
-    for row, sample in enumerate(samples):
-        top = _LABEL_PX + row * row_px
-        _write(draw, font, f"{sample.task}: {sample.id}", (_GAP_PX, top + 2), len(titles) * step)
-        for column, path in enumerate(_pictures(folder, methods, sample)):
-            if path is not None and path.is_file():
-                _paste(sheet, read_image(path), (_GAP_PX + column * step, top + _LABEL_PX), cell_px)
-    return sheet
-
-
-def _pictures(folder: EvaluationFolder, methods: Sequence[str], sample: Sample) -> list[Path | None]:
-    inputs = [folder.inputs(sample.id) / f"{part}.png" for part in ("a", "a_prime", "b")]
-    results = [folder.picture(method, sample.id) for method in methods]
-    return [*inputs, *results, folder.truth(sample.id) if sample.has_truth else None]
-
-
-def _paste(sheet: Image.Image, picture: Image.Image, place: tuple[int, int], cell_px: int) -> None:
-    scale = cell_px / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    sheet.paste(picture.resize(size, method), place)
-
-
-def _write(
-    draw: ImageDraw.ImageDraw,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-    text: str,
-    place: tuple[int, int],
-    width_px: int,
-) -> None:
-    """Write text, cut where its column ends; the built-in font has no characters beyond ASCII."""
-    text = text.replace("′", "'").replace("×", "x").encode("ascii", "replace").decode("ascii")
-    while text and draw.textlength(text, font=font) > width_px:
-        text = text[:-1]
-    draw.text(place, text, fill="black", font=font)
+    columns = ["a", "a'", "b", *methods, *(["true b'"] if has_truth else [])]
+    rows = []
+    for sample in samples:
+        paths = [folder.inputs(sample.id) / f"{part}.png" for part in ("a", "a_prime", "b")]
+        paths += [folder.picture(method, sample.id) for method in methods]
+        paths += [folder.truth(sample.id)] if sample.has_truth else []
+        images = [read_image(path) if path.is_file() else None for path in paths]
+        rows.append((f"{sample.task}: {sample.id}", images))
+    return contact_sheet(columns, rows, cell_px=cell_px)
 
 
 def _by_turns(samples: Sequence[Sample]) -> list[Sample]:
