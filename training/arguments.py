@@ -17,10 +17,12 @@ def count(text: str) -> int:
 
 
 def open_device(name: str) -> torch.device:
-    """Return the device of a name: `cpu`, `cuda` or `cuda:1`.
+    """Return the device of a name: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
 
     Raises: SettingsError: for any other name, and for a GPU that is not there.
     """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
     is_there = name == "cpu" or (
         kind == "cuda" and (number.isdigit() or name == "cuda") and int(number or 0) < torch.cuda.device_count()
