@@ -106,7 +106,7 @@ class Judge:
         openai, who = self._openai, f"The judge {self.model} at {self._url}"
         if isinstance(error, openai.APITimeoutError):
             return JudgeError(
-                f"{who} did not answer within {self._timeout_s:g} s. Raise --timeout-seconds. {_CONTINUE}"
+                f"{who} gave no answer in {self._timeout_s:g} s. Raise --timeout-seconds. {_CONTINUE}"
             )
         if isinstance(error, openai.APIConnectionError):
             cause = error.__cause__ or error
