@@ -1,7 +1,7 @@
 """The paper's evaluation in three commands, each of which continues where it stopped.
 
     python -m training.evaluate generate --set mydata/pairs.jsonl --out runs/eval \\
-        --generator LoRWeB=runs/mine/basis.safetensors --method RelationAdapter=relation-adapter:outputs/ra
+        --generator LoRWeB=runs/mine/mine.safetensors --method RelationAdapter=relation-adapter:outputs/ra
     python -m training.evaluate judge runs/eval --endpoint http://localhost:8000/v1 --model google/gemma-3-27b-it
     python -m training.evaluate aggregate runs/eval
 

@@ -45,6 +45,13 @@ def judge_words(out, server, *metrics):
 def test_generate_judge_aggregate_fill_the_papers_table(started, tiny_parts, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     _, out = started
+    assert main(["judge", str(out), "--clip-encoder", "none"]) == 0
+    assert main(["aggregate", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "no plot" in shown
+    row = next(line for line in shown.splitlines() if line.startswith("| theirs"))
+    assert row.split("|")[2:6] == [" null "] * 4, "without judge and weights"
+    assert "null" not in row.split("|")[6:]
     backbone, heads = write_network(tmp_path, "alex")
     weights = ["--lpips-backbone", str(backbone), "--lpips-heads", str(heads)]
     with serving(well_formed) as server:
@@ -75,16 +82,6 @@ def test_generate_judge_aggregate_fill_the_papers_table(started, tiny_parts, tmp
     assert "copy-a-prime" not in capsys.readouterr().out
 
 
-def test_without_weights_or_judge_those_columns_are_null(started, capsys):
-    _, out = started
-    assert main(["judge", str(out), "--clip-encoder", "none"]) == 0
-    assert "name a judge with --endpoint" in capsys.readouterr().out
-    assert main(["aggregate", str(out), "--no-plot"]) == 0
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| theirs"))
-    assert row.split("|")[2:6] == [" null "] * 4
-    assert "null" not in row.split("|")[6:]
-
-
 def test_a_killed_judge_continues_where_it_stopped(started):
     _, out = started
     with serving(lambda asked: Reply(well_formed(asked).text, delay_seconds=0.2)) as server:
@@ -113,7 +110,8 @@ def test_failures_of_the_judge_are_counted_and_a_stopped_run_says_how_to_continu
     with serving(lambda asked: well_formed(asked) if asked.number < 5 else Reply("overloaded", 503)) as server:
         words = [*judge_words(out, server), "--retries", "0", "--workers", "1"]
         assert main(words) == 2
-        assert "overloaded" in (message := capsys.readouterr().err)
+        message = capsys.readouterr().err
+        assert "overloaded" in message
         assert "run the same command again to continue" in message
         server.behave = lambda asked: Reply(comparison(3)) if asked.is_comparison else well_formed(asked)
         assert main([*words, "--method", "theirs", "--method", "copy-b"]) == 0

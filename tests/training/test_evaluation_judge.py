@@ -186,17 +186,6 @@ def test_a_server_that_fails_says_what_to_do_and_the_answers_stay(evaluation, re
         assert len(server.asked) == before + 2
 
 
-def test_a_rate_limit_is_waited_for_as_the_server_says(evaluation):
-    def limited_once(asked):
-        return Reply("slow down", 429, {"Retry-After": "1"}) if asked.number == 0 else well_formed(asked)
-
-    with serving(limited_once) as server:
-        began = time.monotonic()
-        assert ask(evaluation, server, retries=2)[0] == {"answered": 4}
-        assert time.monotonic() - began >= 1
-        assert len(server.asked) == 5
-
-
 def test_a_wrong_address_or_model_is_an_error_before_any_work():
     with serving(well_formed) as server:
         url = server.url

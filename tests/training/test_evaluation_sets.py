@@ -10,7 +10,7 @@ from tests.training.evaluation_sets import write_index
 from training.data.index import PairIndex
 from training.evaluation.folder import EvaluationError, EvaluationFolder
 from training.evaluation.sets import SetOptions, read_set
-from training.evaluation.test_set import ImagePart, read_not_used, read_samples, write_samples
+from training.evaluation.test_set import ImagePart, read_samples, write_samples
 
 ALL = SetOptions(split="all")
 
@@ -137,14 +137,3 @@ def test_an_evaluation_folder_holds_one_set_and_is_filled_once(tmp_path):
         write_samples(folder, analogies, max_side_px=32)
     with pytest.raises(EvaluationError, match="Choose another --out"):
         write_samples(folder, analogies[:1], max_side_px=64)
-
-
-def test_broken_images_are_left_out_by_name(tmp_path, caplog):
-    index = write_index(tmp_path / "data", tasks=("dark",))
-    (tmp_path / "data" / "dark" / "0001_after.png").write_bytes(b"no picture")
-    folder = EvaluationFolder(tmp_path / "evaluation")
-    write_samples(folder, read_set(str(index), SetOptions("all", b_per_pair=1)).analogies, max_side_px=64)
-    assert all("0001" not in (sample.pair, sample.b) for sample in read_samples(folder))
-    assert "unreadable images" in caplog.text
-    assert read_not_used(folder)[-1].startswith("2 analogies with unreadable images (first dark--")
-    assert "0001_after.png" in caplog.text

@@ -105,9 +105,7 @@ class Judge:
     def _explain(self, error: Exception) -> JudgeError:
         openai, who = self._openai, f"The judge {self.model} at {self._url}"
         if isinstance(error, openai.APITimeoutError):
-            return JudgeError(
-                f"{who} gave no answer in {self._timeout_s:g} s. Raise --timeout-seconds. {_CONTINUE}"
-            )
+            return JudgeError(f"{who} gave no answer in {self._timeout_s:g} s. Raise --timeout-seconds. {_CONTINUE}")
         if isinstance(error, openai.APIConnectionError):
             cause = error.__cause__ or error
             return JudgeError(

@@ -136,7 +136,7 @@ def basis_method(
     if not name.strip() or not Path(file).is_file():
         raise EvaluationError(
             f"--generator {text!r} cannot be used: {file!r} is no file. Write NAME=BASIS, for example "
-            "LoRWeB=runs/mine/basis.safetensors."
+            "LoRWeB=runs/mine/mine.safetensors."
         )
     models = [model_key(place) for place in (file, base.model, base.components, encoder)]
     settings = fingerprint(models, base.dtype, base.quantize, asdict(options), max_tokens)
