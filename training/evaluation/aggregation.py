@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from .folder import EvaluationFolder
-from .judge import answer_of
 from .methods import common_samples, missing_images
 from .metrics import METRICS, Number, read_number
 from .questions import ORDERS, Judging, make_question, shown_order
@@ -181,8 +180,7 @@ def evaluate(
 def _rating(folder: EvaluationFolder, judging: Judging | None, sample: Sample, method: str, field: str) -> Number:
     if judging is None:
         return NOT_JUDGED
-    question = make_question(folder, judging, sample, [method])
-    answer, record = answer_of(folder, question), folder.answers.get(question.key)
-    if answer is None:
-        return NOT_JUDGED if record is None else str(record["failure"])
-    return float(answer[field])
+    record = folder.answers.get(make_question(folder, judging, sample, [method]).key)
+    if record is None:
+        return NOT_JUDGED
+    return float(record["answer"][field]) if record["answer"] else str(record["failure"])

@@ -67,9 +67,10 @@ def ask_all(folder: EvaluationFolder, judge: Judge, questions: Sequence[Question
             folder.answers.append(record)
         return record
 
-    by_key = {question.key: question for question in questions if answer_of(folder, question) is None}
+    known = {question.key: folder.answers.get(question.key) for question in questions}
+    asked = {question.key: question for question in questions if not (known[question.key] or {}).get("answer")}
     # Earlier failures last: a run that they stop has got further than the one before.
-    in_order = sorted(by_key.values(), key=lambda question: folder.answers.get(question.key) is not None)
+    in_order = sorted(asked.values(), key=lambda question: known[question.key] is not None)
     failures = 0
     with ThreadPoolExecutor(max_workers=workers) as pool:
         futures = [pool.submit(ask, question) for question in in_order]
@@ -88,12 +89,6 @@ def ask_all(folder: EvaluationFolder, judge: Judge, questions: Sequence[Question
             pool.shutdown(wait=True, cancel_futures=True)
     records = [folder.answers.get(question.key) for question in questions]
     return Counter(record["failure"] or "answered" for record in records if record is not None)
-
-
-def answer_of(folder: EvaluationFolder, question: Question) -> dict[str, int] | None:
-    """Return the kept answer to a question; None if it has none."""
-    record = folder.answers.get(question.key)
-    return None if record is None else record["answer"]
 
 
 def _ask(judge: Judge, question: Question) -> Record:

@@ -74,11 +74,12 @@ def as_markdown(evaluation: Evaluation) -> str:
                 note += f", the same image in both orders in {bias.agreement:.0%} of {bias.both_orders}"
             notes.append(f"{note}.")
     for method, samples in evaluation.missing_images.items():
-        shown = ", ".join(samples[:_SHOWN])
-        notes.append(f"Compared without {len(samples)} samples for which {method} has no image (first {shown}).")
+        names = ", ".join(samples[:_SHOWN])
+        notes.append(f"Compared without {len(samples)} samples for which {method} has no image (first {names}).")
     notes += [f"Not in the test set: {line}." for line in evaluation.not_used]
     for method, summaries in evaluation.methods.items():
-        named = {_COLUMNS[name][0].rstrip(" ↑↓"): summary for name, summary in summaries.items()}
+        shown = {name: summaries[name] for name in (*_PAPER_COLUMNS, *own)}
+        named = {_COLUMNS[name][0].rstrip(" ↑↓"): summary for name, summary in shown.items()}
         if method == evaluation.reference:
             named |= {f"vs {other}": summary for other, summary in evaluation.win_rates.items()}
         for name, summary in named.items():
