@@ -1,227 +1,217 @@
-"""The paper's evaluation, in three stages that go on where they stopped.
+"""The paper's evaluation in three commands, each of which continues where it stopped.
 
     python -m training.evaluate generate --set mydata/pairs.jsonl --out runs/eval \\
         --generator LoRWeB=runs/mine/mine.safetensors --method RelationAdapter=relation-adapter:outputs/ra
     python -m training.evaluate judge runs/eval --endpoint http://localhost:8000/v1 --model google/gemma-3-27b-it
     python -m training.evaluate aggregate runs/eval
-    python -m training.evaluate sensitivity runs/eval-pairs
 
-How to start a judge, where weights come from and what the numbers mean: training/evaluation/README.md
+Test sets, judges, weights and the meaning of the numbers: docs/evaluation.md
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
+import json
+import math
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Annotated, Literal
 
-from lorweb_core.command_line.arguments import finite_number, whole_number
-from lorweb_core.errors import LoRWeBError
+import typer
+
+from lorweb_core.console import make_main, new_app
+from lorweb_core.errors import printable
 from lorweb_core.settings import CLIP_ENCODER_ID, KONTEXT_ID
 
-from .arguments import count, open_device
-from .data.drawing import CAPTION_SOURCES
-from .demo.scenes import MODEL_FOLDER
-from .evaluation import commands
-from .evaluation.methods import LAYOUTS
+from .arguments import open_device
+from .config import BaseModelConfig
+from .evaluation.aggregation import evaluate
+from .evaluation.folder import EvaluationError, EvaluationFolder, write_file
+from .evaluation.judge import all_questions, ask_all
+from .evaluation.judges import Judge
+from .evaluation.methods import (
+    BASELINES,
+    LAYOUTS,
+    baseline,
+    basis_method,
+    common_samples,
+    generate,
+    images_method,
+    methods_of,
+    missing_images,
+    require_distinct,
+)
+from .evaluation.metrics import load_meter, measure_all
+from .evaluation.questions import read_prompts
+from .evaluation.report import as_markdown, draw_pareto, write_sheets
+from .evaluation.sets import SetOptions, read_set
+from .evaluation.test_set import Sample, read_not_used, read_samples, write_samples
 from .quiet import silence_libraries
-from .terminal import let_terminal_replace, log_to_terminal
 
-if TYPE_CHECKING:
-    Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
+app = new_app("The paper's evaluation: generate, judge, aggregate. See docs/evaluation.md.")
+main = make_main(app, "python -m training.evaluate", interrupted="interrupted; run the same command again to continue")
+_METHOD_HELP = f"Images made elsewhere, <sample>.png or in a layout ({', '.join(LAYOUTS)}); repeatable."
+_GENERATOR_HELP = "Generate with a trained basis; repeatable."
 
-EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise typer.BadParameter("must be a finite number")
+    return value
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0, 2 for a user's mistake or a judge that fails, 130 interrupted."""
-    let_terminal_replace()
-    log_to_terminal(logging.WARNING)
-    options = build_parser().parse_args(arguments)
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the evaluation.")]
+Methods = Annotated[list[str] | None, typer.Option("--method", metavar="NAME", help="Only this method; repeatable.")]
+Reference = Annotated[str | None, typer.Option(metavar="NAME", help="Method to compare with all others.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+@app.callback()
+def _setup() -> None:
     silence_libraries()
-    try:
-        if hasattr(options, "device"):
-            options.device = str(open_device(options.device))  # refused before any work is done
-        options.run(options)
-    except LoRWeBError as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return EXIT_MISTAKE
-    except KeyboardInterrupt:
-        print("evaluate: interrupted; run the same command again to go on", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The words of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+@app.command("generate")
+def generate_command(
+    out: Annotated[Path, typer.Option(help="Folder of the evaluation.")],
+    test_set: Annotated[str | None, typer.Option("--set", help="Index, or evalset:FOLDER; not needed again.")] = None,
+    method: Annotated[list[str] | None, typer.Option(metavar="NAME=[LAYOUT:]FOLDER", help=_METHOD_HELP)] = None,
+    baselines: Annotated[bool, typer.Option(help="Include copy-b and copy-a-prime.")] = True,
+    split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="Of an index.")] = "test",
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
+    b_per_pair: Annotated[int, typer.Option(min=1, help="Images b for every pair a, a'.")] = 2,
+    per_task: Annotated[int, typer.Option(min=0, help="At most this many analogies of a task; 0 for all.")] = 0,
+    caption: Annotated[Literal["a", "b", "task", "none"], typer.Option(help="Whose text is the prompt.")] = "a",
+    max_side: Annotated[int, typer.Option(min=16, help="Longest side of an image in px.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Of the choice of analogies.")] = 0,
+    generator: Annotated[list[str] | None, typer.Option(metavar="NAME=BASIS", help=_GENERATOR_HELP)] = None,
+    base: Annotated[str, typer.Option(help="Diffusers folder, Hugging Face id, or single file.")] = KONTEXT_ID,
+    components: Annotated[str | None, typer.Option(help="VAE and text encoders, for a single file.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Image encoder, if not the one named in the basis.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 28,
+    guidance: Annotated[float, typer.Option(callback=_finite, help="Guidance embedding.")] = 2.5,
+    megapixels: Annotated[float, typer.Option(min=0.001, callback=_finite, help="Of the whole grid.")] = 1.0,
+    fit: Annotated[Literal["pad", "crop", "stretch"], typer.Option(help="How a and a' fit the shape of b.")] = "pad",
+    strength: Annotated[float, typer.Option(callback=_finite, help="Factor on the edit.")] = 1.0,
+    noise_seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    max_tokens: Annotated[int | None, typer.Option(min=1, max=512, help="T5 tokens, if not as in training.")] = None,
+    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of the base.")] = "bfloat16",
+    quantize: Annotated[Literal["none", "int8", "nf4"], typer.Option(help="Of the base.")] = "none",
+    device: Device = "auto",
+) -> None:
+    """Create a test set and bring in the images of every method."""
+    opened = open_device(device)
+    folder = EvaluationFolder(out)
+    if test_set is not None:
+        found = read_set(test_set, SetOptions(split, tuple(task or ()), b_per_pair, per_task, caption, seed))
+        write_samples(folder, found.analogies, max_side_px=max_side, not_used=found.not_used())
+        for line in read_not_used(folder):
+            print(f"not in the test set: {line}", file=sys.stderr)
+    samples = read_samples(folder)
+    methods = [baseline(name, folder) for name in BASELINES if baselines]
+    methods += [images_method(text) for text in method or ()]
+    if generator:
+        from .analogy_sampler import DrawOptions  # diffusers takes seconds to import
+
+        options = DrawOptions(steps, guidance, megapixels, fit, strength, noise_seed)
+        model = BaseModelConfig(
+            model=base, components=components, dtype=dtype, quantize=quantize, gradient_checkpointing=False
+        )
+        methods += [
+            basis_method(
+                text, folder, samples, base=model, options=options, encoder=encoder, max_tokens=max_tokens,
+                device=opened,
+            )
+            for text in generator
+        ]  # fmt: skip
+    require_distinct(folder, [made.name for made in methods])
+    for made in methods:
+        generate(folder, made, samples)
+    print(f"{len(samples)} samples in {len({sample.task for sample in samples})} tasks in {folder.root}")
+    names = methods_of(folder)
+    missing = missing_images(folder, names, samples)
+    for name in names:
+        print(f"  {printable(name)}: {len(samples) - len(missing.get(name, []))} images")
+
+
+@app.command()
+def judge(
+    path: Folder,
+    method: Methods = None,
+    reference: Reference = None,
+    lpips_backbone: Annotated[Path | None, typer.Option(help="AlexNet or VGG-16 weights; needed for LPIPS.")] = None,
+    lpips_heads: Annotated[Path | None, typer.Option(help="If not those of the installed package lpips.")] = None,
+    clip_encoder: Annotated[str | None, typer.Option(help=f"Instead of {CLIP_ENCODER_ID}; or none.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible judge; none: only metrics.")] = None,
+    model: Annotated[str | None, typer.Option(help="Its name there; the key is read from OPENAI_API_KEY.")] = None,
+    both_orders: Annotated[bool, typer.Option("--both-orders", help="Ask comparisons in both orders.")] = False,
+    paper_prompts: Annotated[Path | None, typer.Option(help="Folder with rating.txt and comparison.txt.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Questions at the same time.")] = 4,
+    timeout_seconds: Annotated[float, typer.Option(min=0.1, callback=_finite, help="For one reply.")] = 300.0,
+    retries: Annotated[int, typer.Option(min=0, help="After rate limits and lost connections.")] = 5,
+    device: Device = "auto",
+) -> None:
+    """Measure every image, and have it judged."""
+    opened = open_device(device)
+    folder, samples, methods, compared = _open(path, method, reference)
+    if endpoint is not None and not model:
+        raise EvaluationError("--endpoint needs --model: the judge's name there, such as google/gemma-3-27b-it.")
+    # A wrong address should not cost the time of measuring.
+    asked = Judge(endpoint, model, timeout_s=timeout_seconds, retries=retries) if endpoint and model else None
+    meter = load_meter(
+        lpips_backbone=lpips_backbone,
+        lpips_heads=lpips_heads,
+        clip_encoder=None if clip_encoder == "none" else clip_encoder or CLIP_ENCODER_ID,
+        is_encoder_required=clip_encoder is not None,
+        device=opened,
     )
-    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_generate(subparsers)
-    _add_judge(subparsers)
-    _add_aggregate(subparsers)
-    _add_sensitivity(subparsers)
-    _add_ablation(subparsers)
-    return parser
+    judging = None if asked is None else read_prompts(asked.model, paper_prompts)
+    measure_all(folder, meter, methods, samples)
+    if asked is None or judging is None:
+        print("measured; for ratings and comparisons name a judge with --endpoint and --model")
+        return
+    judging.save(folder)
+    common = common_samples(folder, methods, samples)
+    questions = all_questions(folder, judging, methods, common, reference=compared, asks_both_orders=both_orders)
+    counts = ask_all(folder, asked, questions, workers=workers)
+    print(f"{len(questions)} questions: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    if set(counts) - {"answered"}:
+        print("Run the same command again to ask again; details are in answers.jsonl.")
 
 
-def _add_generate(subparsers: Subparsers) -> None:
-    parser = _add(subparsers, "generate", commands.run_generate, "make a test set and bring in every method's pictures")
-    parser.add_argument("--set", help="index file, relation252k:FOLDER or evalset:FOLDER; leave out to add methods")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the evaluation's folder")
-    layouts = ", ".join(LAYOUTS)
-    parser.add_argument(
-        "--method", action="append", default=[], metavar="NAME=[LAYOUT:]FOLDER",
-        help=f"pictures made elsewhere, named <sample>.png or as LAYOUT does ({layouts}); may be given several times",
-    )  # fmt: skip
-    parser.add_argument("--no-baselines", action="store_true", help="leave out copy-b and copy-a-prime")
-    choice = parser.add_argument_group("which analogies")
-    choice.add_argument("--split", choices=("train", "val", "test", "all"), default="test", help="of an index (test)")
-    choice.add_argument("--tasks", nargs="*", default=[], metavar="TASK", help="names; all without")
-    choice.add_argument("--b-per-pair", type=count, default=2, metavar="N", help="b for every pair a, a′ (2)")
-    choice.add_argument(
-        "--pairs-per-b",
-        type=whole_number,
-        default=0,
-        metavar="K",
-        help="for sensitivity: K pairs for every b, one prompt (off)",
-    )
-    choice.add_argument("--per-task", type=whole_number, default=0, metavar="N", help="at most so many; 0: all (0)")
-    choice.add_argument("--caption", choices=CAPTION_SOURCES, default="a", help="whose instruction is the prompt (a)")
-    choice.add_argument("--max-side", type=count, default=1024, metavar="PX", help="longest side of a picture (1024)")
-    choice.add_argument("--seed", type=int, default=0, help="of the choice (0)")
-    _add_generator_arguments(parser)
+@app.command()
+def aggregate(
+    path: Folder,
+    method: Methods = None,
+    reference: Reference = None,
+    resamples: Annotated[int, typer.Option(min=2, help="Of the bootstrap over tasks.")] = 2000,
+    plot: Annotated[bool, typer.Option(help="Draw pareto.png, which needs matplotlib.")] = True,
+    sheets: Annotated[int, typer.Option(min=0, max=99, help="How many sheets of images.")] = 4,
+    sheet_rows: Annotated[int, typer.Option(min=1, help="Samples on one sheet.")] = 8,
+) -> None:
+    """Write the table, the plot and sheets of images."""
+    folder, samples, methods, compared = _open(path, method, reference)
+    found = evaluate(folder, methods, samples, reference=compared, resamples=resamples)
+    table = as_markdown(found)
+    write_file(folder.results / "table.md", table)
+    write_file(folder.results / "results.json", json.dumps(found.as_json(), indent=1, ensure_ascii=False) + "\n")
+    print(printable(table, keep="\n"))
+    pareto = folder.results / "pareto.png"
+    pareto.unlink(missing_ok=True)  # an old one would show other numbers than the table
+    if plot and not draw_pareto(found, pareto):
+        print("no plot: there are neither ratings nor LPIPS with CLIP direction")
+    write_sheets(folder, methods, common_samples(folder, methods, samples), rows=sheet_rows, sheets=sheets)
 
 
-def _add_generator_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("our own generator")
-    group.add_argument(
-        "--generator", action="append", default=[], metavar="NAME=BASIS", help="draw with a basis; several times"
-    )
-    group.add_argument("--base", default=KONTEXT_ID, help="diffusers folder, Hugging Face id, or single file")
-    group.add_argument("--components", help="folder or id with vae/ and text encoders, for a single file")
-    group.add_argument("--encoder", help="image encoder of the basis; default: the one named in it")
-    group.add_argument("--steps", type=count, default=28, help="sampling steps (28)")
-    group.add_argument("--guidance", type=finite_number, default=2.5, help="guidance embedding (2.5)")
-    group.add_argument("--megapixels", type=_above_zero, help="of the whole grid (as in training, else 1.0)")
-    group.add_argument("--fit", default="pad", choices=("pad", "crop", "stretch"), help="a and a′ in b's shape (pad)")
-    group.add_argument("--strength", type=finite_number, default=1.0, help="factor on the edit (1.0)")
-    group.add_argument("--noise-seed", type=int, default=0, help="of the noise (0)")
-    group.add_argument("--max-tokens", type=count, help="T5 tokens per prompt (as in training, else 512)")
-    group.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the base (bfloat16)")
-    group.add_argument("--quantize", default="none", choices=("none", "int8", "nf4"), help="of the base (none)")
-    _add_device(group)
-
-
-def _add_judge(subparsers: Subparsers) -> None:
-    parser = _add(subparsers, "judge", commands.run_judge, "measure every picture, and have it judged")
-    _add_folder_arguments(parser)
-    _add_meter_arguments(parser)
-    _add_reference(parser)
-    group = parser.add_argument_group("judge (without one only the numbers are made)")
-    group.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible, http://localhost:8000/v1 for example")
-    group.add_argument("--model", help="as the endpoint names it; the key is read from OPENAI_API_KEY")
-    group.add_argument("--local-model", metavar="FOLDER", help="a transformers model in this process instead")
-    group.add_argument("--both-orders", action="store_true", help="ask every comparison in both orders")
-    group.add_argument("--paper-prompts", type=Path, metavar="FOLDER", help="the paper's own wording, if you have it")
-    group.add_argument("--answers", type=Path, metavar="FILE", help="kept answers, to share them between evaluations")
-    group.add_argument("--workers", type=count, default=4, help="questions under way at once (4)")
-    group.add_argument("--timeout-seconds", type=_above_zero, default=300.0, help="for one reply (300)")
-    group.add_argument(
-        "--tries-again", type=whole_number, default=5, metavar="N", help="after rate limits and lost connections (5)"
-    )
-    group.add_argument("--retry-invalid", action="store_true", help="ask unreadable answers again")
-
-
-def _add_aggregate(subparsers: Subparsers) -> None:
-    parser = _add(subparsers, "aggregate", commands.run_aggregate, "write tables, the Pareto plot and picture sheets")
-    _add_folder_arguments(parser)
-    _add_reference(parser)
-    parser.add_argument("--judge", metavar="MODEL", help="whose answers, when several were asked")
-    parser.add_argument(
-        "--wording", metavar="WORDING",
-        help="own, paper or a wording's hash, when the judge was asked in several (the newest with the most answers)",
-    )  # fmt: skip
-    parser.add_argument("--resamples", type=_at_least_two, default=2000, help="of the bootstrap over tasks (2000)")
-    parser.add_argument("--no-plot", action="store_true", help="leave out the plot (needs matplotlib)")
-    parser.add_argument("--sheets", type=whole_number, default=4, help="how many picture sheets (4)")
-    parser.add_argument("--sheet-rows", type=count, default=8, help="samples on one sheet (8)")
-
-
-def _add_sensitivity(subparsers: Subparsers) -> None:
-    parser = _add(
-        subparsers, "sensitivity", commands.run_sensitivity,
-        "how much results vary with the pair, under one b and prompt (set made with --pairs-per-b)",
-    )  # fmt: skip
-    _add_folder_arguments(parser)
-    _add_meter_arguments(parser)
-
-
-def _add_ablation(subparsers: Subparsers) -> None:
-    parser = _add(subparsers, "ablation", commands.run_ablation, "the paper's ablations on the demo's tiny Kontext")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="for runs and pictures (runs/ablation)")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="where the table goes (OUT/ablation.md)")
-    parser.add_argument("--variants", nargs="*", default=[], metavar="NAME", help="only these; all without")
-    parser.add_argument("--steps", type=count, default=300, help="of every variant (300; about 5 min on a core)")
-    parser.add_argument("--seed", type=int, default=0, help="of every run (0)")
-    parser.add_argument("--per-edit", type=count, default=2, metavar="N", help="test analogies of every edit (2)")
-    parser.add_argument("--pairs-per-edit", type=count, default=60, metavar="N", help="training pairs (60)")
-    _add_meter_arguments(parser, clip_encoder=str(MODEL_FOLDER / "encoder"))
-
-
-def _add(
-    subparsers: Subparsers, name: str, run: Callable[[argparse.Namespace], None], summary: str
-) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="the evaluation's folder")
-    parser.add_argument("--methods", nargs="*", default=[], metavar="NAME", help="only these; all without")
-    parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="leave these out")
-
-
-def _add_reference(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--reference", action="append", default=[], metavar="NAME",
-        help="compared with all others (the first that is no baseline); several times for a column of win rates each",
-    )  # fmt: skip
-
-
-def _add_meter_arguments(parser: argparse.ArgumentParser, *, clip_encoder: str = CLIP_ENCODER_ID) -> None:
-    parser.add_argument("--lpips-backbone", type=Path, metavar="FILE", help="AlexNet or VGG-16 weights; without: null")
-    parser.add_argument("--lpips-heads", type=Path, metavar="FILE", help="default: from the installed package lpips")
-    parser.add_argument(
-        "--clip-encoder", metavar="FOLDER",
-        help=f"folder or id for the CLIP direction, or none ({Path(clip_encoder).name}, and null where it is not here)",
-    )  # fmt: skip
-    parser.set_defaults(default_encoder=clip_encoder)
-    _add_device(parser)
-
-
-def _at_least_two(text: str) -> int:
-    number = whole_number(text)
-    if number < 2:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 2; got {text}")
-    return number
-
-
-def _above_zero(text: str) -> float:
-    number = finite_number(text)
-    if number <= 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0; got {text}")
-    return number
-
-
-def _add_device(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu or cuda")
+def _open(
+    path: Path, wanted: list[str] | None, reference: str | None
+) -> tuple[EvaluationFolder, list[Sample], list[str], str]:
+    """Return the folder, its samples, the wanted methods, and the reference (else the first that is no baseline)."""
+    folder = EvaluationFolder(path)
+    samples, methods = read_samples(folder), methods_of(folder, wanted or ())
+    if reference is not None and reference not in methods:
+        raise EvaluationError(f"--reference {reference!r} is none of the methods {', '.join(methods)}.")
+    return folder, samples, methods, reference or next((m for m in methods if m not in BASELINES), methods[0])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -94,7 +94,7 @@ def serving(behave: Callable[[Asked], Reply]) -> Iterator[JudgeServer]:
 def rating(accuracy: object, consistency: object) -> str:
     """A well-formed reply to a rating question."""
     metrics = {"accuracy": accuracy, "consistency": consistency}
-    return "The colours turned. " + json.dumps({"metrics": metrics, "explanation": "as described"})
+    return "The colors turned. " + json.dumps({"metrics": metrics, "explanation": "as described"})
 
 
 def comparison(better: object) -> str:
@@ -103,7 +103,7 @@ def comparison(better: object) -> str:
 
 
 def well_formed(asked: Asked) -> Reply:
-    """Rate by brightness of the result (darker is better); compare alike: by the pictures, not their place."""
+    """Rate by brightness of the result (darker is better); compare likewise: by the images, not their order."""
     if asked.is_comparison:
         first, second = (picture.mean() for picture in asked.pictures[3:])
         return Reply(comparison(1 if first <= second else 2))

@@ -1,266 +1,278 @@
-"""Judges behind a real HTTP server that answers well, badly, late, in limits, or by position."""
+"""Judges behind a real HTTP server that answers well, badly, late, within limits, or by position."""
 
 import json
+import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.training.evaluation_sets import add_method, mean_colour, write_evaluation
+from tests.training.evaluation_sets import add_method, mean_color, write_evaluation
 from tests.training.judge_server import MODEL, Reply, comparison, rating, serving, well_formed
-from training.evaluation.endpoint import EndpointJudge
-from training.evaluation.errors import EvaluationError, JudgeError
-from training.evaluation.folder import EvaluationFolder
-from training.evaluation.judge import TEMPERATURES, Asking, open_answers
-from training.evaluation.pairwise import compare_all, couple_key, position_bias, wins_by_sample
-from training.evaluation.prompts import read_prompt
-from training.evaluation.rating import rate_all
+from training.evaluation.folder import EvaluationError, EvaluationFolder
+from training.evaluation.judge import MAX_FAILURES_IN_A_ROW, NO_REPLY, UNREADABLE, all_questions, ask_all
+from training.evaluation.judges import Judge, JudgeError
+from training.evaluation.questions import (
+    MAX_REPLY_CHARACTERS,
+    TEMPERATURES,
+    ReplyError,
+    make_question,
+    read_prompts,
+    read_reply,
+    shown_order,
+)
 
-RATING, COMPARISON = read_prompt("rating"), read_prompt("comparison")
+JUDGING = read_prompts(MODEL)
 
 
 @pytest.fixture
 def evaluation(tmp_path):
-    """(folder, two samples, methods): copy-b, and a darker and a lighter result."""
-    folder, samples = write_evaluation(tmp_path, tasks=("edit",), pairs=2)
-    add_method(tmp_path, folder, samples, "dark", grey=0)
-    add_method(tmp_path, folder, samples, "light", grey=255)
-    return folder, samples, ["dark", "light"]
+    """(folder, two samples) with a darker and a lighter result: four ratings."""
+    return write_evaluation(tmp_path, ("dark", 0), ("light", 255), tasks=("edit",), pairs=2)
 
 
-def asking(server, folder, **how):
-    options = {"timeout_seconds": how.pop("timeout_seconds", 20.0), "tries_again": how.pop("tries_again", 2)}
-    return Asking(EndpointJudge(server.url, MODEL, **options), open_answers(folder.root / "answers.jsonl"), **how)
+def ask(evaluation, server, *, methods=("dark", "light"), judging=JUDGING, workers=1, **client):
+    """Have these methods rated, in a folder opened anew; returns (counts, (method, sample) → record or None)."""
+    folder, samples = EvaluationFolder(evaluation[0].root), evaluation[1]
+    questions = {(m, s.id): make_question(folder, judging, s, [m]) for m in methods for s in samples}
+    judge = Judge(server.url, MODEL, **{"timeout_s": 20.0, "retries": 0} | client)
+    counts = ask_all(folder, judge, list(questions.values()), workers=workers)
+    return dict(counts), {name: folder.answers.get(question.key) for name, question in questions.items()}
 
 
-def rated(folder, samples, methods, server, **how):
-    rate_all(folder, asking(server, folder, **how), RATING, methods, samples)
-    return {(record["method"], record["sample"]): record["rating"] for record in folder.ratings}
-
-
-def test_pictures_arrive_in_the_prompts_order_and_scores_are_kept(evaluation):
-    folder, samples, methods = evaluation
+def test_images_arrive_in_the_prompts_order_and_answers_are_kept(evaluation):
+    folder, samples = evaluation
     with serving(well_formed) as server:
-        ratings = rated(folder, samples, methods, server)
+        counts, records = ask(evaluation, server, workers=4)
         for asked in server.asked:
-            a, a_prime, b, result = (picture.mean() for picture in asked.pictures)
-            sample = next(s for s in samples if abs(mean_colour(folder.inputs(s.id) / "b.png") - b) < 1e-6)
-            assert a == pytest.approx(mean_colour(folder.inputs(sample.id) / "a.png"))
-            assert a_prime == pytest.approx(mean_colour(folder.inputs(sample.id) / "a_prime.png"))
-            shown = [mean_colour(folder.picture(method, sample.id)) for method in methods]
-            assert any(result == pytest.approx(mean) for mean in shown)
-            assert asked.body["temperature"] == 0.0
-            assert asked.body["model"] == MODEL
-    assert len(ratings) == 4
-    assert all(ratings["dark", s.id]["accuracy"] > ratings["light", s.id]["accuracy"] for s in samples)
-    (record, *_) = folder.ratings
-    assert (record["model"], record["prompt_sha256"], record["prompt_source"]) == (MODEL, RATING.sha256, "own words")
-    answer = open_answers(folder.root / "answers.jsonl").find(record["answer_key"])
-    assert answer["attempts"][0]["raw"].startswith("The colours turned.")
+            a, a_prime, b, result = (image.mean() for image in asked.pictures)
+            sample = next(s for s in samples if abs(mean_color(folder.inputs(s.id) / "b.png") - b) < 1e-6)
+            assert a == pytest.approx(mean_color(folder.inputs(sample.id) / "a.png"))
+            assert a_prime == pytest.approx(mean_color(folder.inputs(sample.id) / "a_prime.png"))
+            assert any(result == pytest.approx(mean_color(folder.image(m, sample.id))) for m in ("dark", "light"))
+            assert (asked.body["temperature"], asked.body["model"]) == (0.0, MODEL)
+    assert counts == {"answered": 4}
+    for sample in samples:
+        dark, light = (records[method, sample.id]["answer"] for method in ("dark", "light"))
+        assert dark["accuracy"] > light["accuracy"]
+    assert next(iter(records.values()))["replies"][0]["text"].startswith("The colors turned.")
 
 
-def test_answers_are_asked_once_and_shared_through_their_file(evaluation):
-    folder, samples, methods = evaluation
+def test_nothing_is_asked_twice_and_a_changed_image_is_asked_anew(evaluation, tmp_path):
+    folder, samples = evaluation
     with serving(well_formed) as server:
-        first = rated(folder, samples, methods, server)
-        rated(folder, samples, methods, server)
+        _, before = ask(evaluation, server)
+        assert ask(evaluation, server)[1] == before
         assert len(server.asked) == 4
-        (folder.root / "ratings.jsonl").unlink()
-        again = EvaluationFolder(folder.root)
-        assert rated(again, samples, methods, server) == first
-        assert len(server.asked) == 4, "the kept answers are enough to write the ratings anew"
-
-
-def test_a_changed_picture_is_asked_anew(evaluation, tmp_path):
-    folder, samples, methods = evaluation
-    with serving(well_formed) as server:
-        before = rated(folder, samples, methods, server)
-        add_method(tmp_path, folder, samples[:1], "light", grey=60)
-        after = rated(folder, samples, methods, server)
+        add_method(tmp_path, folder, samples, "twin", gray=0)
+        ask(evaluation, server, methods=("dark", "twin"))
+        assert len(server.asked) == 4, "equal images of two methods are one question"
+        add_method(tmp_path, folder, samples[:1], "light", gray=60)
+        _, after = ask(evaluation, server)
         assert len(server.asked) == 5
-    assert before["light", samples[0].id] != after["light", samples[0].id]
-    assert before["light", samples[1].id] == after["light", samples[1].id]
+    changed = [key for key in before if before[key]["answer"] != after[key]["answer"]]
+    assert changed == [("light", samples[0].id)]
 
 
-def test_equal_pictures_of_two_methods_are_one_question(evaluation, tmp_path):
-    folder, samples, _ = evaluation
-    add_method(tmp_path, folder, samples, "twin", grey=0)
-    with serving(well_formed) as server:
-        ratings = rated(folder, samples, ["dark", "twin"], server)
-        assert len(server.asked) == 2
-    assert len(ratings) == 4
-
-
-def test_fenced_and_corrected_replies_are_read(evaluation):
-    folder, samples, methods = evaluation
-    reply = f"```json\n{rating(2, 2)}\n```\nOn second thoughts:\n```json\n{rating(8, 9)}\n```"
-    with serving(lambda asked: Reply(reply)) as server:
-        ratings = rated(folder, samples, methods, server)
-    assert set(map(json.dumps, ratings.values())) == {'{"accuracy": 8, "consistency": 9}'}
-
-
-def test_an_unreadable_reply_is_asked_again_warmer(evaluation):
-    folder, samples, methods = evaluation
-
+def test_an_unreadable_reply_is_asked_again_at_a_higher_temperature(evaluation):
     def broken_first(asked):
         return Reply(rating(7, 7) if asked.body["temperature"] else '{"metrics": {"accuracy": 7, ')
 
     with serving(broken_first) as server:
-        ratings = rated(folder, samples, methods, server, workers=1)
+        counts, records = ask(evaluation, server)
         assert [asked.body["temperature"] for asked in server.asked] == [*TEMPERATURES[:2]] * 4
         assert len({asked.body["seed"] for asked in server.asked}) == 2
-    assert all(value == {"accuracy": 7, "consistency": 7} for value in ratings.values())
-    attempts = next(iter(open_answers(folder.root / "answers.jsonl")))["attempts"]
-    assert [attempt.get("problem") for attempt in attempts] == ["no JSON object", None]
+    assert counts == {"answered": 4}
+    assert {json.dumps(record["answer"]) for record in records.values()} == {'{"accuracy": 7, "consistency": 7}'}
 
 
-def test_replies_that_stay_unreadable_are_invalid_and_never_scored(evaluation):
-    folder, samples, methods = evaluation
-    with serving(lambda asked: Reply("I would rather not.")) as server:
-        ratings = rated(folder, samples, methods, server)
-        assert len(server.asked) == 4 * len(TEMPERATURES)
-        assert set(ratings.values()) == {None}
-        rated(folder, samples, methods, server)
-        assert len(server.asked) == 4 * len(TEMPERATURES), "an invalid answer is kept, too"
+#: A reply that must be counted as unreadable, never end the run; by name.
+BAD_REPLIES = {
+    "no answer": "I would rather not.",
+    "nothing": "",
+    "4,301 digits": '{"metrics": {"accuracy": ' + "1" * 4301 + ', "consistency": 5}}',
+    "half a million digits": '{"better": ' + "1" * 500_000 + "}",
+    "deep objects": '{"a":' * 3000,
+    "deep lists": '{"a": ' + "[" * 15_000,
+    "braces": "{" * 20_000,
+    "endless": "I think " * 10_000 + rating(5, 5),
+    "half a character": "\ud83d",
+}
+
+
+@pytest.mark.parametrize("name", BAD_REPLIES)
+def test_bad_replies_are_counted_as_unreadable_and_asked_again_by_the_next_run(evaluation, name):
+    with serving(lambda asked: Reply(BAD_REPLIES[name])) as server:
+        began = time.monotonic()
+        counts, records = ask(evaluation, server, methods=("dark",))
+        assert time.monotonic() - began < 10
+        assert counts == {UNREADABLE: 2}
+        assert all(record["answer"] is None and record["details"] for record in records.values())
+        assert all(len(reply["text"]) <= MAX_REPLY_CHARACTERS for r in records.values() for reply in r["replies"])
         server.behave = well_formed
-        ratings = rated(folder, samples, methods, server, retries_invalid=True)
-    assert None not in ratings.values()
+        counts, _ = ask(evaluation, server, methods=("dark",))
+    assert counts == {"answered": 2}
 
 
-def test_a_rate_limit_is_waited_for_as_the_server_says(evaluation):
-    folder, samples, methods = evaluation
+#: What a server sends instead of an answer to one question; by name.
+NO_REPLIES = {
+    "400": Reply("content policy", 400),
+    "413": Reply("too large", 413),
+    "422": Reply("no", 422),
+    "error with status 200": Reply(body='{"error": {"message": "content policy", "code": 400}}'),
+    "web page": Reply(body="<html>Bad gateway</html>"),
+    "empty body": Reply(body=""),
+    "list": Reply(body="[]"),
+    "no choices": Reply(body='{"object": "chat.completion"}'),
+    "empty choices": Reply(body='{"choices": []}'),
+    "no message": Reply(body='{"choices": [{"message": null}]}'),
+    "deep body": Reply(body="[" * 100_000),
+    "many digits": Reply(body='{"choices": ' + "1" * 5000 + "}"),
+}
 
-    def limited_once(asked):
-        return Reply("slow down", 429, {"Retry-After": "1"}) if asked.number == 0 else well_formed(asked)
 
-    with serving(limited_once) as server:
-        assert None not in rated(folder, samples, methods, server, workers=1).values()
-        assert len(server.asked) == 5
+@pytest.mark.parametrize("name", NO_REPLIES)
+def test_one_question_without_a_reply_is_counted_and_the_rest_is_judged(evaluation, name):
+    folder, samples = evaluation
+    color = mean_color(folder.image("dark", samples[0].id))
 
+    def behave(asked):
+        return NO_REPLIES[name] if abs(asked.pictures[3].mean() - color) < 1e-6 else well_formed(asked)
 
-def test_a_rate_limit_without_end_stops_with_what_to_do_and_goes_on_later(evaluation):
-    folder, samples, methods = evaluation
-
-    def limited_after_two(asked):
-        return well_formed(asked) if asked.number < 2 else Reply("slow down", 429, {"Retry-After": "3600"})
-
-    with serving(limited_after_two) as server:
-        with pytest.raises(JudgeError, match=r"429.*asked again after 3600 s.*run the same command again"):
-            rated(folder, samples, methods, server, workers=1)
-        assert len(folder.ratings) == 2
-        asked_before = len(server.asked)
+    with serving(behave) as server:
+        counts, records = ask(evaluation, server)
+        assert counts == {NO_REPLY: 1, "answered": 3}
+        failed = records["dark", samples[0].id]
+        assert (failed["answer"], failed["failure"]) == (None, NO_REPLY)
+        assert failed["details"]
         server.behave = well_formed
-        again = EvaluationFolder(folder.root)
-        assert len(rated(again, samples, methods, server, workers=1)) == 4
-        assert len(server.asked) == asked_before + 2
+        assert ask(evaluation, server)[0] == {"answered": 4}
 
 
-def test_a_slow_judge_is_told_with_its_time(evaluation):
-    folder, samples, methods = evaluation
-    with serving(lambda asked: Reply(rating(5, 5), delay_seconds=1.5)) as server:
-        with pytest.raises(JudgeError, match=r"none within 0.3 s.*--timeout-seconds"):
-            rated(folder, samples, methods, server, timeout_seconds=0.3, tries_again=0, workers=1)
-        ratings = rated(folder, samples[:1], methods[:1], server, timeout_seconds=20.0)
-    assert len(ratings) == 1
-
-
-def test_an_unreachable_judge_is_told_before_any_work(evaluation):
-    with serving(well_formed) as server:
-        url = server.url
-    with pytest.raises(JudgeError, match=r"no connection.*Start the server or correct --endpoint"):
-        EndpointJudge(url, MODEL, tries_again=0)
-
-
-def test_a_model_that_is_not_served_is_told_with_those_that_are():
-    with serving(well_formed) as server, pytest.raises(JudgeError, match=f"serves: {MODEL}; got other"):
-        EndpointJudge(server.url, "other")
+def test_failures_in_a_row_end_the_run_and_the_next_one_gets_further(tmp_path):
+    folder, samples = write_evaluation(tmp_path, ("dark", 0), tasks=("edit",), pairs=8)
+    with serving(lambda asked: Reply("only 4 images", 400)) as server:
+        with pytest.raises(JudgeError, match=r"last 5 questions.*only 4 images.*limit-mm-per-prompt"):
+            ask((folder, samples), server, methods=("dark",))
+        first = len(EvaluationFolder(folder.root).answers)
+        assert MAX_FAILURES_IN_A_ROW <= first < len(samples)
+        server.behave = lambda asked: well_formed(asked) if len(server.asked) <= first + 3 else Reply("policy", 400)
+        with pytest.raises(JudgeError, match="policy"):
+            ask((folder, samples), server, methods=("dark",))
+        answers = list(EvaluationFolder(folder.root).answers)
+    assert len(answers) == len(samples), "questions that were never asked come first"
+    assert sum(record["answer"] is not None for record in answers) == 3
 
 
 @pytest.mark.parametrize(
-    ("status", "message"),
-    [(400, "limit-mm-per-prompt"), (401, "OPENAI_API_KEY"), (404, "server's log"), (500, "server's log")],
+    ("reply", "message"),
+    [
+        (Reply("not like this", 401), "OPENAI_API_KEY"),
+        (Reply("not like this", 404), "server's log"),
+        (Reply("not like this", 500), "server's log"),
+        (Reply("slow down", 429, {"Retry-After": "3600"}), r"status 429\) and asks to wait 3600 s"),
+        (Reply(rating(5, 5), delay_seconds=1.5), r"no answer in 0.3 s.*--timeout-seconds"),
+    ],
 )
-def test_refusals_say_what_to_do(evaluation, status, message):
-    folder, samples, methods = evaluation
-    with serving(lambda asked: Reply("not like this", status)) as server, pytest.raises(JudgeError, match=message):
-        rated(folder, samples, methods, server, tries_again=0, workers=1)
-    assert len(folder.ratings) == 0
+def test_a_server_that_fails_says_what_to_do_and_the_answers_stay(evaluation, reply, message):
+    with serving(lambda asked: well_formed(asked) if asked.number < 2 else reply) as server:
+        with pytest.raises(JudgeError, match=rf"{message}.*run the same command again to continue"):
+            ask(evaluation, server, timeout_s=0.3 if reply.delay_seconds else 20.0)
+        assert len(EvaluationFolder(evaluation[0].root).answers) == 2
+        server.behave = well_formed
+        before = len(server.asked)
+        assert ask(evaluation, server)[0] == {"answered": 4}
+        assert len(server.asked) == before + 2
 
 
-def compared(folder, samples, server, **how):
-    both = how.pop("asks_both_orders", False)
-    compare_all(folder, asking(server, folder, **how), COMPARISON, [("light", "dark")], samples, asks_both_orders=both)
-    return list(folder.comparisons)
-
-
-def test_a_judge_of_pictures_gives_the_same_winner_in_both_orders(evaluation):
-    folder, samples, _ = evaluation
+def test_a_wrong_address_or_model_is_an_error_before_any_work():
     with serving(well_formed) as server:
-        records = compared(folder, samples, server, asks_both_orders=True)
-        assert len(server.asked) == 4
-    assert wins_by_sample(records, "dark") == {sample.id: 1.0 for sample in samples}
-    bias = position_bias(records)
-    assert (bias.first_share, bias.answers, bias.both_orders, bias.agreement) == (0.5, 4, 2, 1.0)
+        url = server.url
+        with pytest.raises(JudgeError, match=f"does not serve the model 'other'. It serves {MODEL}"):
+            Judge(url, "other")
+        for models in ("<html>Welcome</html>", "[]", '{"error": "no such path"}', '{"data": null}', "[" * 100_000):
+            server.models = models  # not every server lists its models
+            Judge(url, MODEL)
+    with pytest.raises(JudgeError, match=r"cannot be reached.*Start the server or correct --endpoint"):
+        Judge(url, MODEL, retries=0)
 
 
-def test_a_judge_of_positions_wins_half_and_is_found_out(evaluation):
-    folder, samples, _ = evaluation
-    with serving(lambda asked: Reply(comparison(1))) as server:
-        records = compared(folder, samples, server, asks_both_orders=True)
-    assert wins_by_sample(records, "dark") == {sample.id: 0.5 for sample in samples}
-    bias = position_bias(records)
-    assert (bias.first_share, bias.agreement) == (1.0, 0.0)
+def test_the_order_is_random_over_samples_and_the_same_in_every_run():
+    orders = {sample: shown_order("dark", "light", sample, "drawn") for sample in map(str, range(200))}
+    assert 70 < sum(order[0] == "dark" for order in orders.values()) < 130
+    for sample, order in orders.items():
+        assert shown_order("light", "dark", sample, "drawn") == order
+        assert shown_order("dark", "light", sample, "reversed") == order[::-1]
 
 
-def test_an_unreadable_answer_in_one_order_takes_the_other_with_it(evaluation):
-    folder, samples, _ = evaluation
-    with serving(lambda asked: Reply(comparison(1))) as server:
-        compared(folder, samples, server)
-        server.behave = lambda asked: Reply("both are nice")
-        records = compared(EvaluationFolder(folder.root), samples, server, asks_both_orders=True)
-    assert [record["better"] for record in records] == [1, 1, None, None]
-    assert wins_by_sample(records, "dark") == {}, "half an answer goes by position"
+def test_both_orders_show_the_same_images_the_other_way_round(evaluation):
+    folder, samples = evaluation
 
+    def questions(both):
+        return all_questions(folder, JUDGING, ["dark", "light"], samples[:1], reference="dark", asks_both_orders=both)
 
-def test_the_order_is_random_over_samples_and_fixed_over_runs(tmp_path):
-    folder, samples = write_evaluation(tmp_path, tasks=("one", "two"), pairs=8, size=(16, 16))
-    add_method(tmp_path, folder, samples, "dark", grey=0)
-    add_method(tmp_path, folder, samples, "light", grey=255)
-    with serving(lambda asked: Reply(comparison(1))) as server:
-        first = compared(folder, samples, server)
-        assert len(server.asked) == len(samples)
-        (folder.root / "comparisons.jsonl").unlink()
-        again = compared(EvaluationFolder(folder.root), samples, server)
-        assert len(server.asked) == len(samples)
-    assert {r["sample"]: r["shown"] for r in first} == {r["sample"]: r["shown"] for r in again}
-    assert 3 <= sum(record["shown"][0] == "dark" for record in first) <= 13
-    assert {record["methods"] for record in first} == {couple_key("dark", "light")}
-
-
-def test_invalid_comparisons_are_left_out_of_the_wins(evaluation):
-    folder, samples, _ = evaluation
-    with serving(lambda asked: Reply("both are nice")) as server:
-        records = compared(folder, samples, server)
-    assert wins_by_sample(records, "dark") == {}
-    assert position_bias(records).first_share is None
-
-
-def test_own_prompts_ask_for_a_description_before_the_numbers():
-    for prompt in (RATING, COMPARISON):
-        assert prompt.text.index("1. Describe what changed") < prompt.text.index('{"')
-        assert prompt.source == "own words"
-
-
-def test_another_wording_is_another_judge_and_must_place_all_pictures(evaluation, tmp_path):
-    folder, samples, methods = evaluation
-    (tmp_path / "prompts").mkdir()
-    path = tmp_path / "prompts" / "rating.txt"
-    path.write_text("<<a>> becomes <<a_prime>>; <<b>> became <<result>>. Rate it.", encoding="utf-8")
-    theirs = read_prompt("rating", tmp_path / "prompts")
-    assert theirs.source == "paper"
+    assert [question.kind for question in questions(False)] == ["rating", "rating", "comparison"]
+    drawn, other = questions(True)[2:]
+    assert drawn == questions(False)[2]
+    assert [drawn.images[f"result_{n}"] for n in (1, 2)] == [other.images[f"result_{n}"] for n in (2, 1)]
     with serving(well_formed) as server:
-        rated(folder, samples, methods, server)
-        rate_all(folder, asking(server, folder), theirs, methods, samples)
+        ask_all(folder, Judge(server.url, MODEL), [drawn, other], workers=2)
+    answers = [folder.answers.get(question.key)["answer"]["better"] for question in (drawn, other)]
+    assert sorted(answers) == [1, 2], "this judge goes by the images"
+
+
+def test_another_wording_is_another_question_and_must_place_all_images(evaluation, tmp_path):
+    for kind in ("rating", "comparison"):
+        text = getattr(JUDGING, kind)
+        assert text.index("1. Describe what changed") < text.index('{"'), "a description before the numbers"
+        (tmp_path / f"{kind}.txt").write_text(f"In other words: {text}", encoding="utf-8")
+    theirs = read_prompts(MODEL, tmp_path)
+    assert (JUDGING.is_papers, theirs.is_papers) == (False, True)
+    with serving(well_formed) as server:
+        ask(evaluation, server)
+        ask(evaluation, server, judging=theirs)
         assert len(server.asked) == 8
-    assert len(folder.ratings) == 8
-    path.write_text("<<a>> becomes <<a_prime>>; <<b>>. Rate it.", encoding="utf-8")
+    (tmp_path / "rating.txt").write_text("<<a>> becomes <<a_prime>>; <<b>>. Rate it.", encoding="utf-8")
     with pytest.raises(EvaluationError, match="<<result>> once"):
-        read_prompt("rating", tmp_path / "prompts")
+        read_prompts(MODEL, tmp_path)
+    (tmp_path / "rating.txt").unlink()
+    with pytest.raises(EvaluationError, match=r"rating\.txt cannot be read"):
+        read_prompts(MODEL, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"metrics": {"accuracy": 7, "consistency": 9}, "explanation": "good"}',
+        'First I describe.\n```json\n{"metrics": {"accuracy": 7, "consistency": 9}}\n```\nThat is all.',
+        'Draft: {"metrics": {"accuracy": 1, "consistency": 1}}. No: {"metrics": {"accuracy": 7, "consistency": 9}}',
+        'A set {a, b} and {"x": 1}, then {"accuracy": 7.0, "consistency": 9}',
+        '{"metrics": {"accuracy": 7, "consistency": 9}, "explanation": "braces } { in a string"}',
+        '{"n": ' + "1" * 4301 + '} {"accuracy": 7, "consistency": 9}',
+    ],
+)
+def test_the_last_json_object_is_the_answer(text):
+    assert read_reply("rating", text) == {"accuracy": 7, "consistency": 9}
+
+
+@pytest.mark.parametrize("value", ["11", "0", "7.5", "true", '"7"', "NaN", "Infinity", "1e999", "null", "[7]", "{}"])
+def test_scores_are_whole_numbers_in_range(value):
+    for text in (f'{{"accuracy": {value}, "consistency": 3}}', f'{{"metrics": {{"accuracy": {value}}}}}'):
+        with pytest.raises(ReplyError, match="accuracy is not a whole number from 1 to 10"):
+            read_reply("rating", text)
+    with pytest.raises(ReplyError, match=r"better is not .* from 1 to 2"):
+        read_reply("comparison", f'{{"better": {value}}}')
+
+
+def test_replies_without_the_fields_are_unreadable():
+    for text in ("", "{}", '{"metrics": {"consistency": 3}}', '{"metrics": 5}'):
+        with pytest.raises(ReplyError):
+            read_reply("rating", text)
+    assert read_reply("comparison", f"words {comparison(2)}") == {"better": 2}
+
+
+@given(st.text(), st.integers(1, 10), st.integers(1, 10), st.text(alphabet=st.characters(exclude_characters="{}")))
+def test_whatever_stands_before_and_after_the_answer_is_read(before, accuracy, consistency, after):
+    # A text that opens an object right before the answer would take it in; a new line in a string cannot.
+    text = before + '"\n' + rating(accuracy, consistency) + after
+    assert read_reply("rating", text) == {"accuracy": accuracy, "consistency": consistency}

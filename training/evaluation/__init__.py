@@ -1,6 +1,5 @@
-"""The paper's evaluation: `python -m training.evaluate`, in three stages that each go on where they stopped.
+"""The paper's evaluation, behind `python -m training.evaluate` (arXiv 2602.15727, Section 4).
 
-generate: a test set and every method's pictures; judge: numbers, ratings and comparisons per picture;
-aggregate: tables, plot and picture sheets. Records are JSONL files in one folder (`folder`), one subject per module.
-Source: arXiv 2602.15727, Section 4.
+generate: a test set and the images of every method (`sets`, `test_set`, `methods`); judge: metrics, ratings and
+comparisons (`metrics`, `lpips`, `judge`); aggregate: table, plot and sheets (`aggregation`, `report`).
 """

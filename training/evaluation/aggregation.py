@@ -1,79 +1,118 @@
-"""Stage 3: from records to one number per method and measure (see `summaries`), and to win rates.
+"""From records to one number per method and metric: the mean within every task, then the mean over tasks.
 
-Every method is averaged over its own samples with a number. Methods may lack numbers for different samples (a result
-equal to b has no direction, a reply may be unreadable), so each measure is also averaged over the samples for which
-every method that has numbers at all has one: only these compare without a choice of samples in them.
+Intervals are bootstrapped over tasks: resample them with replacement and take the middle 95 % of the means. With one
+task there is no interval. Source: arXiv 2602.15727, Section 4.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
 
 from .folder import EvaluationFolder
-from .generation import common_samples, missing_pictures, picture_hash
-from .judge_choice import JudgeChoice, choose_judge
-from .measuring import MEASURES, made_by, read_number
-from .pairwise import ORDERS, PositionBias, couple_key, is_current_comparison, position_bias, wins_by_sample
-from .rating import is_current_rating
-from .records import Record
-from .samples import Sample, read_losses
-from .summaries import SampleValues, Summary
+from .methods import common_samples, missing_images
+from .metrics import METRICS, Number, read_number
+from .questions import ORDERS, Judging, make_question, shown_order
+from .test_set import Sample, read_not_used
 
+#: column → field of the judge's answer.
 RATINGS = {"preservation": "consistency", "accuracy": "accuracy"}
-INVALID = "the judge's reply could not be read"
-REFUSED = "the judge refused the question"
-STALE = "the pictures have changed since; run judge again"
-NOT_ASKED = "not judged"
+NOT_JUDGED = "not judged"
 
 
 @dataclass(frozen=True)
-class Couple:
-    """How two methods were compared.
+class Summary:
+    """One number of one method.
 
     Attributes:
-        in_one_order: samples that count with an answer in the drawn order alone.
-        in_both_orders: samples that count with an answer in each order.
-        left_out: reason → samples that do not count.
+        mean: over tasks of the means over their samples; None if no sample has a number.
+        low, high: 95 % interval over tasks; None with fewer than two tasks.
+        samples, tasks: how many have a number.
+        left_out: reason → number of samples without one.
     """
 
-    in_one_order: int
-    in_both_orders: int
+    mean: float | None
+    low: float | None
+    high: float | None
+    samples: int
+    tasks: int
     left_out: dict[str, int]
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Everything the tables show.
+class PositionBias:
+    """How the judge's choices depend on the position of an image.
 
     Attributes:
-        methods: in order.
-        references: the methods that all others were compared with.
-        samples: compared samples; every method has a picture for each.
-        missing: method → samples without a picture, which nobody is judged on.
-        measures: method → measure → summary over the method's samples with a number.
-        common: likewise, over the samples for which every method with numbers has one.
-        wins: method → reference, and reference → method, → summary of the first one's win rate, in percent.
-        couples: key of two methods → how they were compared.
-        judge: None when there are no answers.
-        bias: of the comparisons.
-        made_by: measure → which weights made its numbers; several are a mistake that the table shows.
-        set_losses: what the test set could not use (see `sets`).
+        answers: how many comparisons were answered.
+        first_share: share that chose the first image; 0.5 without bias, since the order is random.
+        both_orders: how many were answered in both orders.
+        agreement: share of those with the same winner.
     """
 
-    methods: tuple[str, ...]
-    references: tuple[str, ...]
-    samples: tuple[Sample, ...]
-    missing: dict[str, list[str]]
-    measures: dict[str, dict[str, Summary]]
-    common: dict[str, dict[str, Summary]]
-    wins: dict[str, dict[str, Summary]]
-    couples: dict[str, Couple]
-    judge: JudgeChoice | None
+    answers: int
+    first_share: float | None
+    both_orders: int
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything in the table and in results.json.
+
+    Attributes:
+        reference: the method that was compared with all others.
+        samples, tasks: how many; every method has an image for each of these samples.
+        methods: method → metric → summary.
+        win_rates: other method → win rate of the reference over it, in percent, if the judge was asked.
+        bias: of the comparisons.
+        judge: model and wording of the prompts ("own" or "paper"); None without a judge.
+        missing_images: method → samples that no method is judged on.
+        not_used: what the test set could not use.
+    """
+
+    reference: str
+    samples: int
+    tasks: int
+    methods: dict[str, dict[str, Summary]]
+    win_rates: dict[str, Summary]
     bias: PositionBias
-    made_by: dict[str, list[str]]
-    set_losses: list[str] = field(default_factory=list)
+    judge: dict[str, str] | None
+    missing_images: dict[str, list[str]]
+    not_used: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON-ready values."""
+        return asdict(self)
+
+
+def summarize(values: Iterable[tuple[str, Number]], *, resamples: int = 2000, seed: int = 0) -> Summary:
+    """Return the summary of (task, number or reason why there is none), one per sample.
+
+    Args:
+        values: in any order.
+        resamples: of the bootstrap, at least 2.
+        seed: of the bootstrap.
+    """
+    by_task: dict[str, list[float]] = defaultdict(list)
+    left_out: Counter[str] = Counter()
+    for task, value in values:
+        if isinstance(value, str):
+            left_out[value] += 1
+        else:
+            by_task[task].append(value)
+    if not by_task:
+        return Summary(None, None, None, 0, 0, dict(left_out))
+    means = np.array([np.mean(by_task[task]) for task in sorted(by_task)])
+    low = high = None
+    if len(means) > 1:
+        drawn = np.random.default_rng(seed).integers(0, len(means), (resamples, len(means)))
+        low, high = (float(value) for value in np.percentile(means[drawn].mean(1), (2.5, 97.5)))
+    return Summary(float(means.mean()), low, high, sum(map(len, by_task.values())), len(means), dict(left_out))
 
 
 def evaluate(
@@ -81,149 +120,67 @@ def evaluate(
     methods: Sequence[str],
     samples: Sequence[Sample],
     *,
-    reference: str | Sequence[str],
-    judge: str | None = None,
-    wording: str | None = None,
+    reference: str,
     resamples: int = 2000,
 ) -> Evaluation:
-    """Return all summaries over the samples that every method has.
+    """Return all summaries over the samples for which every method has an image; the latest judge counts.
 
-    Args:
-        folder: with measurements, ratings and comparisons.
-        methods: which to compare.
-        samples: of the folder.
-        reference: the method, or methods, that all others are compared with.
-        judge: model id; may be None when only one judge was asked.
-        wording: see `choose_judge`.
-        resamples: of the bootstrap, at least 2.
-    Raises: EvaluationError: when methods have no sample in common, or it is not clear whose answers count.
+    Raises EvaluationError if there are no such samples.
     """
-    references = (reference,) if isinstance(reference, str) else tuple(reference)
+    judging = Judging.latest(folder)
     common = common_samples(folder, methods, samples)
-    couples = list(dict.fromkeys((r, m) for r in references for m in methods if m != r))
-    choice = choose_judge(folder, judge, wording, needed=_questions(methods, couples, common))
-    values = {method: _numbers(folder, method, common) | _ratings(folder, choice, method, common) for method in methods}
-    own, shared = _summaries(values, common, resamples)
-    compared = _comparisons(folder, choice, couples, common)
-    wins, modes = _win_rates(compared, couples, common, resamples)
-    return Evaluation(
-        methods=tuple(methods),
-        references=references,
-        samples=tuple(common),
-        missing={name: ids for name, ids in missing_pictures(folder, methods, samples).items() if ids},
-        measures=own,
-        common=shared,
-        wins=wins,
-        couples=modes,
-        judge=choice,
-        bias=position_bias([record for found in compared.values() for record in found]),
-        made_by=made_by(folder, methods, common),
-        set_losses=read_losses(folder),
-    )
-
-
-Values = dict[str, SampleValues]
-
-
-def _questions(
-    methods: Sequence[str], couples: Sequence[tuple[str, str]], samples: Sequence[Sample]
-) -> dict[str, set[tuple[str, ...]]]:
-    """Kind → everything that a judge has to be asked for a whole table."""
-    return {
-        "rating": {(method, sample.id) for method in methods for sample in samples},
-        "comparison": {(couple_key(*couple), sample.id) for couple in couples for sample in samples},
-    }
-
-
-def _numbers(folder: EvaluationFolder, method: str, samples: Sequence[Sample]) -> Values:
-    values = {measure: SampleValues() for measure in MEASURES}
-    for sample in samples:
-        record, digest = folder.measurements.find(method, sample.id), picture_hash(folder, method, sample.id)
-        for measure in MEASURES:
-            values[measure].add(sample, read_number(record, measure, digest, sample))
-    return values
-
-
-def _ratings(folder: EvaluationFolder, choice: JudgeChoice | None, method: str, samples: Sequence[Sample]) -> Values:
-    values = {name: SampleValues() for name in RATINGS}
-    prompt = None if choice is None else choice.prompts.get("rating")
-    for sample in samples:
-        record = None
-        if choice is not None and prompt is not None:
-            record = folder.ratings.find(choice.model, prompt, method, sample.id)
+    summaries: dict[str, dict[str, Summary]] = {}
+    for method in methods:
+        numbers = {metric: [read_number(folder, method, sample, metric) for sample in common] for metric in METRICS}
         for name, key in RATINGS.items():
-            if record is None:
-                values[name].add(sample, NOT_ASKED)
-            elif not is_current_rating(folder, record, sample):
-                values[name].add(sample, STALE)
-            elif record["rating"] is None:
-                values[name].add(sample, _why_invalid(record))
-            else:
-                values[name].add(sample, float(record["rating"][key]))
-    return values
+            numbers[name] = [_rating(folder, judging, sample, method, key) for sample in common]
+        summaries[method] = {
+            name: summarize(zip((sample.task for sample in common), values, strict=True), resamples=resamples)
+            for name, values in numbers.items()
+        }
+    wins, firsts, agreements = {}, [], []
+    for other in [method for method in methods if method != reference]:
+        values: list[tuple[str, Number]] = []
+        for sample in common:
+            winners: list[str | None] = []
+            failure = NOT_JUDGED
+            for order in ORDERS:
+                shown = shown_order(reference, other, sample.id, order)
+                question = judging and make_question(folder, judging, sample, shown)
+                record = question and folder.answers.get(question.key)
+                if record:
+                    better = record["answer"] and record["answer"]["better"]
+                    winners.append(shown[better - 1] if better else None)
+                    firsts += [better == 1] if better else []
+                    failure = record["failure"] or failure
+            if len(winners) == len(ORDERS) and None not in winners:
+                agreements.append(winners[0] == winners[1])
+            # One unreadable answer leaves the sample out: the other order alone would go by position.
+            is_usable = winners and None not in winners
+            values.append((sample.task, 100 * winners.count(reference) / len(winners) if is_usable else failure))
+        summary = summarize(values, resamples=resamples)
+        if summary.samples or set(summary.left_out) != {NOT_JUDGED}:
+            wins[other] = summary
+    return Evaluation(
+        reference=reference,
+        samples=len(common),
+        tasks=len({sample.task for sample in common}),
+        methods=summaries,
+        win_rates=wins,
+        bias=PositionBias(
+            len(firsts), float(np.mean(firsts)) if firsts else None,
+            len(agreements), float(np.mean(agreements)) if agreements else None,
+        ),
+        judge={"model": judging.model, "wording": "paper" if judging.is_papers else "own"} if judging else None,
+        missing_images=missing_images(folder, methods, samples),
+        not_used=read_not_used(folder),
+    )  # fmt: skip
 
 
-def _summaries(
-    values: Mapping[str, Values], samples: Sequence[Sample], resamples: int
-) -> tuple[dict[str, dict[str, Summary]], dict[str, dict[str, Summary]]]:
-    """Per method and measure: over its own samples, and over those of all methods that have any."""
-    own: dict[str, dict[str, Summary]] = {method: {} for method in values}
-    shared: dict[str, dict[str, Summary]] = {method: {} for method in values}
-    for measure in (*MEASURES, *RATINGS):
-        with_numbers = [set(of[measure].by_sample) for of in values.values() if of[measure].by_sample]
-        ids = set.intersection(*with_numbers) if with_numbers else set()
-        for method, of_method in values.items():
-            own[method][measure] = of_method[measure].summary(samples, resamples=resamples)
-            shared[method][measure] = of_method[measure].summary(samples, resamples=resamples, only=ids)
-    return own, shared
-
-
-def _comparisons(
-    folder: EvaluationFolder, choice: JudgeChoice | None, couples: Sequence[tuple[str, str]], samples: Sequence[Sample]
-) -> dict[str, list[Record]]:
-    """Key of two methods → the comparisons that count: of this judge and wording, of these samples, up to date."""
-    wanted = None if choice is None else (choice.model, choice.prompts.get("comparison"))
-    by_id = {sample.id: sample for sample in samples}
-    found: dict[str, list[Record]] = {couple_key(*couple): [] for couple in couples}
-    for record in folder.comparisons:
-        sample = by_id.get(record["sample"])
-        is_counted = (record["model"], record["prompt_sha256"]) == wanted and record["methods"] in found
-        if is_counted and sample is not None and is_current_comparison(folder, record, sample):
-            found[record["methods"]].append(record)
-    return found
-
-
-def _win_rates(
-    compared: Mapping[str, Sequence[Record]],
-    couples: Sequence[tuple[str, str]],
-    samples: Sequence[Sample],
-    resamples: int,
-) -> tuple[dict[str, dict[str, Summary]], dict[str, Couple]]:
-    """Both methods' win rates over each other, where the judge was asked, and how each couple was compared."""
-    rates: dict[str, dict[str, Summary]] = {}
-    modes = {}
-    for first, second in couples:
-        key = couple_key(first, second)
-        if not compared[key]:
-            continue
-        for winner, other in ((first, second), (second, first)):
-            values = _wins(compared[key], winner, samples)
-            rates.setdefault(winner, {})[other] = values.summary(samples, resamples=resamples)
-        orders = Counter(record["sample"] for record in compared[key])
-        both = sum(orders[sample] == len(ORDERS) for sample in values.by_sample)
-        modes[key] = Couple(len(values.by_sample) - both, both, dict(values.left_out))
-    return rates, modes
-
-
-def _wins(records: Sequence[Record], winner: str, samples: Sequence[Sample]) -> SampleValues:
-    """A method's wins over another in percent, by sample."""
-    unread = {record["sample"]: _why_invalid(record) for record in records if record["better"] is None}
-    wins = wins_by_sample(records, winner)
-    values = SampleValues()
-    for sample in samples:
-        values.add(sample, 100 * wins[sample.id] if sample.id in wins else unread.get(sample.id, NOT_ASKED))
-    return values
-
-
-def _why_invalid(record: Record) -> str:
-    return INVALID if record.get("refused") is None else REFUSED
+def _rating(folder: EvaluationFolder, judging: Judging | None, sample: Sample, method: str, field: str) -> Number:
+    if judging is None:
+        return NOT_JUDGED
+    record = folder.answers.get(make_question(folder, judging, sample, [method]).key)
+    if record is None:
+        return NOT_JUDGED
+    return float(record["answer"][field]) if record["answer"] else str(record["failure"])

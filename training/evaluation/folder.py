@@ -1,141 +1,175 @@
-"""Where an evaluation keeps what: one folder, small JSONL files, pictures beside them.
+"""The files of one evaluation, and the JSONL records from which an interrupted command continues.
 
-samples.jsonl          test analogies            inputs/<sample>/a.png a_prime.png b.png prompt.txt
-set.json               what the set could not use
-generated.jsonl        which method has what     truth/<sample>.png              true b′, where there is one
-measurements.jsonl     numbers per picture       pictures/<method>/<sample>.png  every method's b̂′
-ratings.jsonl, comparisons.jsonl, answers.jsonl  what the judge said             results/  tables, plot, sheets
+samples.jsonl, set.json   the test set              inputs/<sample>/a.png a_prime.png b.png prompt.txt
+generated.jsonl           images of every method    truth/<sample>.png             the true b′, if it is known
+measurements.jsonl        metrics of every image    images/<method>/<sample>.png   the b′ of every method
+answers.jsonl, judge.json replies of judges; the latest judge and its prompts
+                                                    results/                       written by `aggregate`
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 import os
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
+from typing import Any
 
 from PIL import Image
 
-from lorweb_core.errors import OutputError
+from lorweb_core.errors import LoRWeBError, OutputError
+from lorweb_core.files import write_bytes_atomically
 
 from ..data.importers.extraction import safe_name
-from .records import RecordFile
+
+logger = logging.getLogger(__name__)
+Record = dict[str, Any]
+#: Larger model files are identified by size and modification time: hashing 24 GB takes longer than it can save.
+_HASHED_UP_TO_BYTES = 64 * 2**20
 
 
-@dataclass(frozen=True)
-class EvaluationFolder:
-    """The files of one evaluation."""
+class EvaluationError(LoRWeBError):
+    """A test set, the images of a method or an evaluation folder cannot be used."""
 
-    root: Path
-    _contents: dict[tuple[Path, int, int], str] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
-    def set_facts(self) -> Path:
-        """What is known of the set beside its samples."""
-        return self.root / "set.json"
+class Records:
+    """JSON objects by key, one a line; if a key occurs again, the last record counts.
 
-    def content(self, path: Path) -> str | None:
-        """The sha256 of a file, read once as long as its size and time stay; None when there is no such file."""
-        if not path.is_file():
-            return None
+    A line that is no record, such as the half-written last line of a killed process, is ignored: its work is redone.
+
+    Args:
+        path: the file; created by the first `append`.
+        key: names of the fields that make up the key.
+    """
+
+    def __init__(self, path: Path, *key: str) -> None:
+        self.path, self._key = path, key
+        self._records: dict[tuple[Any, ...], Record] = {}
         try:
-            facts = path.stat()
-            key = (path, facts.st_size, facts.st_mtime_ns)
-            if key not in self._contents:
-                self._contents[key] = file_hash(path)
-        except OSError:
-            return None
-        return self._contents[key]
+            data = path.read_bytes()
+        except FileNotFoundError:
+            data = b""
+        except OSError as error:
+            raise self._unusable(error) from error
+        self._ends_within_line = bool(data) and not data.endswith(b"\n")
+        ignored = 0
+        for line in filter(bytes.strip, data.split(b"\n")):
+            try:
+                record = json.loads(line)
+                self._records[tuple(record[name] for name in key)] = record
+            except (ValueError, RecursionError, KeyError, TypeError):
+                ignored += 1
+        if ignored:
+            logger.warning("%s: ignored %d incomplete line(s); their work is redone", path, ignored)
 
-    @cached_property
-    def samples(self) -> RecordFile:
-        """Test analogies by id."""
-        return RecordFile(
-            self.root / "samples.jsonl", ("sample",), ("status", "task", "prompt", "pair", "b", "has_truth")
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(list(self._records.values()))
+
+    def get(self, *key: object) -> Record | None:
+        """The record of a key, or None."""
+        return self._records.get(key)
+
+    def append(self, record: Record) -> None:
+        """Add a record; it is on the disk when this returns.
+
+        Raises OutputError if the file cannot be written.
+        """
+        line = json.dumps(record, allow_nan=False).encode()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write((b"\n" if self._ends_within_line else b"") + line + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._unusable(error) from error
+        self._ends_within_line = False
+        self._records[tuple(record[name] for name in self._key)] = record
+
+    def _unusable(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"Cannot read or write {self.path}: {error.strerror or error}. "
+            "Free some space or choose another folder, then run the same command again."
         )
 
-    @cached_property
-    def generated(self) -> RecordFile:
-        """Status of every method's picture."""
-        return RecordFile(self.root / "generated.jsonl", ("method", "sample"), ("status", "source"))
 
-    @cached_property
-    def measurements(self) -> RecordFile:
-        """Numbers of every picture."""
-        return RecordFile(
-            self.root / "measurements.jsonl", ("method", "sample"), ("numbers", "reasons", "picture_sha256")
-        )
+class EvaluationFolder:
+    """The folder of one evaluation; see the module for its files."""
 
-    @cached_property
-    def ratings(self) -> RecordFile:
-        """Preservation and Accuracy of every picture, by judge."""
-        key, needed = ("model", "prompt_sha256", "method", "sample"), ("rating", "picture_sha256", "prompt_source")
-        return RecordFile(self.root / "ratings.jsonl", key, needed)
-
-    @cached_property
-    def comparisons(self) -> RecordFile:
-        """Which of two pictures is better, by judge and order."""
-        key = ("model", "prompt_sha256", "methods", "sample", "order")
-        return RecordFile(self.root / "comparisons.jsonl", key, ("shown", "better", "pictures_sha256", "prompt_source"))
+    def __init__(self, root: Path) -> None:
+        self.root, self.results = root, root / "results"
+        self.samples = Records(root / "samples.jsonl", "sample")
+        self.generated = Records(root / "generated.jsonl", "method", "sample")
+        self.measurements = Records(root / "measurements.jsonl", "method", "sample", "metric")
+        self.answers = Records(root / "answers.jsonl", "key")
+        self._hashes: dict[tuple[Path, int, int], str] = {}
 
     def inputs(self, sample: str) -> Path:
-        """Folder of a sample's a, a′, b and prompt, as `training.sample --triplets` reads it."""
+        """Folder with a, a′, b and the prompt of a sample, in the layout of `training.sample --triplets`."""
         return self.root / "inputs" / sample
 
     def truth(self, sample: str) -> Path:
-        """The true b′; missing where the set has none."""
+        """The true b′ of a sample; only some sets have it."""
         return self.root / "truth" / f"{sample}.png"
 
-    def picture(self, method: str, sample: str) -> Path:
-        """A method's b̂′."""
-        return self.root / "pictures" / method_folder(method) / f"{sample}.png"
+    def image(self, method: str, sample: str) -> Path:
+        """The b′ that a method generated."""
+        return self.root / "images" / safe_name(method) / f"{sample}.png"
 
-    @property
-    def results(self) -> Path:
-        """Folder of tables, plot and sheets."""
-        return self.root / "results"
+    def sha256(self, path: Path) -> str | None:
+        """Hash of a file, read again only if its size or time changes; None if there is no such file."""
+        try:
+            status = path.stat()
+            key = (path, status.st_size, status.st_mtime_ns)
+            if key not in self._hashes:
+                self._hashes[key] = file_sha256(path)
+        except OSError:
+            return None
+        return self._hashes[key]
 
 
-def method_folder(method: str) -> str:
-    """Return the name of a method's folder; different methods may have the same (see `methods.require_distinct`)."""
-    return safe_name(method)
+def write_file(path: Path, content: bytes | str | Image.Image) -> None:
+    """Write bytes, text or an image (as PNG), whole or not at all; folders are created.
 
-
-def save_picture(picture: Image.Image, path: Path) -> str:
-    """Write a picture as PNG, whole or not at all, and return the sha256 of its pixels.
-
-    Raises: OutputError: when it cannot be written.
+    Raises OutputError if it cannot be written.
     """
-    temporary = path.with_name(f".{uuid4().hex[:8]}.tmp")
+    if isinstance(content, Image.Image):
+        png = io.BytesIO()
+        content.save(png, format="PNG")
+        content = png.getvalue()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(temporary, format="PNG")
-        temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(
-            expected=f"to be able to write {path}",
-            got=error.strerror or str(error),
-            remedy="Make room or choose another folder, then run the same command again.",
-        ) from error
-    return pixel_hash(picture)
+        raise OutputError(f"Cannot create the folder {path.parent}: {error.strerror or error}.") from error
+    write_bytes_atomically(path, content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
 
 
-def pixel_hash(picture: Image.Image) -> str:
-    """Return the sha256 of a picture's size and RGB pixels: the same for every way to store them."""
-    rgb = picture.convert("RGB")
-    return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Return the sha256 of a file's bytes."""
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def fingerprint(*parts: object) -> str:
-    """Return a short name for settings and contents: 16 hex digits over their JSON."""
-    text = json.dumps(parts, sort_keys=True, default=os.fspath)
+def model_key(place: str | Path | None) -> str | None:
+    """Return a name for a model file or folder that changes with its content; a Hugging Face id stays as it is."""
+    path = Path(place or "")
+    if place is None or not path.exists():
+        return None if place is None else str(place)
+    if path.is_file():
+        status = path.stat()
+        is_small = status.st_size <= _HASHED_UP_TO_BYTES
+        return file_sha256(path) if is_small else f"{status.st_size}:{status.st_mtime_ns}"
+    files = [(file.relative_to(path), file) for file in sorted(path.rglob("*")) if file.is_file()]
+    shown = [(name, file) for name, file in files if not any(part.startswith(".") for part in name.parts)]
+    return fingerprint([(name.as_posix(), model_key(file)) for name, file in shown])
+
+
+def fingerprint(*values: object) -> str:
+    """Return 16 hex digits that identify JSON-like values."""
+    text = json.dumps(values, sort_keys=True, default=os.fspath)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -1,214 +1,111 @@
-"""Asking a judge: questions with pictures, answers kept by content, unreadable replies asked again.
+"""Asking a judge about all images, and keeping its answers.
 
-A question's key covers wording, model, and every picture's pixels, so a second run costs nothing and a changed picture
-is asked anew. Every raw reply is kept. A reply that cannot be read is asked for again, warmer (TEMPERATURES); after the
-last try the answer is recorded as invalid: it is counted, never scored. So is a question that the judge refuses.
+Answers are kept by the key of the question, so a second run asks nothing twice and a changed image is judged anew. A
+question without an answer (refused, or unreadable at every temperature) is recorded, counted and asked again by the
+next run; too many in a row stop the run.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from lorweb_core.images import read_image
+from .folder import EvaluationFolder, Record
+from .judges import Judge, JudgeError, QuestionError
+from .questions import (
+    MAX_REPLY_CHARACTERS,
+    ORDERS,
+    TEMPERATURES,
+    Judging,
+    Question,
+    ReplyError,
+    make_question,
+    read_reply,
+    shown_order,
+)
+from .test_set import Sample
 
-from .errors import RefusedQuestionError
-from .folder import fingerprint, pixel_hash
-from .prompts import Prompt
-from .records import Record, RecordFile
-from .refusals import Refusals
-from .replies import ReplyError, read_comparison, read_rating
-
-logger = logging.getLogger(__name__)
-#: Of the first question and of the repetitions after unreadable replies.
-TEMPERATURES = (0.0, 0.4, 0.8)
-#: Longest side a judge sees; Gemma-3's tower takes 896 px.
-MAX_SIDE_PX = 896
-
-#: A message: words and pictures in order.
-Part = str | Image.Image
-
-
-class Judge(Protocol):
-    """A vision-language model."""
-
-    @property
-    def model(self) -> str:
-        """Its id, kept with every answer."""
-
-    def reply(self, parts: Sequence[Part], *, temperature: float, seed: int) -> str:
-        """Return its raw reply; JudgeError when there is none. Called from several threads."""
+MAX_FAILURES_IN_A_ROW = 5
+NO_REPLY, UNREADABLE = "no reply (refused)", "unreadable reply"
 
 
-@dataclass(frozen=True)
-class Question:
-    """One question, not yet asked.
+def all_questions(
+    folder: EvaluationFolder,
+    judging: Judging,
+    methods: Sequence[str],
+    samples: Sequence[Sample],
+    *,
+    reference: str,
+    asks_both_orders: bool,
+) -> list[Question]:
+    """Return a rating for every image, and comparisons of the reference with every other method."""
+    questions = [make_question(folder, judging, sample, [method]) for method in methods for sample in samples]
+    for method in methods:
+        if method != reference:
+            for sample in samples:
+                for order in ORDERS if asks_both_orders else ORDERS[:1]:
+                    shown = shown_order(reference, method, sample.id, order)
+                    questions.append(make_question(folder, judging, sample, shown))
+    return questions
 
-    Attributes:
-        prompt: the wording.
-        pictures: place in the prompt → picture file.
-        identity: what the asker needs to file the answer; not part of the key.
+
+def ask_all(folder: EvaluationFolder, judge: Judge, questions: Sequence[Question], *, workers: int) -> Counter[str]:
+    """Ask all questions that have no answer yet, several at a time, and count how all of them stand.
+
+    Returns "answered", NO_REPLY or UNREADABLE → number of questions.
+    Raises JudgeError if the judge cannot be used; answers so far are kept.
     """
+    lock = threading.Lock()
 
-    prompt: Prompt
-    pictures: Mapping[str, Path]
-    identity: Mapping[str, Any]
+    def ask(question: Question) -> Record:
+        record = _ask(judge, question)
+        with lock:
+            folder.answers.append(record)
+        return record
 
-    def parts(self) -> list[Part]:
-        """Return words and pictures in the prompt's order."""
-        return [text if what == "text" else _shown(self.pictures[text]) for what, text in self.prompt.parts]
-
-
-def open_answers(path: Path) -> RecordFile:
-    """Return the answers kept in a file, by key; the file may be shared by evaluations."""
-    return RecordFile(path, ("key",), ("answer", "model", "kind"))
-
-
-@dataclass(frozen=True)
-class Asking:
-    """A judge, and how it is asked.
-
-    Attributes:
-        judge: who is asked.
-        answers: kept answers; grows as they come, so that stopping loses at most the questions under way.
-        workers: questions under way at once.
-        retries_invalid: ask again where a kept answer is invalid.
-    """
-
-    judge: Judge
-    answers: RecordFile
-    workers: int = 4
-    retries_invalid: bool = False
-
-    def is_final(self, value: object) -> bool:
-        """Whether an answer of this value (None: invalid) is not to be asked for again."""
-        return value is not None or not self.retries_invalid
-
-
-def ask_all(asking: Asking, questions: Sequence[Question], *, on_answer: Callable[[Question, Record], None]) -> None:
-    """Ask every question that has no kept answer, several at a time, and hand each answer over.
-
-    Args:
-        asking: the judge and its kept answers.
-        questions: of one kind, in any order.
-        on_answer: called in this thread with the question and its answer record (see `_ask`).
-    Raises: JudgeError: when the judge cannot be asked any more; answers until then are kept.
-    """
-    judge, answers = asking.judge, asking.answers
-    to_ask = _hand_over_known(asking, questions, on_answer)
-
-    def file_answer(record: Record) -> None:
-        answers.append(record)
-        for question in to_ask[record["key"]]:
-            on_answer(question, record)
-
-    kinds = {question.prompt.kind for question in questions}
-    refusals = Refusals(file_answer, has_replied=any(_is_reply(record, judge.model, kinds) for record in answers))
-    pool = ThreadPoolExecutor(max_workers=asking.workers)
-    futures = {pool.submit(_ask, judge, same[0], key): key for key, same in to_ask.items()}
-    try:
-        for future in tqdm(as_completed(futures), total=len(futures), desc="judging", unit="answer", disable=None):
-            try:
-                record = future.result()
-            except RefusedQuestionError as error:
-                key = futures[future]
-                refusals.note_refusal(_refused(judge, to_ask[key][0], key, error), error)
-                continue
-            file_answer(record)
-            refusals.note_reply()
-        refusals.finish()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        _keep_finished(futures, answers)
-
-
-def read_answer(kind: str, text: str) -> dict[str, Any]:
-    """Return the scores in a raw reply; ReplyError when they cannot be read."""
-    return asdict(read_rating(text)) if kind == "rating" else {"better": read_comparison(text)}
-
-
-def _hand_over_known(
-    asking: Asking, questions: Sequence[Question], on_answer: Callable[[Question, Record], None]
-) -> dict[str, list[Question]]:
-    """Return key → questions that have no final answer yet: equal pictures of two methods are one question."""
-    hashes: dict[Path, str] = {}
-    to_ask: dict[str, list[Question]] = {}
-    for question in questions:
-        key = _key(asking.judge, question, hashes)
-        known = asking.answers.find(key)
-        if known is None or not asking.is_final(known["answer"]):
-            to_ask.setdefault(key, []).append(question)
-        else:
-            on_answer(question, known)
-    return to_ask
-
-
-def _is_reply(record: Record, model: str, kinds: Collection[str]) -> bool:
-    """Whether an answer record holds this model's words, readable or not, to a question of these kinds."""
-    return record["model"] == model and record["kind"] in kinds and record.get("refused") is None
-
-
-def _keep_finished(futures: Iterable[Future[Record]], answers: RecordFile) -> None:
-    """After an error: the answers that arrived meanwhile cost money too."""
-    for future in futures:
-        if future.done() and not future.cancelled() and future.exception() is None:
-            record = future.result()
-            if answers.find(record["key"]) != record:
-                answers.append(record)
-
-
-def _ask(judge: Judge, question: Question, key: str) -> Record:
-    """Return the answer record: raw attempts in order, and the scores of the first readable one (None: invalid).
-
-    Raises: JudgeError: when there is no reply.
-    """
-    parts = question.parts()
-    attempts: list[dict[str, Any]] = []
-    answer = None
-    for seed, temperature in enumerate(TEMPERATURES):
-        raw = judge.reply(parts, temperature=temperature, seed=seed)
-        attempt: dict[str, Any] = {"temperature": temperature, "seed": seed, "raw": raw}
-        attempts.append(attempt)
+    known = {question.key: folder.answers.get(question.key) for question in questions}
+    asked = {question.key: question for question in questions if not (known[question.key] or {}).get("answer")}
+    # Earlier failures last: a run that they stop has got further than the one before.
+    in_order = sorted(asked.values(), key=lambda question: known[question.key] is not None)
+    failures = 0
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        futures = [pool.submit(ask, question) for question in in_order]
         try:
-            answer = read_answer(question.prompt.kind, raw)
-            break
-        except ReplyError as error:
-            attempt["problem"] = str(error)
-    return _record(judge, question, key, attempts) | {"answer": answer}
+            for future in tqdm(as_completed(futures), total=len(futures), desc="judging", unit="answer", disable=None):
+                record = future.result()
+                failures = 0 if record["answer"] else failures + 1
+                if failures == MAX_FAILURES_IN_A_ROW:
+                    raise JudgeError(
+                        f"The last {failures} questions to {judge.model} have no answer, the latest because of: "
+                        f"{record['failure']}: {record['details']}. The model must take five images in one message "
+                        "(vLLM: --limit-mm-per-prompt '{\"image\": 5}') within its context. The answers so far are "
+                        "kept; run the same command again to continue."
+                    )
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    records = [folder.answers.get(question.key) for question in questions]
+    return Counter(record["failure"] or "answered" for record in records if record is not None)
 
 
-def _refused(judge: Judge, question: Question, key: str, error: RefusedQuestionError) -> Record:
-    """An invalid answer with the server's words."""
-    return _record(judge, question, key, []) | {"answer": None, "refused": error.got}
-
-
-def _record(judge: Judge, question: Question, key: str, attempts: list[dict[str, Any]]) -> Record:
-    return {
-        "key": key, "kind": question.prompt.kind, "model": judge.model, "prompt_sha256": question.prompt.sha256,
-        "prompt_source": question.prompt.source, "attempts": attempts,
+def _ask(judge: Judge, question: Question) -> Record:
+    """Ask one question, again at higher temperatures after unreadable replies, and return its record."""
+    record: Record = {
+        "key": question.key, "kind": question.kind, "model": judge.model, "answer": None, "failure": None,
+        "details": None, "replies": [],
     }  # fmt: skip
-
-
-def _key(judge: Judge, question: Question, hashes: dict[Path, str]) -> str:
-    """Name wording, model and pixels; `hashes` remembers pictures that many questions share."""
-    for path in question.pictures.values():
-        if path not in hashes:
-            hashes[path] = pixel_hash(read_image(path))
-    pictures = [(name, hashes[path]) for name, path in sorted(question.pictures.items())]
-    text = fingerprint(question.prompt.text, judge.model, MAX_SIDE_PX, TEMPERATURES, pictures)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _shown(path: Path) -> Image.Image:
-    picture = read_image(path)
-    if max(picture.size) <= MAX_SIDE_PX:
-        return picture
-    return ImageOps.contain(picture, (MAX_SIDE_PX, MAX_SIDE_PX), method=Image.Resampling.LANCZOS)
+    parts = question.parts()
+    for seed, temperature in enumerate(TEMPERATURES):
+        try:
+            text = judge.reply(parts, temperature=temperature, seed=seed)
+        except QuestionError as error:
+            return record | {"failure": NO_REPLY, "details": str(error)}
+        record["replies"].append({"temperature": temperature, "text": text[:MAX_REPLY_CHARACTERS]})
+        try:
+            return record | {"answer": read_reply(question.kind, text), "failure": None, "details": None}
+        except ReplyError as error:
+            record |= {"failure": UNREADABLE, "details": str(error)}
+    return record

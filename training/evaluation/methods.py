@@ -1,146 +1,254 @@
-"""Other methods' pictures: a folder, and how its files are named by sample.
+"""The methods that are compared, and their images in one place and one format.
 
-None of the compared projects writes a batch of its own, so a run per sample goes into a folder of the sample's name
-and keeps the file name that the project's own script gives it. Every layout also takes `<sample>.png` (any picture
-type). Sources of the names: infer_single.py of RelationAdapter (`generated.jpg`), edit_transfer.py of Edit-Transfer
-(`result_<seed>.png`, the whole 2×2 picture), the examples in diffusers of VisualClozePipeline (`visualcloze.png`) and
-FluxKontextPipeline (`output.png`).
+A method is a name, a function sample → what the image is made from (None if it has none), and a function sample →
+image. An image whose source is unchanged is kept. Every table needs two baselines to be readable: copy b, copy a′.
+
+Other projects write no batches of their own: run them once per sample into a folder named after the sample, and keep
+the file name of the project's script (`LAYOUTS`). Sources of the names: infer_single.py of RelationAdapter,
+edit_transfer.py of Edit-Transfer (the whole 2×2 image), the examples in diffusers of VisualClozePipeline and
+FluxKontextPipeline.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
+from tqdm import tqdm
 
-from lorweb_core.images import IMAGE_SUFFIXES, read_image
+from lorweb_core.images import IMAGE_SUFFIXES, ImageFileError, from_pil, read_image, to_pil
 
-from .errors import EvaluationError
-from .folder import file_hash, method_folder
-from .samples import Sample
+from ..config import BaseModelConfig
+from .folder import EvaluationError, EvaluationFolder, file_sha256, fingerprint, model_key, write_file
+from .test_set import Sample
+
+if TYPE_CHECKING:
+    from ..analogy_sampler import DrawOptions
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a method names its pictures, and which part of them is b̂′.
-
-    Attributes:
-        files: names without suffix below the method's folder, `{sample}` filled in; `*` stands for anything.
-        is_grid: the picture is a 2×2 grid and b̂′ its bottom right quadrant.
-    """
-
-    files: tuple[str, ...] = ()
-    is_grid: bool = False
-
-
+BASELINES = ("copy-b", "copy-a-prime")
+_SHOWN = 3
+#: layout → (file below the method's folder without suffix, whether it is a 2×2 grid with b′ at the bottom right).
 LAYOUTS = {
-    "plain": Layout(),
-    "grid": Layout(is_grid=True),
-    "relation-adapter": Layout(("{sample}/generated",)),
-    "visualcloze": Layout(("{sample}/visualcloze",)),
-    "edit-transfer": Layout(("{sample}/result_*",), is_grid=True),
-    "kontext-lora": Layout(("{sample}/output",)),
+    "plain": ("{sample}", False),
+    "grid": ("{sample}", True),
+    "relation-adapter": ("{sample}/generated", False),
+    "visualcloze": ("{sample}/visualcloze", False),
+    "edit-transfer": ("{sample}/result_*", True),
+    "kontext-lora": ("{sample}/output", False),
 }
 
 
 @dataclass(frozen=True)
-class FolderMethod:
-    """A method whose pictures were made elsewhere.
+class Method:
+    """Something that answers test analogies.
 
     Attributes:
-        name: as it appears in the tables.
-        folder: its pictures.
-        layout: how they are named.
+        name: as in the tables.
+        source: sample → identifies everything the image is made from; None if the method has no image.
+        make: sample → b′ in any size; may raise ImageFileError.
     """
 
     name: str
-    folder: Path
-    layout: Layout
+    source: Callable[[Sample], str | None]
+    make: Callable[[Sample], Image.Image]
 
-    def fingerprint(self, sample: Sample) -> str | None:
-        """Name the content of a sample's picture; None when there is none."""
-        path = self.find(sample)
-        return None if path is None else file_hash(path)
 
-    def draw(self, sample: Sample) -> Image.Image:
-        """Return a sample's b̂′ in whatever size it has.
+def baseline(name: str, folder: EvaluationFolder) -> Method:
+    """Return `copy-b` (does nothing) or `copy-a-prime` (ignores b)."""
+    file = "b.png" if name == "copy-b" else "a_prime.png"
 
-        Raises: ImageFileError: when the file cannot be used.
-        """
-        picture = read_image(self.find(sample) or self.folder / f"{sample.id}.png")
-        if not self.layout.is_grid:
-            return picture
-        left, top = picture.width - picture.width // 2, picture.height - picture.height // 2
-        return picture.crop((left, top, picture.width, picture.height))
+    def make(sample: Sample) -> Image.Image:
+        b = read_image(folder.inputs(sample.id) / "b.png")
+        return ImageOps.fit(read_image(folder.inputs(sample.id) / file), b.size, method=Image.Resampling.LANCZOS)
 
-    def find(self, sample: Sample) -> Path | None:
-        """Return the sample's file; of several the first by name, numbers in numeric order."""
-        for pattern in (*self.layout.files, "{sample}"):
-            parent = self.folder / Path(pattern.format(sample=sample.id)).parent
-            wanted = re.compile(re.escape(Path(pattern.format(sample=sample.id)).name).replace(r"\*", ".*"))
-            found = [path for path in _pictures(parent) if wanted.fullmatch(path.stem)]
-            if found:
-                return min(found, key=_natural)
+    return Method(name, lambda sample: fingerprint(name, sample.inputs), make)
+
+
+def images_method(text: str) -> Method:
+    """Return a method whose images were made elsewhere, from `NAME=[LAYOUT:]FOLDER`.
+
+    Raises EvaluationError if the text has another form, or if there is no such folder.
+    """
+    name, _, place = text.partition("=")
+    layout, colon, rest = place.partition(":")
+    layout, place = (layout, rest) if colon and layout in LAYOUTS else ("plain", place)
+    if not name.strip() or not place or not Path(place).is_dir():
+        missing = f": there is no folder {place}" if place else ""
+        raise EvaluationError(
+            f"--method {text!r} cannot be used{missing}. Write NAME=FOLDER or NAME=LAYOUT:FOLDER with one of the "
+            f"layouts {', '.join(LAYOUTS)}, for example RelationAdapter=relation-adapter:outputs/relation_adapter."
+        )
+    pattern, is_grid = LAYOUTS[layout]
+
+    def find(sample: Sample) -> Path | None:
+        for form in (pattern, "{sample}"):
+            wanted = Path(place) / form.format(sample=sample.id)
+            regex = re.compile(re.escape(wanted.name).replace(r"\*", ".*"))
+            files = sorted(wanted.parent.iterdir()) if wanted.parent.is_dir() else []
+            found = [path for path in files if regex.fullmatch(path.stem) and path.suffix.lower() in IMAGE_SUFFIXES]
+            if found:  # of several seeds the lowest
+                return min(found, key=lambda path: [int(digits) for digits in re.findall(r"\d+", path.stem)])
         return None
 
+    def make(sample: Sample) -> Image.Image:
+        image = read_image(find(sample) or Path(place) / f"{sample.id}.png")
+        left, top = image.width - image.width // 2, image.height - image.height // 2
+        return image.crop((left, top, image.width, image.height)) if is_grid else image
 
-def parse_method(text: str) -> FolderMethod:
-    """Return the method of a command line word NAME=[LAYOUT:]FOLDER.
+    def source(sample: Sample) -> str | None:
+        path = find(sample)
+        return None if path is None else file_sha256(path)
 
-    Raises: EvaluationError: when it has another form, or there is no such folder.
-    """
-    name, separator, place = text.partition("=")
-    layout, colon, folder = place.partition(":")
-    if colon and layout in LAYOUTS:
-        place = folder
-    else:
-        layout = "plain"
-    if not separator or not name.strip() or not place or not Path(place).is_dir():
-        raise EvaluationError(
-            expected=f"NAME=FOLDER or NAME=LAYOUT:FOLDER with LAYOUT one of {', '.join(LAYOUTS)}",
-            got=repr(text) + ("" if not separator else f", and {place!r} is no folder"),
-            remedy="Write for example --method RelationAdapter=relation-adapter:outputs/relation_adapter.",
-        )
-    return FolderMethod(name.strip(), Path(place), LAYOUTS[layout])
+    return Method(name.strip(), source, make)
 
 
-def require_distinct(names: Sequence[str], known: Sequence[str] = ()) -> None:
-    """Refuse two methods whose pictures would lie in one folder: each would have the numbers of the last.
-
-    Names that differ in case only are one folder on some disks, names that differ in *, /, : or the like on all.
+def basis_method(
+    text: str,
+    folder: EvaluationFolder,
+    samples: Sequence[Sample],
+    *,
+    base: BaseModelConfig,
+    options: DrawOptions,
+    encoder: str | None,
+    max_tokens: int | None,
+    device: torch.device,
+) -> Method:
+    """Return our own generator from `NAME=BASIS`; the models are loaded when the first image is needed.
 
     Args:
-        names: methods to be brought in, or compared.
-        known: methods that the evaluation has already; one of these may come again.
-    Raises: EvaluationError: names the first two.
+        text: of the command line.
+        folder: with the inputs.
+        samples: all of them, for their prompts.
+        base, encoder, max_tokens, device: see `training.sample.load_sampler`.
+        options: steps, guidance, size, strength and seed.
+    Raises EvaluationError if the text has another form, or if there is no such file.
     """
-    distinct = list(dict.fromkeys((*known, *names)))
-    by_folder: dict[str, list[str]] = defaultdict(list)
-    for name in (*distinct, *(name for name in distinct if names.count(name) > 1)):
-        by_folder[method_folder(name).lower()].append(name)
-    same = next((found for found in by_folder.values() if len(found) > 1), None)
-    if same is not None:
+    name, _, file = text.partition("=")
+    if not name.strip() or not Path(file).is_file():
         raise EvaluationError(
-            expected="every method to have a name of its own, and so a folder of its own",
-            got=f"{same[0]!r} and {same[1]!r}, whose pictures would both lie in pictures/{method_folder(same[0])}",
-            remedy="Rename one of them; letters, digits, spaces, '-', '_' and '.' tell names apart, other characters "
-            "and upper or lower case do not. copy-b and copy-a-prime are taken by the baselines.",
+            f"--generator {text!r} cannot be used: {file!r} is no file. Write NAME=BASIS, for example "
+            "LoRWeB=runs/mine/mine.safetensors."
         )
+    models = [model_key(place) for place in (file, base.model, base.components, encoder)]
+    settings = fingerprint(models, base.dtype, base.quantize, asdict(options), max_tokens)
+
+    @cache
+    def load() -> Callable[[Sample], Image.Image]:
+        from ..sample import load_sampler  # diffusers and transformers take seconds to import
+
+        prompts = sorted({sample.prompt for sample in samples})
+        sampler = load_sampler(base, Path(file), prompts, encoder=encoder, max_tokens=max_tokens, device=device)
+
+        def generate_one(sample: Sample) -> Image.Image:
+            paths = [folder.inputs(sample.id) / f"{part}.png" for part in ("a", "a_prime", "b")]
+            images = [from_pil(read_image(path))[None] for path in paths]
+            return to_pil(sampler.draw(*images, prompt=sample.prompt, options=options)[0][0])
+
+        return generate_one
+
+    return Method(
+        name.strip(),
+        lambda sample: fingerprint(settings, sample.prompt, sample.inputs),
+        lambda sample: load()(sample),
+    )
 
 
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+def require_distinct(folder: EvaluationFolder, methods: Sequence[str]) -> None:
+    """Refuse two methods whose images would be in one folder: names may differ only in case or in `*`, `/`, `:`.
+
+    Raises EvaluationError with both names.
+    """
+    owners: dict[str, str] = {}
+    known = list(dict.fromkeys(record["method"] for record in folder.generated))
+    for name in (*(name for name in known if name not in methods), *methods):
+        place = folder.image(name, "x").parent
+        owner = owners.setdefault(place.name.lower(), name)
+        if owner != name or methods.count(name) > 1:
+            raise EvaluationError(
+                f"The methods {owner!r} and {name!r} would both keep their images in {place}. Rename one of them: "
+                "names must differ in letters (ignoring case), digits, spaces, '-', '_' or '.'."
+            )
 
 
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    parts = re.split(r"(\d+)", path.name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+def generate(folder: EvaluationFolder, method: Method, samples: Sequence[Sample]) -> None:
+    """Bring the images of a method into the folder; unchanged ones are kept, missing ones are reported."""
+    lacking = []
+    for sample in tqdm(samples, desc=method.name, unit="image", disable=None):
+        source = method.source(sample)
+        found = folder.generated.get(method.name, sample.id)
+        if found is not None and found["source"] == source and image_sha256(folder, method.name, sample.id):
+            continue
+        record = {"method": method.name, "sample": sample.id, "source": source, "sha256": None, "problem": None}
+        try:
+            if source is None:
+                record["problem"] = "no image"
+            else:
+                path = folder.image(method.name, sample.id)
+                write_file(path, method.make(sample).convert("RGB"))
+                record["sha256"] = folder.sha256(path)
+        except ImageFileError as error:
+            record["problem"] = f"{error.path}: {error.reason}"
+        if record != found:
+            folder.generated.append(record)
+        if record["problem"]:
+            lacking.append(f"{sample.id} ({record['problem']})")
+    if lacking:
+        logger.warning(
+            "%s: %d of %d images are missing or unreadable: %s",
+            method.name, len(lacking), len(samples), ", ".join(lacking[:_SHOWN]),
+        )  # fmt: skip
+
+
+def image_sha256(folder: EvaluationFolder, method: str, sample: str) -> str | None:
+    """Return the hash of a method's image; None if there is none, or if the file has changed since."""
+    record = folder.generated.get(method, sample)
+    sha256 = None if record is None else record["sha256"]
+    return sha256 if sha256 and sha256 == folder.sha256(folder.image(method, sample)) else None
+
+
+def methods_of(folder: EvaluationFolder, wanted: Sequence[str] = ()) -> list[str]:
+    """Return the names of the evaluation's methods in the order they came; all without `wanted`.
+
+    Raises EvaluationError if there are none, or no such ones.
+    """
+    names = list(dict.fromkeys(record["method"] for record in folder.generated))
+    unknown = [name for name in wanted if name not in names]
+    if unknown or not names:
+        raise EvaluationError(
+            f"The evaluation in {folder.root} has no method {', '.join(unknown)}. It has: {', '.join(names) or 'none'}."
+            " Add methods with `python -m training.evaluate generate`."
+        )
+    return [name for name in names if not wanted or name in wanted]
+
+
+def missing_images(folder: EvaluationFolder, methods: Sequence[str], samples: Sequence[Sample]) -> dict[str, list[str]]:
+    """Return method → samples for which it has no usable image, for the methods that lack some."""
+    missing = {
+        method: [sample.id for sample in samples if image_sha256(folder, method, sample.id) is None]
+        for method in methods
+    }
+    return {method: samples for method, samples in missing.items() if samples}
+
+
+def common_samples(folder: EvaluationFolder, methods: Sequence[str], samples: Sequence[Sample]) -> list[Sample]:
+    """Return the samples for which every method has an image.
+
+    Raises EvaluationError if there are none.
+    """
+    missing = missing_images(folder, methods, samples)
+    common = [sample for sample in samples if not any(sample.id in ids for ids in missing.values())]
+    if not common:
+        counts = ", ".join(f"{method} lacks {len(ids)} of {len(samples)}" for method, ids in missing.items())
+        raise EvaluationError(
+            f"No sample has an image of every method: {counts}. Choose the methods to compare with --method, or "
+            "generate the missing images."
+        )
+    return common

@@ -1,170 +1,198 @@
-"""Which analogies are tested: from a pair or triplet index, Relation252K, or the paper's LoRWeB_evalset.
+"""The analogies of a test set: from an index of `training.prepare`, or the paper's LoRWeB_evalset.
 
-    mydata/pairs.jsonl         an index of `training.prepare` (pairs: the true b′ is known)
-    relation252k:FOLDER        the data set as downloaded, every pair whatever its split
-    evalset:FOLDER             original/unsplash_<category>/x.jpg and
-                               decoded…/<part>/<category>/<Prompt_with_underscores>/<x>_<k>.png; b′ is not known
+    mydata/pairs.jsonl   pairs of the index; the true b′ is known
+    evalset:FOLDER       original/unsplash_<category>/<name>.jpg and
+                         decoded.../<part>/<category>/<Prompt_with_underscores>/<name>_<k>.png; b′ is not known
 
-Choices depend on names and the seed only. b differs from a by less than 15 % in aspect, as in the paper.
+The choice depends only on names and the seed. The aspects of a and b differ by less than 15 %, as in the paper.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from lorweb_core.images import ImageFileError, read_image_size
 
 from ..data.buckets import aspects_match
-from ..data.drawing import caption_of, positions_by_task, task_caption, uniforms
-from ..data.importers.building import build_pairs
-from ..data.importers.relation252k import find_pairs
-from ..data.index import PairRecord, TripletIndex, TripletRecord, open_index
-from .errors import EvaluationError
-from .evalset import read_evalset
-from .samples import Analogy, PicturePart
-from .set_choice import AnalogySet, Losses, SetOptions, of_tasks, short_name
+from ..data.drawing import caption_of, task_caption_from_name, uniforms
+from ..data.importers.building import picture_files, require_folder, subfolders
+from ..data.importers.extraction import safe_name
+from ..data.index import PairIndex, open_index
+from .folder import EvaluationError
+from .test_set import Analogy, ImagePart
+
+_SHOWN = 5
+_DEPTH = 4  # of an edited image of the evalset: part / category / prompt / file
+
+
+@dataclass(frozen=True)
+class SetOptions:
+    """Which analogies of a set are used.
+
+    Attributes:
+        split: of an index: `train`, `val`, `test` or `all`.
+        tasks: names; () for all.
+        b_per_pair: how many b every pair a, a′ gets.
+        per_task: at most this many analogies of a task; 0 for all.
+        caption_source: whose edit instruction is the prompt; see `DrawSettings.caption_source`.
+        seed: of the choice.
+    """
+
+    split: str = "test"
+    tasks: tuple[str, ...] = ()
+    b_per_pair: int = 2
+    per_task: int = 0
+    caption_source: str = "a"
+    seed: int = 0
+
+
+@dataclass
+class AnalogySet:
+    """The analogies of a set, and what could not be used: reason → names."""
+
+    analogies: list[Analogy] = field(default_factory=list)
+    unused: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def not_used(self) -> list[str]:
+        """Return a line with the count for every reason."""
+        return [
+            f"{len(names)} {reason} (first {', '.join(names[:_SHOWN])})"
+            for reason, names in self.unused.items() if names
+        ]  # fmt: skip
 
 
 def read_set(spec: str, options: SetOptions) -> AnalogySet:
     """Return the analogies of a set.
 
     Args:
-        spec: an index file, `relation252k:FOLDER` or `evalset:FOLDER`.
+        spec: an index file, or `evalset:FOLDER`.
         options: which of them.
-    Raises: LoRWeBError: when there is no such set, task or split, or nothing fits.
+    Raises LoRWeBError if there is no such set or task, or no analogy fits.
     """
     kind, _, place = spec.partition(":")
     if kind == "evalset" and place:
-        found = read_evalset(Path(place), options)
-    elif kind == "relation252k" and place:
-        found = _relation252k(Path(place), replace(options, split="all"))
+        found, tasks = _read_evalset(Path(place), options)
     else:
-        index = open_index(spec)
-        if isinstance(index, TripletIndex):
-            found = _from_triplets(index.records, options)
-        else:
-            found = _from_pairs(index.records, options, Losses())
-    if not found.analogies:
-        losses = f", and {'; '.join(found.losses)}" if found.losses else ""
-        raise EvaluationError(
-            expected=f"analogies in {spec}: two pairs of one task with aspects within 15 %",
-            got=f"none in split {options.split!r}{losses}",
-            remedy="Choose --split all, or hold pairs out with `python -m training.prepare split --split test`.",
-        )
-    return replace(found, analogies=_with_unique_names(found.analogies))
-
-
-def _relation252k(root: Path, options: SetOptions) -> AnalogySet:
-    found, losses = find_pairs(root), Losses()
-    records, unusable = build_pairs(found.candidates)
-    tasks = [candidate.task for candidate in found.candidates]
-    for problem in (*found.problems, *unusable):
-        path = Path(problem.file)
-        place = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
-        if problem.kind == "few-pairs":
-            tasks.append(path.name)  # a folder without any labels
-        if not options.tasks or set(place.parts) & set(options.tasks):
-            losses.add("entries or tasks without usable pictures", f"{place.as_posix()}: {problem.reason}")
-    wanted = [task for task in tasks if not options.tasks or task in options.tasks]
-    return _from_pairs(records, options, losses, more_tasks=wanted)
-
-
-def _from_pairs(
-    records: Sequence[PairRecord], options: SetOptions, losses: Losses, *, more_tasks: Sequence[str] = ()
-) -> AnalogySet:
-    chosen = [record for record in records if options.split in ("all", record.split)]
-    chosen = of_tasks(chosen, options.tasks)
-    analogies: list[Analogy] = []
-    make = _couples_by_b if options.pairs_per_b else _couples_by_pair
-    for positions in positions_by_task(chosen).values():
-        pairs = _shuffled([chosen[int(i)] for i in positions], options.seed)
-        analogies += [_analogy_of_pairs(a, b, prompt) for a, b, prompt in make(pairs, options, losses)]
-    return AnalogySet(analogies, losses.told([*(record.task for record in chosen), *more_tasks], analogies))
-
-
-def _couples_by_pair(
-    pairs: Sequence[PairRecord], options: SetOptions, losses: Losses
-) -> list[tuple[PairRecord, PairRecord, str]]:
-    """Every pair with the next b after it that fit."""
-    couples = []
-    for place, a in enumerate(pairs):
-        fitting = _next_fitting(pairs, place, options.b_per_pair)
-        couples += [(a, b, caption_of(a, b, options.caption_source)) for b in fitting]
-        if not fitting:
-            losses.add("pairs without a fitting b", a.id)
-        elif len(fitting) < options.b_per_pair:
-            losses.add(f"pairs with fewer than {options.b_per_pair} b", a.id)
-    return couples[: options.per_task or None]
-
-
-def _couples_by_b(
-    pairs: Sequence[PairRecord], options: SetOptions, losses: Losses
-) -> list[tuple[PairRecord, PairRecord, str]]:
-    """Every b with several pairs and one prompt: the task's, since pair a changes."""
-    couples, b_count = [], 0
-    for place, b in enumerate(pairs):
-        prompt = "" if options.caption_source == "none" else task_caption(b)
-        fitting = _next_fitting(pairs, place, options.pairs_per_b)
-        if len(fitting) < options.pairs_per_b:
-            losses.add(f"b with fewer than {options.pairs_per_b} fitting pairs", b.id)
-        elif not options.per_task or b_count < options.per_task:
-            couples += [(a, b, prompt) for a in fitting]
-            b_count += 1
-    return couples
-
-
-def _next_fitting(pairs: Sequence[PairRecord], place: int, count: int) -> list[PairRecord]:
-    others = [*pairs[place + 1 :], *pairs[:place]]
-    return [other for other in others if aspects_match(other.aspect, pairs[place].aspect)][:count]
-
-
-def _analogy_of_pairs(a: PairRecord, b: PairRecord, prompt: str) -> Analogy:
-    (image_a, image_a_prime), (image_b, image_b_prime) = (_sides(record) for record in (a, b))
-    name = f"{short_name(a.task, 40)}--{short_name(a.id)}--{short_name(b.id)}"
-    return Analogy(name, a.task, prompt, a.id, b.id, image_a, image_a_prime, image_b, image_b_prime)
-
-
-def _sides(record: PairRecord) -> tuple[PicturePart, PicturePart]:
-    if record.strip:
-        return PicturePart(record.before, 0, 2), PicturePart(record.before, 1, 2)
-    return PicturePart(record.before), PicturePart(record.after)
-
-
-def _from_triplets(records: Iterable[TripletRecord], options: SetOptions) -> AnalogySet:
-    if options.pairs_per_b:
-        raise EvaluationError(
-            expected="a set whose b can be combined with several pairs: pairs.jsonl, relation252k: or evalset:",
-            got="--pairs-per-b with ready-made triplets, whose b belong to one pair each",
-            remedy="Leave --pairs-per-b out, or make the set from pairs.",
-        )
-    chosen = [record for record in records if options.split in ("all", record.split)]
+        found, tasks = _read_index(spec, options)
+    kept = []
     counts: Counter[str] = Counter()
-    analogies = []
-    for record in of_tasks(chosen, options.tasks):
-        counts[record.task] += 1
-        if options.per_task and counts[record.task] > options.per_task:
+    for analogy in found.analogies:
+        counts[analogy.task] += 1
+        if not options.per_task or counts[analogy.task] <= options.per_task:
+            kept.append(analogy)
+    found.unused["tasks without analogies"] = [task for task in dict.fromkeys(tasks) if task not in counts]
+    if not kept:
+        raise EvaluationError(
+            f"{spec} has no analogies in split {options.split!r}: {'; '.join(found.not_used()) or 'no pairs'}. "
+            "A task needs two pairs with aspects within 15 %. Use --split all, or hold pairs out with "
+            "`python -m training.prepare split --split test`."
+        )
+    names = Counter(analogy.sample for analogy in kept)
+    for place_in_list, analogy in enumerate(kept):
+        if names[analogy.sample] > 1:
+            digest = hashlib.sha256(repr((analogy.task, analogy.pair, analogy.b)).encode()).hexdigest()[:8]
+            kept[place_in_list] = replace(analogy, sample=f"{analogy.sample}--{digest}")
+    found.analogies = kept
+    return found
+
+
+def _read_index(path: str, options: SetOptions) -> tuple[AnalogySet, list[str]]:
+    """Every pair as a, a′ with the next b of its task that fit, in shuffled order."""
+    index = open_index(path)
+    if not isinstance(index, PairIndex):
+        raise EvaluationError(f"{path} is an index of ready-made triplets; --set needs an index of pairs.")
+    records = [record for record in index.records if options.split in ("all", record.split)]
+    by_task = defaultdict(list)
+    for record in sorted(records, key=lambda record: uniforms(options.seed, "evaluation", record.id)):
+        by_task[record.task].append(record)
+    tasks = _choose_tasks(dict.fromkeys(record.task for record in records), options.tasks)
+    found = AnalogySet()
+    for task in tasks:
+        pairs = by_task[task]
+        for place, a in enumerate(pairs):
+            others = [b for b in pairs[place + 1 :] + pairs[:place] if aspects_match(b.aspect, a.aspect)]
+            _note_missing_b(found, len(others), options.b_per_pair, a.id)
+            for b in others[: options.b_per_pair]:
+                image_a, image_a_prime, image_b, image_b_prime = (
+                    ImagePart(record.before, half) if record.strip else ImagePart((record.before, record.after)[half])
+                    for record in (a, b)
+                    for half in (0, 1)
+                )
+                sample = f"{_short(task, 40)}--{_short(a.id)}--{_short(b.id)}"
+                prompt = caption_of(a, b, options.caption_source)
+                found.analogies.append(
+                    Analogy(sample, task, prompt, a.id, b.id, image_a, image_a_prime, image_b, image_b_prime)
+                )
+    return found, tasks
+
+
+def _read_evalset(root: Path, options: SetOptions) -> tuple[AnalogySet, list[str]]:
+    """Every edited photo as a′ with some b of its category, which are cropped to a's aspect."""
+    require_folder(root, "original/ and decoded... of LoRWeB_evalset")
+    folders = subfolders(root / "original") if (root / "original").is_dir() else []
+    originals = {folder.name.removeprefix("unsplash_"): picture_files(folder) for folder in folders}
+    aspects = {path: _aspect(path) for paths in originals.values() for path in paths}
+    edited: dict[str, list[tuple[Path, str, str]]] = defaultdict(list)
+    for folder in sorted({path.parent for path in root.rglob("*") if path.is_file()}):
+        names = folder.relative_to(root).parts
+        if len(names) >= _DEPTH and "original" not in names:
+            prompt = task_caption_from_name(folder.name)
+            edited[f"{names[-3]}/{prompt}"] += [(path, names[-2], prompt) for path in picture_files(folder)]
+    tasks = _choose_tasks(edited, options.tasks)
+    found = AnalogySet()
+    for task, path, category, prompt in ((name, *item) for name in tasks for item in edited[name]):
+        place = path.relative_to(root).as_posix()
+        stems = (re.sub(r"_\d+$", "", path.stem), path.stem)
+        a = next((original for original in originals.get(category, ()) if original.stem in stems), None)
+        if a is None:
+            found.unused["edited images without an original"].append(place)
             continue
-        a, a_prime, b = (PicturePart(record.control, column, 3) for column in range(3))
-        name = f"{short_name(record.task, 40)}--{short_name(record.id, 50)}"
-        prompt = "" if options.caption_source == "none" else record.caption
-        truth = PicturePart(record.target)
-        analogies.append(Analogy(name, record.task, prompt, record.id, record.id, a, a_prime, b, truth))
-    return AnalogySet(analogies, [])
+        others = [b for b in originals[category] if b != a and aspects_match(aspects[b], aspects[a])]
+        others.sort(key=lambda b: uniforms(options.seed, place, b.stem))
+        _note_missing_b(found, len(others), options.b_per_pair, place)
+        for b in others[: options.b_per_pair]:
+            found.analogies.append(
+                Analogy(
+                    f"{_short(path.parent.name, 40)}--{_short(path.stem)}--{_short(b.stem)}", task,
+                    "" if options.caption_source == "none" else prompt, f"{path.parent.name}/{path.stem}", b.stem,
+                    ImagePart(a), ImagePart(path), ImagePart(b), crops_b=True,
+                )
+            )  # fmt: skip
+    return found, tasks
 
 
-def _shuffled(pairs: Sequence[PairRecord], seed: int) -> list[PairRecord]:
-    return sorted(pairs, key=lambda record: uniforms(seed, "evaluation", record.id))
+def _choose_tasks(known: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """The wanted tasks, or all if none are named."""
+    known = list(known)
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"The first tasks are {', '.join(sorted(known)[:3])}."
+        raise EvaluationError(f"The set has no task {', '.join(map(repr, unknown))} in this split. {hint}")
+    return [name for name in known if not wanted or name in wanted]
 
 
-def _with_unique_names(analogies: Sequence[Analogy]) -> list[Analogy]:
-    counts = Counter(analogy.sample for analogy in analogies)
+def _note_missing_b(found: AnalogySet, count: int, wanted: int, name: str) -> None:
+    if not count:
+        found.unused["pairs without a fitting b"].append(name)
+    elif count < wanted:
+        found.unused[f"pairs with fewer than {wanted} b"].append(name)
 
-    def named(analogy: Analogy) -> Analogy:
-        if counts[analogy.sample] == 1:
-            return analogy
-        digest = hashlib.sha256(repr((analogy.task, analogy.pair, analogy.b)).encode()).hexdigest()[:8]
-        return replace(analogy, sample=f"{analogy.sample}--{digest}")
 
-    return [named(analogy) for analogy in analogies]
+def _short(name: str, length: int = 30) -> str:
+    """The last part of a name, short and safe as a part of a file name."""
+    return safe_name(PurePosixPath(name).name)[:length].strip(". ").replace(" ", "_") or "x"
+
+
+def _aspect(path: Path) -> float:
+    try:
+        width, height = read_image_size(path)
+    except ImageFileError:
+        return 1.0  # reported when the sample is written
+    return width / height

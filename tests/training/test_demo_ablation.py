@@ -4,11 +4,10 @@ import shutil
 
 import pytest
 
+from lorweb_core.errors import SettingsError
 from training.demo.__main__ import basis_config
+from training.demo.ablation import main, prepare_demo, variants, write_test_images
 from training.demo.scenes import MODEL_FOLDER, validation_edits
-from training.evaluate import main
-from training.evaluation.ablation import prepare_demo, variants, write_test_pictures
-from training.evaluation.errors import EvaluationError
 
 needs_model = pytest.mark.skipif(not (MODEL_FOLDER / "basis.safetensors").is_file(), reason="no demo model")
 
@@ -30,9 +29,9 @@ def test_trained_variants_are_measured_on_held_out_parameters(tmp_path, capsys):
     name = "lorweb-gain-n-0.003-0.001-21-seed0"
     (tmp_path / name).mkdir()
     shutil.copy(MODEL_FOLDER / "basis.safetensors", tmp_path / name / f"{name}.safetensors")
-    words = ["--steps", "21", "--per-edit", "1", "--pairs-per-edit", "1", "--variants", "lorweb"]
+    words = ["--steps", "21", "--per-edit", "1", "--pairs-per-edit", "1", "--variant", "lorweb"]
     results = tmp_path / "table.md"
-    assert main(["ablation", "--out", str(tmp_path), "--results", str(results), *words]) == 0
+    assert main(["--out", str(tmp_path), "--results", str(results), *words]) == 0
     table = results.read_text(encoding="utf-8")
     rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in table.splitlines() if line.startswith("| ")}
     copied, drawn = (float(rows[method][4].split()[0]) for method in ("copy-b", "LoRWeB, 16 × rank 4"))
@@ -42,7 +41,7 @@ def test_trained_variants_are_measured_on_held_out_parameters(tmp_path, capsys):
 
 
 def test_no_edit_of_the_test_is_one_on_which_rates_were_chosen(tmp_path):
-    tested = {analogy.sample.split("--")[0] for analogy in write_test_pictures(tmp_path, per_edit=1)}
+    tested = {analogy.sample.split("--")[0] for analogy in write_test_images(tmp_path, per_edit=1)}
     assert len(tested) == 18
     assert not tested & {edit.name for edit in validation_edits()}
 
@@ -50,11 +49,11 @@ def test_no_edit_of_the_test_is_one_on_which_rates_were_chosen(tmp_path):
 @needs_model
 def test_a_folder_made_with_other_pairs_is_not_taken_for_these(tmp_path):
     prepare_demo(tmp_path, pairs_per_edit=1)
-    with pytest.raises(EvaluationError, match="Choose another --out folder"):
+    with pytest.raises(SettingsError, match="Choose another --out"):
         prepare_demo(tmp_path, pairs_per_edit=2)
 
 
 @needs_model
-def test_unknown_variants_are_told(tmp_path, capsys):
-    assert main(["ablation", "--out", str(tmp_path), "--pairs-per-edit", "1", "--variants", "lorwep"]) == 2
-    assert "--variants among lorweb, fewer-larger" in capsys.readouterr().err
+def test_unknown_variants_are_an_error(tmp_path, capsys):
+    assert main(["--out", str(tmp_path), "--pairs-per-edit", "1", "--variant", "lorwep"]) == 2
+    assert "--variant lorwep is unknown. There are lorweb, fewer-larger" in capsys.readouterr().err
