@@ -41,6 +41,7 @@ __all__ = [
     "ImageEncoder",
     "Preprocessing",
     "family_of",
+    "find_encoder_folder",
     "fit_images",
     "load_image_encoder",
     "preprocess_images",

@@ -17,19 +17,22 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lorweb_core.encoder import find_encoder_folder
 from lorweb_core.errors import CheckpointError, LoRWeBError, ModelError, OutputError, SettingsError
 
 from .captions import has_text_encoders
-from .checkpoints import list_checkpoints, load_checkpoint, load_latest, restore_random_states
+from .checkpoints import load_checkpoint, load_latest, restore_random_states
 from .config import TrainConfig
 from .config_reading import read_config, write_config
 from .distributed import Processes
+from .inputs import input_digests, warn_of_changes
 from .interruption import (
     EXIT_STOPPED,
     StoppedAtOnceError,
@@ -43,6 +46,7 @@ from .monitor import Monitor, require_trackers
 from .optimisers import allow_packed_states
 from .preflight import preflight_report
 from .quiet import silence_libraries
+from .run_lock import run_lock
 from .sampling import read_schedule
 from .session import CheckpointSaver, build_encoders, build_state, restore_state, write_basis_file
 from .terminal import let_terminal_replace, log_to_terminal, show
@@ -86,7 +90,8 @@ def train(config: TrainConfig, *, resume: str | None = None) -> RunResult:
         if not processes.is_main:
             logging.getLogger("training").setLevel(logging.WARNING)
         try:
-            return _run(config, processes, stop, resume)
+            with run_lock(config.run_folder) if processes.is_main else nullcontext():
+                return _run(config, processes, stop, resume)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -104,6 +109,7 @@ def _run(config: TrainConfig, processes: Processes, stop: StopRequest, resume: s
     try:
         loop.run(state)
     finally:
+        loop.batches.close()
         loop.monitor.close()
         _keep_latents(loop)
     return RunResult(state.step, tuple(loop.losses), _finish(loop.config, state, processes), processes.world_size)
@@ -133,13 +139,17 @@ def assemble(
     if not has_text_encoders(source.components):  # the prompt is one zero token then, and the basis file says so
         config = config.model_copy(update={"text": config.text.model_copy(update={"max_tokens": 1})})
     if processes.is_main:
-        _make_folder(config.run_folder)
+        config.run_folder.mkdir(parents=True, exist_ok=True)
         write_config(config.run_folder / "resolved.yaml", config)
     torch.manual_seed(config.run.seed)
     data, encoder, query_dim = build_encoders(config, source, processes)
+    encoder_folder = find_encoder_folder(config.encoder.model, config.encoder.revision, local_files_only=True)
+    inputs = input_digests(data.records, source, encoder_folder) if processes.is_main else None
     state = build_state(config, source, query_dim, processes)
     if saved is not None:
         restore_state(state, saved, config)
+        if inputs is not None:
+            warn_of_changes(saved["inputs"], inputs)
     _require_one_step(state.step, processes)
     schedule = read_schedule(source.components)
     validator = Validator(
@@ -158,7 +168,7 @@ def assemble(
         restore_random_states(saved["random"])
     is_saved = saved is not None and resume == "latest"
     callbacks = Callbacks(
-        save=CheckpointSaver(config, processes, saved_step=state.step if is_saved else None),
+        save=CheckpointSaver(config, processes, inputs, saved_step=state.step if is_saved else None),
         validate=ValidationCallback(validator, config, monitor, processes),
     )
     module = processes.wrap(state.model)
@@ -183,11 +193,10 @@ def _find_saved(config: TrainConfig, resume: str | None) -> dict[str, Any] | Non
         return load_latest(folder)
     if resume is not None:
         return load_checkpoint(Path(resume))
-    if list_checkpoints(folder):
+    if any(folder.glob("step-*")):  # damaged ones too
         raise OutputError(
-            expected=f"a new run, since --resume was not given, in {config.run_folder}",
-            got="the checkpoints of an earlier one",
-            remedy="Go on with --resume latest, or choose another run.name.",
+            f"{config.run_folder} holds the checkpoints of an earlier run. Continue it with --resume latest, or choose "
+            "another run.name."
         )
     return None
 
@@ -211,17 +220,6 @@ def _require_one_step(step: int, processes: Processes) -> None:
             got=f"step {step} in process {processes.rank}, another one elsewhere",
             remedy="Set run.folder to a place that all machines share, or copy its checkpoints to each of them.",
         )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            expected=f"to be able to make the run's folder {folder}",
-            got=error.strerror or str(error),
-            remedy="Set run.folder to a place where you may write, with room for the checkpoints.",
-        ) from error
 
 
 def _finish(config: TrainConfig, state: TrainingState, processes: Processes) -> Path | None:
@@ -260,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report = preflight_report(config)
             show(*report.text().splitlines())
             return 0 if report.is_good else EXIT_TO_CORRECT
-        train(config, resume=options.resume)
+        result = train(config, resume=options.resume)
     except LoRWeBError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_MISTAKE
@@ -270,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; --resume latest goes on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0
+    return EXIT_STOPPED if result.basis_file is None else 0
 
 
 if __name__ == "__main__":

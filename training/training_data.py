@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from lorweb_core.errors import SettingsError
 from lorweb_core.preprocessing import Preprocessing
@@ -62,14 +63,14 @@ class TrainingData:
     Attributes:
         training: drawing dataset, indexed by `DrawKey`.
         validation: `seen`, `held_out` and `examples` → fixed items; any may be absent.
-        records: usable pairs of every split; empty for triplets.
+        records: usable pairs, or all triplets, of every split.
         prompts: every prompt of training and validation.
         examples: pairs of `validation.examples`.
     """
 
     training: QuadrupletDataset | ReferenceDataset
     validation: dict[str, FixedSet]
-    records: tuple[PairRecord, ...]
+    records: tuple[PairRecord, ...] | tuple[TripletRecord, ...]
     prompts: tuple[str, ...]
     examples: tuple[PairRecord, ...] = ()
 
@@ -121,10 +122,10 @@ def divided_pairs(config: TrainConfig, index: PairIndex) -> tuple[list[PairRecor
 
 def training_batches(
     data: TrainingData, config: TrainConfig, *, first_step: int, rank: int, world_size: int
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Give this process's share of one batch per step, without end, starting with that of `first_step`.
 
-    Every picture that breaks is told once; a line with the count follows when the iterator is let go of.
+    Every picture that breaks is told once; a line with the count follows on `close()`, which also ends the workers.
     """
     sampler = BucketBatchSampler(
         data.training, batch_size=config.run.batch_size, rank=rank, world_size=world_size, start=first_step
@@ -140,7 +141,7 @@ def training_batches(
     return _telling_replacements(iter(loader))
 
 
-def _telling_replacements(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _telling_replacements(batches: Iterator[dict[str, Any]]) -> Generator[dict[str, Any], None, None]:
     """The same batches; told here and not where pictures are read, as loading processes do not know of each other."""
     replaced: Counter[str] = Counter()
     try:
@@ -151,6 +152,9 @@ def _telling_replacements(batches: Iterator[dict[str, Any]]) -> Iterator[dict[st
                 replaced[line] += 1
             yield batch
     finally:
+        # Workers ignore SIGTERM, so Python's exit would wait for them forever where a traceback keeps the loader alive.
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()
         if replaced:
             logger.warning(
                 "%d draw(s) replaced because of %d picture(s); `python -m training.prepare check` names them",
@@ -215,7 +219,7 @@ def _from_triplets(
     tell_outlook(validation_outlook(config, index.records))
     fixed = chain.from_iterable(fixed.dataset.records for fixed in validation.values())
     prompts = {*training.captions(), *(record.caption for record in fixed if settings.caption_source != "none")}
-    return TrainingData(training, validation, (), tuple(sorted(prompts)))
+    return TrainingData(training, validation, index.records, tuple(sorted(prompts)))
 
 
 def _warn_of_missing_captions(records: Sequence[PairRecord | TripletRecord], settings: DrawSettings) -> None:

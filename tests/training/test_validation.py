@@ -163,8 +163,8 @@ def test_validating_changes_nothing_in_the_run(tiny_config):
     with_it = train(tiny_config(*options, "run.name=with", "validation.every=1", "validation.pictures=0"))
     without = train(tiny_config(*options, "run.name=without"))
     assert with_it.losses == without.losses
-    trained, expected = load_file(with_it.basis_file), load_file(without.basis_file)
-    assert all(torch.equal(trained[name], tensor) for name, tensor in expected.items())
+    first, second = load_file(with_it.basis_file), load_file(without.basis_file)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def test_health_of_an_even_router():
