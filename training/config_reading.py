@@ -37,9 +37,9 @@ class ConfigError(LoRWeBError):
     def __init__(self, source: str, mistakes: Sequence[str]) -> None:
         count = f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}"
         listed = "".join(f"\n  - {printable(mistake)}" for mistake in mistakes)
-        super().__init__(
-            f"{printable(source)} has {count}:{listed}\nCorrect the file or the command line (name=value)."
-        )
+        message = f"{printable(source)} has {count}:{listed}\nCorrect the file or the command line (name=value)."
+        super().__init__(message)
+        self.args = (message,)  # one line per mistake
         self.mistakes = tuple(mistakes)
 
 

@@ -62,7 +62,7 @@ def _finite(value: float) -> float:
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the evaluation.")]
 Methods = Annotated[list[str] | None, typer.Option("--method", metavar="NAME", help="Only this method; repeatable.")]
 Reference = Annotated[str | None, typer.Option(metavar="NAME", help="Method to compare with all others.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N.")]
 
 
 @app.callback()

@@ -26,8 +26,8 @@ from training.data.importers import reference, relation252k
 from training.data.importers.building import read_caption
 from training.data.importers.folders import read_task_settings
 from training.data.index import open_index
-from training.evaluation.records import RecordFile
-from training.evaluation.replies import ReplyError, read_comparison, read_rating
+from training.evaluation import questions
+from training.evaluation.folder import Records
 from training.prepare import main as prepare_main
 from training.train import main as train_main
 
@@ -49,10 +49,10 @@ METADATA = '[{"analogy_id": "1", "edit_prompt": "turn it", "pair_A": "x", "pair_
 
 def read_reply(path):
     text = path.read_bytes().decode("utf-8", "replace")
-    for read in (read_rating, read_comparison):
+    for kind in ("rating", "comparison"):
         try:
-            read(text)
-        except ReplyError as error:
+            questions.read_reply(kind, text)
+        except questions.ReplyError as error:
             assert str(error)
 
 
@@ -81,7 +81,7 @@ KINDS = {
     reference.METADATA_NAME: (write(METADATA), lambda path: reference._read_metadata(path.parent)),
     "answers.jsonl": (
         write('{"key": "a", "answer": "b"}\n{"key": [1], "answer": "b"}\n'),
-        lambda path: RecordFile(path, ("key",), ("answer",)),
+        lambda path: Records(path, "key"),
     ),
     "reply.txt": (write('So: {"metrics": {"accuracy": 7, "consistency": 9}} and {"better": 2}'), read_reply),
 }
@@ -292,6 +292,8 @@ def test_a_pipe_among_the_captions_of_a_folder_is_left_out_with_a_warning(tmp_pa
 
 
 def test_a_number_of_4301_digits_in_a_reply_is_an_unreadable_reply():
-    with pytest.raises(ReplyError, match="no JSON object"):
-        read_comparison('{"better": ' + "1" * 4_301 + "}")
-    assert read_comparison('{"a": ' * 300_000 + '{"better": 2}') == 2
+    with pytest.raises(questions.ReplyError, match="there is no better"):
+        questions.read_reply("comparison", '{"better": ' + "1" * 4_301 + "}")
+    with pytest.raises(questions.ReplyError, match="more than 20000 characters"):
+        questions.read_reply("comparison", '{"a": ' * 300_000 + '{"better": 2}')
+    assert questions.read_reply("comparison", '{"a": ' * 1_000 + '{"better": 2}') == {"better": 2}

@@ -163,7 +163,7 @@ def test_the_comfyui_folder_holds_every_file(tmp_path):
 
 def test_the_line_for_the_windows_portable_build_runs_in_an_isolated_python(tmp_path):
     """That Python has a ._pth file, which shuts the current folder out as -I does."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     (code,) = re.findall(r'python_embeded\\python\.exe -c "([^"]+)"', readme)
     subprocess.run([sys.executable, "-I", "-c", code, str(tmp_path)], cwd=ROOT, check=True, timeout=120)
     assert (tmp_path / "lorweb" / "lorweb_demo_basis.safetensors").is_file()

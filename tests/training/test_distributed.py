@@ -169,7 +169,7 @@ def test_signal_to_the_whole_group_saves_although_pictures_are_being_loaded(tiny
 def test_lines_for_torchrun_in_the_readme_are_ones_that_it_understands():
     from torch.distributed.run import get_args_parser
 
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    readme = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [
         line.partition("#")[0].split()[1:] for line in readme.splitlines() if line.strip().startswith("torchrun -")
     ]
@@ -184,7 +184,7 @@ def test_lines_for_torchrun_in_the_readme_are_ones_that_it_understands():
 
 @pytest.mark.slow
 def test_torchrun_hands_on_the_warning_of_a_scheduler_as_the_readme_says(tiny_config, tiny_overrides):
-    (words,) = re.findall(r"`(--signals-to-handle \S+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    (words,) = re.findall(r"`(--signals-to-handle \S+)`", (ROOT / "docs" / "training.md").read_text(encoding="utf-8"))
     checkpoints = tiny_config().run_folder / "checkpoints"
     options = tiny_overrides("run.steps=100000", "checkpoint.every=1")
     process = _start(

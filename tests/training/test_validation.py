@@ -376,7 +376,7 @@ def test_memory_of_the_paper_run_is_near_the_sums_on_paper():
 def test_readme_and_configs_tell_the_memory_that_check_computes(name):
     computed = estimate_memory(read_config(f"{name}.yaml", ["data.index=x"]), FULL_SIZE_CONFIG, 2304).total
     told = f"{computed / 1e9:.0f} GB"
-    readme = Path("README.md").read_text(encoding="utf-8")
+    readme = Path("docs/memory-and-speed.md").read_text(encoding="utf-8")
     (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{name}.yaml`")]
     assert f"{told} (computed)" in row
     assert told in "".join(Path(f"training/configs/{name}.yaml").read_text(encoding="utf-8").splitlines()[:4])
