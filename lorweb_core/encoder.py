@@ -41,6 +41,7 @@ __all__ = [
     "ImageEncoder",
     "Preprocessing",
     "family_of",
+    "find_encoder_folder",
     "fit_images",
     "load_image_encoder",
     "preprocess_images",
@@ -134,7 +135,7 @@ def load_image_encoder(
         local_files_only: look into the cache, but download nothing.
     Raises: ModelError: when folder, weights or projection are missing or the model is no CLIP or fixed-size SigLIP.
     """
-    folder = _find_folder(folder_or_id, revision, local_files_only)
+    folder = find_encoder_folder(folder_or_id, revision, local_files_only=local_files_only)
     config = _read_config(folder)
     is_clip = config["model_type"].startswith("clip")
     vision_values = dict(config.get("vision_config") or config)
@@ -150,7 +151,8 @@ def load_image_encoder(
     )
 
 
-def _find_folder(folder_or_id: str | Path, revision: str | None, local_files_only: bool) -> Path:
+def find_encoder_folder(folder_or_id: str | Path, revision: str | None, *, local_files_only: bool) -> Path:
+    """Return the folder with an image encoder's files, in the download cache for a repository; see above."""
     folder = Path(folder_or_id)
     if folder.is_dir():
         return folder

@@ -15,10 +15,15 @@ from lorweb_core.settings import CLIP_ENCODER_ID, KONTEXT_ID, RouterSettings
 
 from .flow import TimestepSettings
 
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+# Beyond these limits a value is a slip, and what it would do depends on the optimizer or the machine.
+MAX_COUNT = 999_999_999  # names of checkpoint folders have nine digits
+Positive = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Natural = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Batch = Annotated[int, Field(ge=1, le=4096)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
+Decay = Annotated[float, Field(ge=0, le=0.999999)]  # above, 1 - decay is 0 in float32
+Rate = Annotated[float, Field(ge=1e-12, le=10)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
 Sigma = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -44,21 +49,23 @@ class BaseModelConfig(_Section):
 class BasisConfig(_Section):
     """The basis that is learned: its sizes, its router and the Linears that get one."""
 
-    basis_size: Positive = 32
-    rank: Positive = 4
-    key_dim: Positive = 128
+    basis_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    rank: Annotated[int, Field(ge=1, le=4096)] = 4
+    key_dim: Annotated[int, Field(ge=1, le=4096)] = 128
     heads: Positive = 1
     activation: Literal["softmax", "tanh"] = "softmax"
     reduction: Literal["mean", "sum"] = "mean"
     query_mode: Literal["cat-aa'b", "aa'bb'", "caa'bb'", "caa'b", "caa'", "ca'-ca", "ca'-ca+cb"] = "cat-aa'b"
-    coefficient_gain: Annotated[float, Field(gt=0)] | Literal["basis_size"] = 1.0
+    coefficient_gain: Annotated[float, Field(ge=1e-3, le=4096)] | Literal["basis_size"] = 1.0
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
     start_from: Path | None = None
 
     @model_validator(mode="after")
-    def _heads_divide_keys(self) -> BasisConfig:
+    def _sizes_fit_each_other(self) -> BasisConfig:
+        if self.basis_size * self.rank > 4096:
+            raise ValueError(f"basis_size x rank ({self.basis_size} x {self.rank}) must be at most 4096")
         if self.key_dim % self.heads:
             raise ValueError(f"key_dim ({self.key_dim}) must be a multiple of heads ({self.heads})")
         return self
@@ -90,13 +97,13 @@ class DataConfig(_Section):
     """Pictures: which, how large, how drawn, what is kept of them."""
 
     index: Path
-    resolution_px: Annotated[int, Field(ge=16, multiple_of=16)] = 256
+    resolution_px: Annotated[int, Field(ge=16, le=2048, multiple_of=16)] = 256
     task_exponent: Annotated[float, Field(ge=0, le=4)] = 0.5
     pairing: Literal["ordered", "i<j"] = "ordered"
     hold_out_tasks: Natural | tuple[str, ...] = 0
     hold_out_pairs: Natural = 1
     on_bad_data: Literal["skip", "stop"] = "skip"
-    workers: Natural = 4
+    workers: Annotated[int, Field(ge=0, le=256)] = 4
     cache: Path | None = None
     cache_embeddings: bool = False
     cache_latents: bool = False
@@ -112,11 +119,11 @@ class FlowConfig(_Section):
     """Noise, weights and loss."""
 
     timesteps: Literal["bell", "uniform", "logit_normal", "shifted"] = "bell"
-    logit_mean: float = 0.0
-    logit_std: Annotated[float, Field(gt=0)] = 1.0
-    shift: Annotated[float, Field(gt=0)] = 3.0
-    guidance: Annotated[float, Field(ge=0)] = 1.0
-    copied_weight: Annotated[float, Field(ge=0)] = 1.0
+    logit_mean: Annotated[float, Field(ge=-10, le=10)] = 0.0
+    logit_std: Annotated[float, Field(ge=0.01, le=10)] = 1.0
+    shift: Annotated[float, Field(ge=0.01, le=100)] = 3.0
+    guidance: Weight = 1.0
+    copied_weight: Weight = 1.0
     latents: Literal["mode", "sample"] = "mode"
 
     @property
@@ -129,12 +136,12 @@ class OptimiserConfig(_Section):
     """How the basis is moved."""
 
     name: Literal["adamw", "adamw8bit"] = "adamw8bit"
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    router_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Rate = 1e-3
+    router_learning_rate: Rate | None = None
     betas: tuple[Decay, Decay] = (0.9, 0.99)
-    epsilon: Annotated[float, Field(gt=0)] = 1e-6
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    max_gradient_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    epsilon: Annotated[float, Field(ge=1e-30, le=1)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05
+    max_gradient_norm: Annotated[float, Field(ge=1e-9, le=1e9)] | None = 1.0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: Natural = 0
     ema_decay: Decay | None = None
@@ -145,10 +152,10 @@ class RunConfig(_Section):
 
     name: Annotated[str, Field(pattern=r"^[\w][\w.\- ]*$")] = "lorweb"
     folder: Path = Path("runs")
-    seed: Natural = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     steps: Positive = 10_000
-    batch_size: Positive = 6
-    micro_batch_size: Positive = 6
+    batch_size: Batch = 6
+    micro_batch_size: Batch = 6
     max_bad_steps: Natural = 20
     device: Literal["auto", "cpu", "cuda"] = "auto"
     strategy: Literal["ddp", "fsdp"] = "ddp"
@@ -170,8 +177,8 @@ class ValidationConfig(_Section):
     max_items: Positive = 32
     sigmas: Annotated[tuple[Sigma, ...], Field(min_length=1)] = (0.25, 0.5, 0.75)
     pictures: Natural = 4
-    picture_steps: Positive = 20
-    picture_guidance: Annotated[float, Field(ge=0)] = 2.5
+    picture_steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    picture_guidance: Weight = 2.5
 
 
 class TrackingConfig(_Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -109,7 +109,7 @@ class Loop:
     processes: Processes
     module: nn.Module
     encoder: BatchEncoder
-    batches: Iterator[dict[str, Any]]
+    batches: Generator[dict[str, Any], None, None]
     monitor: Monitor
     stop: StopRequest
     callbacks: Callbacks

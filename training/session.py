@@ -21,8 +21,10 @@ from .batches import GRID_MODES, BatchEncoder
 from .captions import CaptionTable
 from .checkpoints import random_states, save_checkpoint
 from .config import TrainConfig
+from .data.index import PairRecord
 from .distributed import Processes
 from .embedding_cache import cached_captions, cached_embeddings, latent_cache
+from .inputs import Inputs
 from .kontext import DTYPES, load_codec, load_transformer
 from .latents import GridLatents
 from .loop import TrainingState
@@ -50,7 +52,8 @@ def build_encoders(
     needs_pictures = not config.data.cache_embeddings and config.basis.query_mode not in GRID_MODES
     data = open_training_data(config, encoder.preprocessing if needs_pictures else None)
     captions = cached_captions(config, source, data.prompts, processes)
-    look_up = cached_embeddings(config, encoder, data.records, processes) if config.data.cache_embeddings else None
+    pairs = [record for record in data.records if isinstance(record, PairRecord)]
+    look_up = cached_embeddings(config, encoder, pairs, processes) if config.data.cache_embeddings else None
     codec = load_codec(source, dtype=dtype, device=device)
     settings = config.router_settings()
     batch_encoder = BatchEncoder(
@@ -159,16 +162,14 @@ def class_name(value: object) -> str:
 
 
 def _check_optimiser(state: TrainingState, saved: dict[str, Any]) -> None:
-    """Moments of one optimiser mean nothing to another (older checkpoints do not say whose they are)."""
-    before, now = saved.get("optimiser_class"), class_name(state.optimiser)
-    if before is None or before == now:
-        return
-    raise CheckpointError(
-        expected=f"the optimiser that wrote the checkpoint, {before}",
-        got=f"{now} from optimiser.name, basis.dtype and the installed packages",
-        remedy="Set optimiser.name and basis.dtype as in the run's resolved.yaml and install what it used, or begin "
-        "a new run.name with basis.start_from: <the checkpoint's basis.safetensors>.",
-    )
+    """Moments of one optimiser mean nothing to another."""
+    before, now = saved["optimiser_class"], class_name(state.optimiser)
+    if before != now:
+        raise CheckpointError(
+            f"The checkpoint was written by {before}, but optimiser.name, basis.dtype and the installed packages give "
+            f"{now}. Set optimiser.name and basis.dtype as in the run's resolved.yaml and install what it used, or "
+            "begin a new run.name with basis.start_from: <the checkpoint's basis.safetensors>."
+        )
 
 
 def differing_settings(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -210,11 +211,13 @@ class CheckpointSaver:
     Attributes:
         config: of the run.
         processes: the process group.
+        inputs: what the run learns from; None in processes that do not write.
         saved_step: of the newest checkpoint that this process wrote.
     """
 
     config: TrainConfig
     processes: Processes
+    inputs: Inputs | None
     saved_step: int | None = None
 
     def __call__(self, state: TrainingState, *, is_last: bool = False) -> None:
@@ -233,7 +236,8 @@ class CheckpointSaver:
 
     def _write(self, state: TrainingState) -> None:
         save_checkpoint(
-            self.config.run_folder / "checkpoints", state.step, pack_state(state, self.config),
+            self.config.run_folder / "checkpoints", state.step,
+            {**pack_state(state, self.config), "inputs": self.inputs},
             write_basis=lambda path: write_basis_file(path, state, self.config), keep=self.config.checkpoint.keep,
         )  # fmt: skip
         self.saved_step = state.step

@@ -7,7 +7,7 @@
 
 Everything of a run lies in `<run.folder>/<run.name>`: resolved.yaml, metrics.jsonl, tensorboard/, checkpoints/,
 validation/, and at the end `<run.name>.safetensors` for ComfyUI. Exit codes: 0 fine, 1 `--check` found something to
-correct, 2 a mistake, 130 interrupted twice.
+correct, 2 a mistake, 3 stopped by a signal before the last step, 130 interrupted twice.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lorweb_core.encoder import find_encoder_folder
 from lorweb_core.errors import CheckpointError, LoRWeBError, ModelError, OutputError, SettingsError
 
-from .checkpoints import list_checkpoints, load_checkpoint, load_latest, restore_random_states
+from .checkpoints import load_checkpoint, load_latest, restore_random_states
 from .config import TrainConfig
 from .config_reading import read_config, write_config
 from .distributed import Processes
+from .inputs import input_digests, warn_of_changes
 from .interruption import StopRequest, leave_lost_children_to_the_loader, listen_for_signals
 from .loop import Callbacks, Loop, TrainingState, is_out_of_memory
 from .model_source import find_source
@@ -35,6 +38,7 @@ from .monitor import Monitor, require_trackers
 from .optimisers import allow_packed_states
 from .preflight import preflight_report
 from .quiet import silence_libraries
+from .run_lock import run_lock
 from .sampling import read_schedule
 from .session import CheckpointSaver, build_encoders, build_state, restore_state, write_basis_file
 from .terminal import let_terminal_replace
@@ -43,7 +47,7 @@ from .validation import Validator, leave_if
 from .validation_callback import ValidationCallback
 
 logger = logging.getLogger(__name__)
-EXIT_TO_CORRECT, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_TO_CORRECT, EXIT_MISTAKE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def train(config: TrainConfig, *, resume: str | None = None) -> RunResult:
     """
     processes = Processes(config.run.device, strategy=config.run.strategy)
     try:
-        with listen_for_signals() as stop:
+        with run_lock(config.run_folder) if processes.is_main else nullcontext(), listen_for_signals() as stop:
             return _run(config, processes, stop, resume)
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -95,6 +99,7 @@ def _run(config: TrainConfig, processes: Processes, stop: StopRequest, resume: s
     try:
         loop.run(state)
     finally:
+        loop.batches.close()
         loop.monitor.close()
         _keep_latents(loop)
     return RunResult(state.step, tuple(loop.losses), _finish(config, state, processes), processes.world_size)
@@ -122,13 +127,17 @@ def assemble(
     processes.wait()
     source = find_source(config.base.model, config.base.components, config.base.revision)
     if processes.is_main:
-        _make_folder(config.run_folder)
+        config.run_folder.mkdir(parents=True, exist_ok=True)
         write_config(config.run_folder / "resolved.yaml", config)
     torch.manual_seed(config.run.seed)
     data, encoder, query_dim = build_encoders(config, source, processes)
+    encoder_folder = find_encoder_folder(config.encoder.model, config.encoder.revision, local_files_only=True)
+    inputs = input_digests(data.records, source, encoder_folder) if processes.is_main else None
     state = build_state(config, source, query_dim, processes)
     if saved is not None:
         restore_state(state, saved, config)
+        if inputs is not None:
+            warn_of_changes(saved["inputs"], inputs)
     _require_one_step(state.step, processes)
     schedule = read_schedule(source.components)
     validator = Validator(
@@ -147,7 +156,7 @@ def assemble(
         restore_random_states(saved["random"])
     is_saved = saved is not None and resume == "latest"
     callbacks = Callbacks(
-        save=CheckpointSaver(config, processes, saved_step=state.step if is_saved else None),
+        save=CheckpointSaver(config, processes, inputs, saved_step=state.step if is_saved else None),
         validate=ValidationCallback(validator, config, monitor, processes),
     )
     module = processes.wrap(state.model)
@@ -172,11 +181,10 @@ def _find_saved(config: TrainConfig, resume: str | None) -> dict[str, Any] | Non
         return load_latest(folder)
     if resume is not None:
         return load_checkpoint(Path(resume))
-    if list_checkpoints(folder):
+    if any(folder.glob("step-*")):  # damaged ones too
         raise OutputError(
-            expected=f"a new run, since --resume was not given, in {config.run_folder}",
-            got="the checkpoints of an earlier one",
-            remedy="Go on with --resume latest, or choose another run.name.",
+            f"{config.run_folder} holds the checkpoints of an earlier run. Continue it with --resume latest, or choose "
+            "another run.name."
         )
     return None
 
@@ -200,17 +208,6 @@ def _require_one_step(step: int, processes: Processes) -> None:
             got=f"step {step} in process {processes.rank}, another one elsewhere",
             remedy="Set run.folder to a place that all machines share, or copy its checkpoints to each of them.",
         )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            expected=f"to be able to make the run's folder {folder}",
-            got=error.strerror or str(error),
-            remedy="Set run.folder to a place where you may write, with room for the checkpoints.",
-        ) from error
 
 
 def _finish(config: TrainConfig, state: TrainingState, processes: Processes) -> Path | None:
@@ -249,14 +246,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report = preflight_report(config)
             print(report.text())
             return 0 if report.is_good else EXIT_TO_CORRECT
-        train(config, resume=options.resume)
+        result = train(config, resume=options.resume)
     except LoRWeBError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_MISTAKE
     except KeyboardInterrupt:
         print("interrupted; --resume latest goes on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0
+    return EXIT_STOPPED if result.basis_file is None else 0
 
 
 if __name__ == "__main__":

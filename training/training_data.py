@@ -8,20 +8,21 @@ from __future__ import annotations
 import logging
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from lorweb_core.errors import SettingsError
 from lorweb_core.preprocessing import Preprocessing
 
 from .config import DataConfig, TrainConfig
 from .data.drawing import DrawSettings
-from .data.index import PairIndex, PairRecord, TripletIndex, open_index
+from .data.index import PairIndex, PairRecord, TripletIndex, TripletRecord, open_index
 from .data.problems import Problem, errors_among
 from .data.quadruplets import BucketBatchSampler, FixedQuadrupletDataset, QuadrupletDataset, collate_quadruplets
 from .data.reference import ReferenceDataset
@@ -54,13 +55,13 @@ class TrainingData:
     Attributes:
         training: drawing dataset, indexed by `DrawKey`.
         validation: `seen` and `held_out` → fixed items; either may be absent.
-        records: usable pairs of every split; empty for triplets.
+        records: usable pairs, or all triplets, of every split.
         prompts: every prompt of training and validation.
     """
 
     training: QuadrupletDataset | ReferenceDataset
     validation: dict[str, FixedSet]
-    records: tuple[PairRecord, ...]
+    records: tuple[PairRecord, ...] | tuple[TripletRecord, ...]
     prompts: tuple[str, ...]
 
 
@@ -100,10 +101,10 @@ def divided_pairs(config: TrainConfig, index: PairIndex) -> tuple[list[PairRecor
 
 def training_batches(
     data: TrainingData, config: TrainConfig, *, first_step: int, rank: int, world_size: int
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Give this process's share of one batch per step, without end, starting with that of `first_step`.
 
-    Every picture that breaks is told once; a line with the count follows when the iterator is let go of.
+    Every picture that breaks is told once; a line with the count follows on `close()`, which also ends the workers.
     """
     sampler = BucketBatchSampler(
         data.training, batch_size=config.run.batch_size, rank=rank, world_size=world_size, start=first_step
@@ -119,7 +120,7 @@ def training_batches(
     return _telling_replacements(iter(loader))
 
 
-def _telling_replacements(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _telling_replacements(batches: Iterator[dict[str, Any]]) -> Generator[dict[str, Any], None, None]:
     """The same batches; told here and not where pictures are read, as loading processes do not know of each other."""
     replaced: Counter[str] = Counter()
     try:
@@ -130,6 +131,9 @@ def _telling_replacements(batches: Iterator[dict[str, Any]]) -> Iterator[dict[st
                 replaced[line] += 1
             yield batch
     finally:
+        # Workers ignore SIGTERM, so Python's exit would wait for them forever where a traceback keeps the loader alive.
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()
         if replaced:
             logger.warning(
                 "%d draw(s) replaced because of %d picture(s); `python -m training.prepare check` names them",
@@ -192,7 +196,7 @@ def _from_triplets(
     tell_outlook(validation_outlook(config, index.records))
     fixed = chain.from_iterable(fixed.dataset.records for fixed in validation.values())
     prompts = {*training.captions(), *(record.caption for record in fixed if settings.caption_source != "none")}
-    return TrainingData(training, validation, (), tuple(sorted(prompts)))
+    return TrainingData(training, validation, index.records, tuple(sorted(prompts)))
 
 
 def _tell_idle_settings(config: TrainConfig) -> None:

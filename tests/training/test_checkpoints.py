@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 
@@ -41,45 +42,73 @@ def test_no_checkpoint_is_none(tmp_path):
     assert load_latest(tmp_path / "absent") is None
 
 
-def _truncate(folder):
-    with (folder / "state.pt").open("r+b") as file:
-        file.truncate(100)
+def _damage(folder, rng):
+    """Change one file of a checkpoint; returns what was done."""
+    path = folder / rng.choice(["state.pt", "basis.safetensors", "manifest.json"])
+    data = bytearray(path.read_bytes())
+    how, at = rng.choice(["flip", "zero", "cut", "grow", "remove"]), rng.randrange(len(data))
+    if how == "remove":
+        path.unlink()
+        return f"{path.name} removed"
+    if how == "flip":
+        data[at] ^= 1 << rng.randrange(8)
+    elif how == "zero":
+        at = rng.choice([index for index, byte in enumerate(data) if byte])
+        data[at : at + 512] = bytes(len(data[at : at + 512]))
+    data = data[:at] if how == "cut" else data
+    path.write_bytes(data + b"\0" * 7 if how == "grow" else data)
+    return f"{path.name}: {how} at {at}"
 
 
-def _remove_state(folder):
-    (folder / "state.pt").unlink()
-
-
-def _remove_manifest(folder):
-    (folder / "manifest.json").unlink()
-
-
-def _spoil_bytes(folder):
-    data = bytearray((folder / "state.pt").read_bytes())
-    data[10:200] = bytes(190)
-    (folder / "state.pt").write_bytes(data)
-
-
-def _other_format(folder):
-    state = torch.load(folder / "state.pt", weights_only=True)
-    torch.save({**state, "format": 99}, folder / "state.pt")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["sizes"]["state.pt"] = (folder / "state.pt").stat().st_size
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-@pytest.mark.parametrize("damage", [_truncate, _remove_state, _remove_manifest, _spoil_bytes, _other_format])
-def test_damaged_newest_is_passed_over_for_the_one_before(tmp_path, damage, caplog):
+def test_none_of_500_damages_is_silent_or_a_traceback(tmp_path, caplog):
+    rng = random.Random(0)
     _save(tmp_path, 1)
-    damage(_save(tmp_path, 2))
+    newest = _save(tmp_path, 2)
+    shutil.copytree(newest, tmp_path / "copy")
+    for _ in range(500):
+        what = _damage(newest, rng)
+        caplog.clear()
+        assert load_latest(tmp_path)["step"] == 1, what
+        assert "skipping a checkpoint" in caplog.text, what
+        assert "step-000000002 is damaged" in caplog.text or "has format" in caplog.text, what
+        shutil.rmtree(newest)
+        shutil.copytree(tmp_path / "copy", newest)
+    assert load_latest(tmp_path)["step"] == 2
+
+
+_MANIFESTS = [
+    b"", b"[]", b"null", b"7", b'"text"', b"{}", b"\xff\xfe", b"[" * 100_000, b"9" * 5000,
+    {"order": None}, {"order": "2"}, {"files": []}, {"files": {"state.pt": 3}}, {"files": {"\0": [1, ""]}},
+    {"files": None}, {"format": 99}, {"format": None}, {"sha256": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("manifest", _MANIFESTS, ids=str)
+def test_manifest_of_another_form_is_damage(tmp_path, manifest, caplog):
+    _save(tmp_path, 1)
+    path = _save(tmp_path, 2) / "manifest.json"
+    if isinstance(manifest, dict):
+        manifest = json.dumps({**json.loads(path.read_bytes()), **manifest}).encode()
+    path.write_bytes(manifest)
     assert load_latest(tmp_path)["step"] == 1
-    assert "passed over" in caplog.text
+    assert "skipping a checkpoint" in caplog.text
+    assert _save(tmp_path, 3).name == "step-000000003"
+
+
+@pytest.mark.parametrize("state", [[1, 2], "text", print])
+def test_state_of_another_form_is_damage_even_with_a_fitting_manifest(tmp_path, state, caplog, monkeypatch):
+    _save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.checkpoints._write_state", lambda path, _: torch.save(state, path))
+        _save(tmp_path, 2)
+    assert load_latest(tmp_path)["step"] == 1
+    assert "skipping a checkpoint" in caplog.text
 
 
 def test_damaged_folder_asked_for_by_name_is_an_error(tmp_path):
     folder = _save(tmp_path, 1)
-    _truncate(folder)
-    with pytest.raises(ValueError, match="--resume latest"):
+    (folder / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"state.pt has 100 bytes instead of .*--resume latest"):
         load_checkpoint(folder)
 
 

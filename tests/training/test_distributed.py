@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from training.checkpoints import list_checkpoints
 from training.config_reading import read_config
-from training.train import train
+from training.train import EXIT_STOPPED, train
 
 WORKER = Path(__file__).parent / "run_worker.py"
 ROOT = Path(__file__).parents[2]
@@ -45,30 +45,43 @@ def _basis(config):
     return load_file(list_checkpoints(config.run_folder / "checkpoints")[-1] / "basis.safetensors")
 
 
-OPTIONS = ("run.steps=4", "checkpoint.dtype=float32", "optimiser.learning_rate=1e-3")
+def _metrics(config):
+    return [json.loads(line) for line in (config.run_folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_equal_one_and_each_other(tiny_config, tiny_overrides, tmp_path, strategy):
-    """Both with a whole share per forward pass and with accumulation (two micro-batches) and checkpointing."""
+OPTIONS = ("run.steps=4", "tracking.log_every=1", "checkpoint.dtype=float32", "optimiser.learning_rate=1e-3")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "size"),
+    [
+        ("ddp", 2),
+        pytest.param("ddp", 4, marks=pytest.mark.slow),
+        pytest.param("fsdp", 2, marks=pytest.mark.slow),
+        pytest.param("fsdp", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_equal_one_and_each_other(tiny_config, tiny_overrides, tmp_path, strategy, size):
+    """Both with a whole share per forward pass (4 samples) and with accumulation (twice 2) and checkpointing."""
     one = tiny_config(*OPTIONS, "run.name=one")
     single = train(one)
-    for size in (4, 2):
-        options = (
-            *OPTIONS, f"run.name=two-{size}", f"run.micro_batch_size={size}", f"run.strategy={strategy}",
-            f"base.gradient_checkpointing={'true' if size == 2 else 'false'}",
-        )  # fmt: skip
-        ranks = _torchrun(tmp_path / f"ranks-{size}", tiny_overrides(*options))
-        assert [facts["world_size"] for facts in ranks] == [2, 2]
-        if strategy == "ddp":
-            assert ranks[0]["wrapper"] == "DistributedDataParallel"
-        else:  # each holds half of the frozen weights
-            assert [facts["sharded_share"] for facts in ranks] == pytest.approx([0.5, 0.5], abs=0.02)
-        assert ranks[0]["weights"] == ranks[1]["weights"]
-        assert ranks[0]["losses"] == pytest.approx(single.losses, abs=1e-6)
-        first, second = _basis(one), _basis(tiny_config(*options))
-        assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-6
+    options = (
+        *OPTIONS, "run.name=two", f"run.micro_batch_size={size}", f"run.strategy={strategy}",
+        f"base.gradient_checkpointing={'true' if size == 2 else 'false'}",
+    )  # fmt: skip
+    ranks = _torchrun(tmp_path / "ranks", tiny_overrides(*options))
+    assert [facts["world_size"] for facts in ranks] == [2, 2]
+    if strategy == "ddp":
+        assert ranks[0]["wrapper"] == "DistributedDataParallel"
+    else:  # each holds half of the frozen weights
+        assert [facts["sharded_share"] for facts in ranks] == pytest.approx([0.5, 0.5], abs=0.02)
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+    assert ranks[0]["losses"] == pytest.approx(single.losses, abs=1e-6)
+    norms = [[line["train/gradient_norm"] for line in _metrics(config)] for config in (one, tiny_config(*options))]
+    assert len(norms[0]) == 4
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    first, second = _basis(one), _basis(tiny_config(*options))
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-6
 
 
 @pytest.mark.slow
@@ -148,7 +161,7 @@ def test_signal_to_the_whole_group_saves_although_pictures_are_being_loaded(tiny
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output[-3000:]
+    assert process.returncode == EXIT_STOPPED, output[-3000:]
     assert "SIGTERM: saving and stopping" in output
     assert "go on with --resume latest" in output
 

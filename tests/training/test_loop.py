@@ -279,6 +279,53 @@ def test_run_starts_from_a_finished_basis(tiny_config, assembled):
         torch.testing.assert_close(again[name].keys, layer.keys)
 
 
+def test_file_holds_the_moving_average_of_the_weights(tiny_config, assembled):
+    config = tiny_config("run.steps=3", "checkpoint.dtype=float32", "optimiser.ema_decay=0.9")
+    loop, state = assembled(config)
+    loop.run(state)
+    saved = load_basis(list_checkpoints(config.run_folder / "checkpoints")[-1] / "basis.safetensors").layers
+    for name, layer in state.model.layers(state.average.tensors).items():
+        assert torch.equal(saved[name].lora_up, layer.lora_up)
+        assert torch.equal(saved[name].keys, layer.keys)
+        assert not torch.equal(saved[name].lora_up, state.model.layers()[name].lora_up)
+
+
+def _first_step(assembled, config):
+    """Loss, what the base was told as guidance, and the gradient that the optimizer gets, of a run's first step."""
+    loop, state = assembled(config)
+    told = []
+    state.model.transformer.register_forward_pre_hook(lambda _, __, inputs: told.append(inputs), with_kwargs=True)
+    loss, norm = loop._accumulate(state, next(loop.batches))
+    gradients = [p.grad.flatten() for p in state.model.trained_parameters() if p.grad is not None]
+    return loss, told[0]["guidance"], norm, float(torch.cat(gradients).norm())
+
+
+def test_copied_weight_of_a_run_is_that_of_its_loss(tiny_config, assembled):
+    """The mean weight is 1, so that the loss at weight w is (answer + 3·w·copied) / (1 + 3·w)."""
+    losses = {
+        w: _first_step(assembled, tiny_config(f"flow.copied_weight={w}", f"run.name=w{w}"))[0] for w in (0, 0.5, 1, 2)
+    }
+    answer, copied = losses[0], (4 * losses[1] - losses[0]) / 3
+    assert abs(answer - copied) > 1e-3
+    for w in (0.5, 2):
+        assert losses[w] == pytest.approx((answer + 3 * w * copied) / (1 + 3 * w), rel=1e-5)
+
+
+def test_guidance_of_a_run_is_what_the_base_is_told(tiny_config, assembled):
+    for value in (1.0, 3.5):
+        _, guidance, _, _ = _first_step(assembled, tiny_config(f"flow.guidance={value}", f"run.name=g{value}"))
+        assert guidance.tolist() == [value] * 8
+
+
+def test_gradients_are_clipped_to_the_largest_norm_and_reported_as_they_were(tiny_config, assembled):
+    (free, clipped) = (
+        _first_step(assembled, tiny_config(f"optimiser.max_gradient_norm={limit}", f"run.name=n{limit}"))[2:]
+        for limit in ("null", "1e-3")
+    )
+    assert free[1] == pytest.approx(free[0]) > 1e-2
+    assert clipped == pytest.approx((free[0], 1e-3), rel=1e-3)
+
+
 def test_metrics_are_written_as_lines_of_json(tiny_config):
     config = tiny_config("run.steps=5", "tracking.log_every=2")
     train(config)

@@ -1,9 +1,11 @@
 """Going on with a run: what comes from the checkpoint, what from the configuration, and what is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from training.checkpoints import list_checkpoints
 from training.train import train
@@ -66,7 +68,7 @@ def test_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tiny_config):
         data = bytearray((folder / "state.pt").read_bytes())
         data[10:400] = bytes(390)
         (folder / "state.pt").write_bytes(data)
-    with pytest.raises(ValueError, match="2 of which none does"):
+    with pytest.raises(ValueError, match="None of the 2 checkpoints"):
         train(config, resume="latest")
     assert list_checkpoints(config.run_folder / "checkpoints") == folders
 
@@ -88,6 +90,70 @@ def test_start_is_told_in_one_line_before_the_bar(tiny_config, caplog, capsys):
     assert told("run.steps=4") == (["resumed at step 2 of 4"], True)
     assert told("run.steps=3") == (["nothing to do: step 4 of 3 is done"], False)
     assert told("run.steps=2", "run.name=other", resume=None) == ([], True)
+
+
+@pytest.fixture
+def own_parts(tiny_parts, tmp_path):
+    """A copy of the tiny parts that a test may change."""
+    return shutil.copytree(tiny_parts, tmp_path / "parts")
+
+
+def _resumed(tiny_config, parts, caplog, *overrides):
+    """The warnings of going on for a step with the inputs in `parts`."""
+    caplog.clear()
+    steps = len(_losses(tiny_config)) + 1
+    train(
+        tiny_config(
+            f"base.model={parts / 'model'}", f"encoder.model={parts / 'encoder'}",
+            f"data.index={parts / 'pairs.jsonl'}", f"run.steps={steps}",
+            "tracking.log_every=1", "optimiser.schedule=constant", "data.hold_out_tasks=0",
+            "data.hold_out_pairs=0", *overrides,
+        ),
+        resume="latest",
+    )  # fmt: skip
+    return [record.getMessage() for record in caplog.records if "since the checkpoint" in record.getMessage()]
+
+
+def _losses(tiny_config):
+    path = tiny_config().run_folder / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_inputs_that_changed_before_a_run_goes_on_are_named_with_counts(tiny_config, own_parts, caplog):
+    assert _resumed(tiny_config, own_parts, caplog) == []
+    assert _resumed(tiny_config, own_parts, caplog) == []
+    index = own_parts / "pairs.jsonl"
+    lines = index.read_text().splitlines(keepends=True)
+    index.write_text("".join(lines[:8]))  # half of the pairs
+    (told,) = _resumed(tiny_config, own_parts, caplog)
+    assert told.startswith("the pairs of the data changed since the checkpoint: 16 then, 8 now; 8 removed, 0 added, 0 ")
+    index.write_text("".join(lines).replace("mirror the", "flip the"))  # other captions
+    (told,) = _resumed(tiny_config, own_parts, caplog)
+    assert "8 then, 16 now; 0 removed, 8 added, 4 altered" in told
+    image = next((own_parts / "pictures" / "mirror").glob("*_after.png"))
+    shutil.copy(next((own_parts / "pictures" / "invert").glob("*_after.png")), image)  # replaced in place
+    (told,) = _resumed(tiny_config, own_parts, caplog)
+    assert "16 then, 16 now; 0 removed, 0 added, 1 altered: mirror/" in told
+    (told,) = _resumed(tiny_config, own_parts, caplog, "data.hold_out_pairs=1")  # other splits
+    assert "16 then, 16 now; 0 removed, 0 added, 4 altered" in told
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("model/transformer/diffusion_pytorch_model.safetensors", "base"),
+        ("model/vae/diffusion_pytorch_model.safetensors", "base"),
+        ("encoder/model.safetensors", "image encoder"),
+    ],
+)
+def test_model_that_was_replaced_under_its_name_is_named(tiny_config, own_parts, caplog, file, kind):
+    assert _resumed(tiny_config, own_parts, caplog) == []
+    tensors = load_file(own_parts / file)
+    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, own_parts / file, {"format": "pt"})
+    (told,) = _resumed(tiny_config, own_parts, caplog)
+    assert told.startswith(f"the files of the {kind} changed since the checkpoint: ")
+    assert "0 removed, 0 added, 1 altered: " in told
+    assert told.endswith(file.partition("/")[2])
 
 
 def test_finished_run_is_left_as_it_is(tiny_config):

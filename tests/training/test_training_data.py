@@ -11,7 +11,7 @@ from training.data.index import PairIndex
 from training.preflight import preflight_report
 from training.prepare import main as prepare
 from training.train import train
-from training.training_data import divided_pairs, open_training_data
+from training.training_data import divided_pairs, open_training_data, training_batches
 from training.validation_outlook import validation_outlook
 
 
@@ -73,6 +73,23 @@ def test_check_says_that_it_reads_headers_only(tiny_config, tiny_parts, tmp_path
     told = preflight_report(tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}")).text()
     assert "16 of 16 pairs usable by their headers" in told
     assert "`training.prepare check` lists them, decodes every file and may find more" in told
+
+
+@pytest.mark.parametrize("kind", ["pairs", "triplets"])
+def test_what_is_held_out_is_never_trained_on(tiny_config, tiny_parts, triplets, kind):
+    options = ["data.hold_out_tasks=1", "data.hold_out_pairs=1", f"data.index={tiny_parts / 'pairs.jsonl'}"]
+    if kind == "triplets":
+        assert prepare(["split", str(triplets), "--hold-out-tasks", "1", "--hold-out-pairs", "1"]) == 0
+        options = ["data.hold_out_tasks=0", f"data.index={triplets}"]
+    config = tiny_config(*options, "run.batch_size=64")
+    data = open_training_data(config, None)
+    held_out = {record.id for record in data.records if record.split != "train"}
+    assert held_out
+    batches = training_batches(data, config, first_step=0, rank=0, world_size=1)
+    batch = next(batches)
+    seen = {*batch["pair_a"], *batch["pair_b"]} if kind == "pairs" else {r.id for r in data.training.records}
+    assert seen
+    assert not seen & held_out
 
 
 def validation_lines(caplog):
