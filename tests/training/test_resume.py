@@ -127,7 +127,7 @@ def test_inputs_that_changed_before_a_run_goes_on_are_named_with_counts(tiny_con
     index.write_text("".join(lines[:8]))  # half of the pairs
     (told,) = _resumed(tiny_config, own_parts, caplog)
     assert told.startswith("the pairs of the data changed since the checkpoint: 16 then, 8 now; 8 removed, 0 added, 0 ")
-    index.write_text("".join(lines).replace("mirror the", "flip the"))  # other captions
+    index.write_text("".join(lines).replace("invert the", "negate the"))  # other captions
     (told,) = _resumed(tiny_config, own_parts, caplog)
     assert "8 then, 16 now; 0 removed, 8 added, 4 altered" in told
     image = next((own_parts / "pictures" / "mirror").glob("*_after.png"))
