@@ -225,7 +225,7 @@ def test_a_folder_of_pairs_is_averaged_and_its_outlier_named(each_server, edit):
                 picture.crop(box).save(folder / f"{index}_{side}.png")
     outcome = each_server.run(with_nodes(edit, ["m", 0], m=many(edit, folder="pairs/comic", average="coefficients")))
     report = text_of(outcome, "m")
-    assert "5 pairs" in report and "3_a  <- outlier" in report and report.count("outlier") == 1
+    assert "5 pairs" in report and " 3  <- outlier" in report and report.count("outlier") == 1
 
 
 def test_a_folder_is_read_as_the_trainer_reads_it(server, edit):
