@@ -191,7 +191,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert prepare(*(word.format(tmp=tmp_path) for word in words)) == 2
     error = capsys.readouterr().err
     assert told in error
-    assert error.startswith("prepare: Expected ")
+    assert error.startswith("prepare: ")
     assert error.count("\n") == 1
 
 

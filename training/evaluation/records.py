@@ -78,7 +78,7 @@ class RecordFile:
         for line in data.split(b"\n"):
             if not line.strip():
                 continue
-            record = _parse(line)
+            record = _parse(line) if line.startswith(b"{") else None
             if (
                 record is None
                 or not all(name in record for name in (*self.key, *self.needed))
