@@ -55,7 +55,7 @@ from .validation import Validator, leave_if
 from .validation_callback import ValidationCallback
 
 logger = logging.getLogger(__name__)
-EXIT_TO_CORRECT, EXIT_MISTAKE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_TO_CORRECT, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 @dataclass(frozen=True)
