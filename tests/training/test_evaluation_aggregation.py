@@ -16,7 +16,7 @@ from training.evaluation.report import OWN_WORDING_NOTE, PAPER_ROWS, as_markdown
 JUDGING = Judging("gemma", "rate", "compare", is_papers=False)
 
 
-def test_tasks_weigh_the_same_whatever_their_size():
+def test_means_are_within_a_task_first_then_over_tasks():
     summary = summarize([("small", 1.0), *[("large", 4.0)] * 8, ("large", "refused")])
     assert summary.mean == 2.5
     assert (summary.samples, summary.tasks, summary.left_out) == (9, 2, {"refused": 1})
@@ -78,16 +78,6 @@ def test_ratings_without_an_answer_are_counted_never_scored(evaluation, tmp_path
     add_method(tmp_path, folder, samples[:1], "mine", gray=70)
     changed = evaluate(folder, methods, samples, reference="mine").methods["mine"]["accuracy"]
     assert (changed.mean, changed.left_out[NOT_JUDGED]) == (None, 2), "an answer is about the image that was shown"
-
-
-def test_means_are_within_a_task_first_by_hand(evaluation):
-    folder, samples, methods = evaluation
-    by_task = {"one": [2, 4], "two": [9]}
-    for sample in samples:
-        values = by_task[sample.task]
-        if values:
-            rate(folder, sample, "mine", values.pop())
-    assert evaluate(folder, methods, samples, reference="mine").methods["mine"]["accuracy"].mean == (3 + 9) / 2
 
 
 def test_win_rates_in_both_orders_by_hand(evaluation):

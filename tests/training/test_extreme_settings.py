@@ -53,7 +53,7 @@ def test_extreme_values_that_are_accepted_train(tiny_overrides, assembled, name)
     accepted = [value for _, value in _accepted(overrides, name)]
     assert accepted
     for value in {accepted[0], accepted[-1]} if name not in NOT_STEPPED else {}:
-        config = read_config("tiny.yaml", [*overrides, f"{name}={value}", f"run.name=v{abs(value)}"])
+        config = read_config("tiny.yaml", [*overrides, f"{name}={value}", f"run.name=v{value}"])
         loop, state = assembled(config)
         state.model.transformer.register_forward_pre_hook(lambda *_, loop=loop: setattr(loop.stop, "reason", "test"))
         try:
