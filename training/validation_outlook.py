@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lorweb_core.files import MAX_TEXT_BYTES, read_text
 from lorweb_core.images import IMAGE_SUFFIXES, ImageFileError, read_image_size
 
 from .config import TrainConfig
@@ -118,7 +119,7 @@ def read_examples(config: TrainConfig) -> tuple[list[PairRecord], list[Quadruple
         if not problems:
             prompt = folder / "prompt.txt"
             is_told = config.text.caption_source != "none" and prompt.is_file()
-            caption = prompt.read_text(encoding="utf-8").strip() if is_told else ""
+            caption = read_text(prompt, MAX_TEXT_BYTES).strip() if is_told else ""
             bucket = nearest_bucket(buckets, records[-1].aspect)
             quadruplets.append(Quadruplet(len(records) - 2, len(records) - 1, bucket, caption))
     if problems:

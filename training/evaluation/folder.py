@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from lorweb_core.errors import LoRWeBError, OutputError
-from lorweb_core.files import write_bytes_atomically
+from lorweb_core.files import open_regular, write_bytes_atomically
 
 from ..data.importers.extraction import safe_name
 
@@ -48,10 +48,11 @@ class Records:
     def __init__(self, path: Path, *key: str) -> None:
         self.path, self._key = path, key
         self._records: dict[tuple[Any, ...], Record] = {}
+        data = b""
         try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            data = b""
+            if path.exists():
+                with open_regular(path) as file:
+                    data = file.read()
         except OSError as error:
             raise self._unusable(error) from error
         self._ends_within_line = bool(data) and not data.endswith(b"\n")

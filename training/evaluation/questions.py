@@ -16,6 +16,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from lorweb_core.errors import FileError
+from lorweb_core.files import MAX_TEXT_BYTES, read_json, read_text
 from lorweb_core.images import read_image
 
 from ..data.drawing import uniforms
@@ -60,7 +62,7 @@ class Judging:
     def latest(cls, folder: EvaluationFolder) -> Judging | None:
         """Return the latest judging of an evaluation; None if there was none."""
         path = folder.root / "judge.json"
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        return cls(**read_json(path)) if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,9 @@ def read_prompts(model: str, folder: Path | None = None) -> Judging:
     for kind, names in _IMAGES.items():
         path = (folder or OWN_PROMPTS) / f"{kind}.txt"
         try:
-            texts[kind] = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise EvaluationError(f"The prompt {path} cannot be read: {error}.") from error
+            texts[kind] = read_text(path, MAX_TEXT_BYTES)
+        except FileError as error:
+            raise EvaluationError(f"The prompt {path} cannot be read: {error}") from error
         found = re.findall(r"<<(\w+)>>", texts[kind])
         if sorted(found) != sorted(names):
             raise EvaluationError(

@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from lorweb_core.files import read_json
 from lorweb_core.images import ImageFileError, read_image
 
 from ..data.pictures import cut_strip
@@ -152,7 +153,7 @@ def read_samples(folder: EvaluationFolder) -> list[Sample]:
 def read_not_used(folder: EvaluationFolder) -> list[str]:
     """Return what of the set is not among the samples: reasons with counts."""
     path = folder.root / "set.json"
-    lines: list[str] = json.loads(path.read_text(encoding="utf-8"))["not_used"] if path.is_file() else []
+    lines: list[str] = read_json(path)["not_used"] if path.is_file() else []
     broken = [record["sample"] for record in folder.samples if record["files"] is None]
     shown = ", ".join(broken[:_SHOWN])
     return lines + ([f"{len(broken)} analogies with unreadable images (first {shown})"] if broken else [])
