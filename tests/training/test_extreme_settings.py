@@ -1,7 +1,5 @@
 """Absurd numbers in a config end in a message or in a training step, never in a traceback."""
 
-import math
-
 import pytest
 
 from lorweb_core.errors import LoRWeBError
@@ -9,9 +7,13 @@ from training.config import TrainConfig
 from training.config_reading import dotted_names, read_config
 from training.train import main
 
-MAGNITUDES = (1e-300, 1e-38, 1e-30, 1e-12, 1e-9, 0.001, 0.5, 0.9999999, 0.999999, 1, 2, 8, 10, 100, 1000)
-LARGE = (4096, 65536, 999_999_999, 10**9, 2**63 - 1, 2**63, 10**12, 10**30, 1e38, 1e300)
-VALUES = (0, *MAGNITUDES, *LARGE, *(-value for value in (*MAGNITUDES, *LARGE)), math.inf, -math.inf, math.nan)
+NUMBERS = (
+    0, 1e-300, 1e-38, 1e-30, 1e-12, 1e-9, 0.001, 0.5, 0.999999, 0.9999999, 1, 2, 8, 10, 64, 100, 1000, 4096, 65536,
+    999_999_999, 10**9, 2**63 - 1, 2**63, 10**12, 10**30, 1e38, 1e300,
+)  # fmt: skip
+TEXTS = [*map(repr, sorted({*NUMBERS, *(-number for number in NUMBERS)})), ".inf", "-.inf", ".nan"]
+#: Too slow at their upper limit.
+NOT_STEPPED = ("data.workers", "run.batch_size")
 
 
 def _names():
@@ -23,37 +25,21 @@ def _names():
             yield name
 
 
-NAMES = [name for name in _names() if name != "optimiser.betas"]
-#: Too slow at their upper limit, or without part in a step.
-NOT_STEPPED = ("data.workers", "run.batch_size")
-
-
-def _accepted(overrides, name):
-    """The values of `name` that a config may have."""
-    for value in sorted(VALUES):
-        try:
-            yield getattr(*_read(overrides, name, value)), value
-        except LoRWeBError as error:
-            assert name.partition(".")[2] in str(error)
-
-
-def _read(overrides, name, value):
-    text = {math.inf: ".inf", -math.inf: "-.inf"}.get(value, ".nan" if value != value else repr(value))
-    config = read_config("tiny.yaml", [*overrides, f"{name}={text}"])
-    section, _, item = name.partition(".")
-    return getattr(config, section), item
-
-
 @pytest.mark.parametrize(
     "name",
-    [n if n.startswith(("optimiser", "flow")) else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
+    [n if n.startswith(("optimiser", "flow")) else pytest.param(n, marks=pytest.mark.slow) for n in _names()],
 )
 def test_extreme_values_that_are_accepted_train(tiny_overrides, assembled, name):
     overrides = tiny_overrides("run.steps=999999", "run.batch_size=2", "optimiser.ema_decay=0.9")
-    accepted = [value for _, value in _accepted(overrides, name)]
-    assert accepted
-    for value in {accepted[0], accepted[-1]} if name not in NOT_STEPPED else {}:
-        config = read_config("tiny.yaml", [*overrides, f"{name}={value}", f"run.name=v{value}"])
+    accepted = []
+    for text in TEXTS:
+        try:
+            read_config("tiny.yaml", [*overrides, f"{name}={text}"])
+            accepted.append(text)
+        except LoRWeBError as error:
+            assert name.partition(".")[2] in str(error)
+    for value in accepted[:1] + accepted[-1:] if name not in NOT_STEPPED else ():
+        config = read_config("tiny.yaml", [*overrides, f"{name}={value}", f"run.name=at {value}"])
         loop, state = assembled(config)
         state.model.transformer.register_forward_pre_hook(lambda *_, loop=loop: setattr(loop.stop, "reason", "test"))
         try:

@@ -16,11 +16,21 @@ from training.train import EXIT_MISTAKE, EXIT_STOPPED
 ROOT = Path(__file__).parents[2]
 
 
-def _train(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "training.train", "--config", "tiny.yaml", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
+@pytest.fixture
+def start():
+    """A function: arguments → a running `training.train`; what still runs after the test is killed."""
+    started = []
+
+    def start(*arguments):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "training.train", "--config", "tiny.yaml", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        started.append(subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
 
 
 def _wait_for_a_checkpoint(process, folder):
@@ -31,20 +41,20 @@ def _wait_for_a_checkpoint(process, folder):
 
 
 def test_second_process_is_refused_a_killed_one_is_replaced_and_a_stopped_one_has_a_code_of_its_own(
-    tiny_config, tiny_overrides
+    tiny_config, tiny_overrides, start
 ):
     folder = tiny_config().run_folder
     endless = tiny_overrides("run.steps=100000", "checkpoint.every=1", "data.workers=1")
-    first = _train(*endless)
+    first = start(*endless)
     _wait_for_a_checkpoint(first, folder / "checkpoints")
-    second = _train(*endless, "--resume", "latest")
+    second = start(*endless, "--resume", "latest")
     output, _ = second.communicate(timeout=100)
     assert second.returncode == EXIT_MISTAKE, output[-3000:]
     assert f"Process {first.pid} on host {socket.gethostname()} trains in {folder} right now" in output
     assert first.poll() is None
     first.kill()
     first.wait()
-    third = _train(*endless, "--resume", "latest")
+    third = start(*endless, "--resume", "latest")
     _wait_for_a_checkpoint(third, folder / "checkpoints")
     third.send_signal(signal.SIGTERM)
     output, _ = third.communicate(timeout=100)
