@@ -54,16 +54,16 @@ def test_text_encoders_are_loaded_once_for_any_number_of_prompts_and_not_for_kno
     tiny_config, tiny_parts, tmp_path, monkeypatch
 ):
     loads = []
-    load = captions._load_parts
-    monkeypatch.setattr(captions, "_load_parts", lambda *arguments: loads.append(1) or load(*arguments))
+    load = captions._load_encoder
+    monkeypatch.setattr(captions, "_load_encoder", lambda *arguments: loads.append(1) or load(*arguments))
     config = tiny_config(f"base.model={tiny_parts / 'model-with-text'}", f"data.cache={tmp_path / 'cache'}")
     source = find_source(config.base.model, None, None)
     prompts = [f"prompt {number}" for number in range(300)]
     look_up = cached_captions(config, source, prompts, Processes("cpu"))
     assert look_up("prompt 299")[0].shape == (24, 32)
-    assert len(loads) == 1
+    assert len(loads) == 2  # CLIP and T5
     cached_captions(config, source, prompts, Processes("cpu"))
-    assert len(loads) == 1
+    assert len(loads) == 2  # CLIP and T5
 
 
 def test_cached_latents_train_and_are_reused(tiny_config, tmp_path):
