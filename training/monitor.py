@@ -63,7 +63,7 @@ class Monitor:
         """Write numbers of a step everywhere; a disk that takes none costs these, not the run."""
         if not self._is_main:
             return
-        if not self._has_bar and "train/loss" in values:
+        if not self._has_bar and "train/seconds_per_step" in values:
             # Of everything that a run does, validation included, since the estimate is of its end.
             per_step = (time.monotonic() - self._started) / (step - self._first_step)
             logger.info(

@@ -71,7 +71,7 @@ def test_text_encoders_are_loaded_once_for_any_number_of_prompts_and_not_for_kno
     assert look_up("prompt 299")[0].shape == (24, 32)
     assert len(loads) == 2  # CLIP and T5
     cached_captions(config, source, prompts, Processes("cpu"))
-    assert len(loads) == 2
+    assert len(loads) == 2  # CLIP and T5
 
 
 def test_cached_latents_train_and_are_reused(tiny_config, tmp_path):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -336,6 +337,17 @@ def test_metrics_are_written_as_lines_of_json(tiny_config):
     lines = [json.loads(line) for line in (config.run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 5]
     assert all(math.isfinite(line["train/loss"]) for line in lines)
+
+
+def test_seconds_per_step_leave_validation_out(tiny_config, monkeypatch):
+    from training.validation import Validator
+
+    compute = Validator.compute
+    monkeypatch.setattr(Validator, "compute", lambda *arguments: time.sleep(5) or compute(*arguments))
+    config = tiny_config("run.steps=2", "tracking.log_every=1", "validation.every=1", "validation.pictures=0")
+    train(config)
+    lines = map(json.loads, (config.run_folder / "metrics.jsonl").read_text().splitlines())
+    assert all(line.get("train/seconds_per_step", 0) < 5 for line in lines)
 
 
 def test_patterns_choose_the_layers(tiny_config):

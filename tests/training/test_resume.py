@@ -1,7 +1,7 @@
 """Going on with a run: what comes from the checkpoint, what from the configuration, and what is refused."""
 
 import json
-import shutil
+import re
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tiny_config):
     assert list_checkpoints(config.run_folder / "checkpoints") == folders
 
 
-def test_start_is_told_in_one_line_before_the_bar(tiny_config, caplog, capsys):
+def test_start_and_steps_are_lines_where_stderr_is_no_terminal(tiny_config, caplog, capsys):
     caplog.set_level("INFO")
 
     def told(*overrides, resume="latest"):
@@ -81,14 +81,14 @@ def test_start_is_told_in_one_line_before_the_bar(tiny_config, caplog, capsys):
         capsys.readouterr()
         train(tiny_config("checkpoint.every=2", *overrides), resume=resume)
         words = ("starting at", "resumed at", "nothing to do")
-        return [line for line in caplog.messages if line.startswith(words)], any(
-            ": loss " in line for line in caplog.messages
-        )
+        assert "step/s" not in capsys.readouterr().err  # no bar
+        steps = [line for line in caplog.messages if re.match(r"step \d/\d: loss .* s/step, ETA 0:00:00", line)]
+        return [line for line in caplog.messages if line.startswith(words)], len(steps) == 1
 
-    (line,), has_bar = told("run.steps=2")
+    (line,), has_steps = told("run.steps=2")
     assert line.startswith("starting at step 0 of 2: no checkpoint in ")
     assert line.endswith("runs/tiny/checkpoints yet")
-    assert has_bar
+    assert has_steps
     assert told("run.steps=4") == (["resumed at step 2 of 4"], True)
     assert told("run.steps=3") == (["nothing to do: step 4 of 3 is done"], False)
     assert told("run.steps=2", "run.name=other", resume=None) == ([], True)
