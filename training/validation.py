@@ -66,7 +66,7 @@ class ValidationResult:
             own = {
                 key.split("/")[2]: value for key, value in self.numbers.items() if key.startswith(f"validation/{name}/")
             }
-            told = [f"{len(self.rows[name])} images"] if name in self.rows else []
+            told = [f"{len(self.rows[name])} image(s)"] if name in self.rows else []
             if "psnr" in own:
                 told = [
                     f"b' {own['psnr']:.1f} dB, SSIM {own['ssim']:.2f} (copying b: {own['copy_b_psnr']:.1f} dB, "
@@ -74,10 +74,9 @@ class ValidationResult:
                 ]
             if "changed_psnr" in own:
                 told.append(f"where it changes {own['changed_psnr']:.1f} dB ({own['copy_b_changed_psnr']:.1f} dB)")
-            losses = [
-                f"{value:.3f} at sigma {key.removeprefix('loss_')}" for key, value in own.items() if "loss_" in key
-            ]
-            told += [f"loss {self.numbers[f'validation/{name}']:.3f} ({', '.join(losses)})"] if losses else []
+            if noisiest := max((float(key.removeprefix("loss_")) for key in own if "loss_" in key), default=None):
+                at_most = f"{own[f'loss_{noisiest:g}']:.3f} at sigma {noisiest:g}"
+                told.append(f"loss {self.numbers[f'validation/{name}']:.3f} ({at_most})")
             parts.append(f"{name}: {', '.join(told)}")
         return "; ".join(parts) or "no analogies"
 

@@ -129,7 +129,7 @@ def test_own_examples_are_shown_by_name_and_measured_where_their_answer_is_known
     loop, state = assembled(tiny_config("validation.every=1", "run.name=dog", f"validation.examples=[{examples[0]}]"))
     unknown = loop.callbacks.validate.validator.compute(state.model)
     assert not [key for key in unknown.numbers if "examples" in key]
-    assert "examples: 1 images" in unknown.line()
+    assert "examples: 1 image(s)" in unknown.line()
 
 
 def test_everything_wrong_with_own_examples_is_said_before_the_run(tiny_config, examples, tmp_path):
