@@ -34,7 +34,7 @@ def test_trained_variants_are_measured_on_held_out_parameters(tmp_path, capsys):
     assert main(["--out", str(tmp_path), "--results", str(results), *words]) == 0
     table = results.read_text(encoding="utf-8")
     rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in table.splitlines() if line.startswith("| ")}
-    copied, drawn = (float(rows[method][4].split()[0]) for method in ("copy-b", "LoRWeB, 16 × rank 4"))
+    copied, drawn = (float(rows[method][5].split()[0]) for method in ("copy-b", "LoRWeB, 16 × rank 4"))
     assert drawn > copied + 6
     assert "read large differences only" in table
     assert (tmp_path / "evaluation" / "results" / "sheet-01.png").is_file()
