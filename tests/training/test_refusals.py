@@ -85,7 +85,7 @@ def test_device_is_a_gpu_where_there_is_one():
     assert open_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.parametrize("command", ["sample", "atlas", "evaluate generate", "evaluate judge"])
+@pytest.mark.parametrize("command", ["sample", "evaluate generate", "evaluate judge"])
 def test_every_command_takes_a_gpu_where_there_is_one(command, capsys):
     module, *words = command.split()
     with contextlib.suppress(SystemExit):
@@ -134,7 +134,7 @@ def test_several_tasks_of_srun_without_torchrun_are_refused(tiny_overrides, monk
     assert train_main(["--config", "tiny.yaml", *tiny_overrides("run.steps=1")]) == 0
 
 
-@pytest.mark.parametrize("name", ["sample", "train", "atlas", "evaluate", "demo.ablation", "demo.show"])
+@pytest.mark.parametrize("name", ["sample", "train", "evaluate", "demo.ablation", "demo.show"])
 def test_help_is_shown_on_a_terminal_that_lacks_characters(name):
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
     command = [sys.executable, "-m", f"training.{name}", "--help"]
