@@ -18,7 +18,7 @@ import torch
 from machine import median_ratios, save_result, time_interleaved
 from memory import watch_peak
 
-from lorweb_core.rank_reduction import reduce_rank
+from lorweb_core.export import reduce_rank
 
 SIZES = ((3072, 3072), (3072, 9216), (3072, 12288), (3072, 18432), (12288, 3072), (15360, 3072))
 TOTAL_RANK, KEPT_RANK = 128, 16

@@ -24,12 +24,13 @@ from machine import save_result
 from torch import Tensor, nn
 
 from lorweb_core.settings import RouterSettings
-from training.arguments import open_device
-from training.config import OptimiserConfig
-from training.linear import LoRWeBLinear, StackedRouter, hand_out_coefficients
-from training.model_source import FULL_SIZE_CONFIG
-from training.optimisers import build_optimiser
-from training.trainable import BasisShape, Conditioning, TrainableKontext
+from training.adapter.linear import LoRWeBLinear, StackedRouter, hand_out_coefficients
+from training.adapter.trainable import BasisShape, TrainableKontext
+from training.base.source import FULL_SIZE_CONFIG
+from training.base.transformer import Conditioning
+from training.config.schema import OptimizerConfig
+from training.console import open_device
+from training.run.optimizers import build_optimizer
 
 BASIS_SIZE, RANK, KEY_DIM, QUERY_DIM, LAYERS = 32, 4, 128, 2304, 494
 TEXT_TOKENS, IMAGE_TOKENS = 512, 2048
@@ -61,10 +62,10 @@ def time_in_turns(variants: dict[str, Callable[[], Any]], rounds: int, device: t
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
-            synchronise(device)
+            synchronize(device)
             start = clock()
             run()
-            synchronise(device)
+            synchronize(device)
             if number:  # the first round warms up
                 seconds[name].append(clock() - start)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
@@ -77,7 +78,7 @@ def time_in_turns(variants: dict[str, Callable[[], Any]], rounds: int, device: t
     return medians | paired
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait for the GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -105,7 +106,7 @@ def bench_layer(in_features: int, out_features: int, device: torch.device, round
     base = nn.Linear(in_features, out_features, device=device, dtype=torch.bfloat16).requires_grad_(False)
     plain = PlainLoRA(base, BASIS_SIZE * RANK)
     basis = LoRWeBLinear(base, in_features, out_features, basis_size=BASIS_SIZE, rank=RANK, device=device)
-    basis.initialise(torch.Generator().manual_seed(0))
+    basis.initialize(torch.Generator().manual_seed(0))
     x = torch.randn(2, 1024, in_features, device=device, dtype=torch.bfloat16, requires_grad=True)
     gradient = torch.randn(2, 1024, out_features, device=device, dtype=torch.bfloat16)
     coefficients = torch.softmax(torch.randn(2, BASIS_SIZE, device=device), -1).repeat_interleave(RANK, -1)
@@ -136,7 +137,7 @@ def bench_layer(in_features: int, out_features: int, device: torch.device, round
 def bench_router(device: torch.device, rounds: int, block_seconds: float) -> dict[str, float]:
     """Return forward + backward of the router of all layers, and its share of a step."""
     router = StackedRouter(LAYERS, BASIS_SIZE, KEY_DIM, query_dim=QUERY_DIM, settings=RouterSettings(), device=device)
-    router.initialise(torch.Generator().manual_seed(0))
+    router.initialize(torch.Generator().manual_seed(0))
     query = torch.randn(1, QUERY_DIM, device=device)
 
     def run() -> None:
@@ -168,7 +169,7 @@ def _attach_basis(block: nn.Module, device: torch.device) -> dict[str, LoRWeBLin
         linears[name] = LoRWeBLinear(
             module, module.in_features, module.out_features, basis_size=BASIS_SIZE, rank=RANK, device=device
         )
-        linears[name].initialise(torch.Generator().manual_seed(0))
+        linears[name].initialize(torch.Generator().manual_seed(0))
         block.set_submodule(name, linears[name])
     return linears
 
@@ -198,7 +199,7 @@ def random_kontext(config: dict[str, Any], quantize: str, device: torch.device) 
     """Return a random Kontext with a basis, made in ordinary memory (24 GB) and moved as the trainer moves it."""
     from diffusers import FluxTransformer2DModel
 
-    from training.quantise import quantise_blocks
+    from training.base.quantize import quantize_blocks
 
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -206,7 +207,7 @@ def random_kontext(config: dict[str, Any], quantize: str, device: torch.device) 
     finally:
         torch.set_default_dtype(torch.float32)
     transformer.enable_gradient_checkpointing()
-    quantise_blocks(transformer, quantize, device)
+    quantize_blocks(transformer, quantize, device)
     transformer.to(device)
     shape = BasisShape(BASIS_SIZE, RANK, KEY_DIM, QUERY_DIM)
     return TrainableKontext(transformer, shape, RouterSettings(), device=device)
@@ -226,10 +227,10 @@ def bench_full_size(
     README's table (125 TFLOP a sample), over the device's dense bfloat16 peak; null where that is not known here.
     """
     model = random_kontext(config, quantize, device)
-    optimiser = build_optimiser(OptimiserConfig(name="adamw8bit"), model)
+    optimizer = build_optimizer(OptimizerConfig(name="adamw8bit"), model)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # what the making took is not what a step takes
-    run = _whole_step(model, optimiser, batch_size, device, config)
+    run = _whole_step(model, optimizer, batch_size, device, config)
     seconds = time_in_turns({"step": run}, rounds, device)["step"]
     flops = FULL_SIZE_TFLOPS * batch_size / seconds if config is FULL_SIZE_CONFIG else None
     peak = peak_tflops(device)
@@ -252,7 +253,7 @@ def peak_tflops(device: torch.device) -> float | None:
 
 def _whole_step(
     model: TrainableKontext,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     batch_size: int,
     device: torch.device,
     config: dict[str, Any],
@@ -269,8 +270,8 @@ def _whole_step(
 
     def run() -> None:
         model(latents, noise, sigmas, weights, conditioning).mean().backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return run
 

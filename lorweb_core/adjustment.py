@@ -3,7 +3,7 @@
 In this order, each per layer and with A = Σ_n |c_n| of the incoming layer:
 
     temperature T   |c_n| ← A · |c_n|^(1/T) / Σ_m |c_m|^(1/T)    T < 1 sharpens, T > 1 evens out
-    top_k           all but the k largest |c_n| ← 0; renormalised, the rest is scaled back to A
+    top_k           all but the k largest |c_n| ← 0; renormalized, the rest is scaled back to A
     part strengths  c ← c · Π strength of every part that the layer belongs to
 
 With one head a temperature is exactly the router's own, softmax(scores / T). A softmax layer has A = 1; keeping A
@@ -21,10 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .coefficients import Coefficients, is_all_finite, require_whole_coefficients, with_layers
+from .coefficients import (
+    Coefficients,
+    LayerStack,
+    is_all_finite,
+    require_whole_coefficients,
+    stack_layers,
+    unstack_layers,
+    with_layers,
+)
 from .errors import SettingsError, ShapeError
 from .layer_names import LayerName, parse_layer_name
-from .layer_stacks import LayerStack, stack_layers, unstack_layers
 
 THIRDS = ("early", "middle", "late")
 #: Parts that a strength can be given to. A layer takes the product of all that it belongs to.
@@ -54,7 +61,7 @@ def adjust_coefficients(
     *,
     temperature: float = 1.0,
     top_k: int = 0,
-    renormalise: bool = True,
+    renormalize: bool = True,
     part_strengths: Mapping[str, float] | None = None,
     preset: str = DEFAULT_PRESET,
 ) -> Coefficients:
@@ -64,7 +71,7 @@ def adjust_coefficients(
         coefficients: B mixes; not changed.
         temperature: T > 0; 1 leaves all as it is.
         top_k: how many adapters a layer keeps, by magnitude (of equal ones the first); 0 keeps all.
-        renormalise: scale what top_k keeps so that each layer keeps its Σ|c|.
+        renormalize: scale what top_k keeps so that each layer keeps its Σ|c|.
         part_strengths: part of `PART_NAMES` → factor, any real number.
         preset: one of `PRESETS`; multiplied with the part strengths.
     Raises:
@@ -82,7 +89,7 @@ def adjust_coefficients(
         if temperature != 1.0:
             values = apply_temperature(LayerStack(stack.names, values), temperature)
         if 0 < top_k < values.shape[-1]:
-            values = keep_strongest(values, top_k, renormalise=renormalise)
+            values = keep_strongest(values, top_k, renormalize=renormalize)
         scale = torch.tensor([factors[name] for name in stack.names], dtype=torch.float64).to(values.dtype)
         adjusted.append(LayerStack(stack.names, values * scale[:, None, None]))
         _require_finite(adjusted[-1], stack, strengths)
@@ -112,7 +119,7 @@ def apply_temperature(stack: LayerStack, temperature: float) -> Tensor:
     return torch.sign(values) * share * amount
 
 
-def keep_strongest(values: Tensor, top_k: int, *, renormalise: bool) -> Tensor:
+def keep_strongest(values: Tensor, top_k: int, *, renormalize: bool) -> Tensor:
     """Return values [..., N] on the CPU with all but the k largest magnitudes zero, 0 < k < N; of equal ones the first
     stay.
     """
@@ -125,7 +132,7 @@ def keep_strongest(values: Tensor, top_k: int, *, renormalise: bool) -> Tensor:
         order = magnitude.argsort(dim=-1, descending=True, stable=True)
         is_kept = torch.zeros_like(is_kept).scatter_(-1, order[..., :top_k], True)
     kept = torch.where(is_kept, values, 0.0)
-    if not renormalise:
+    if not renormalize:
         return kept
     remaining = kept.abs().sum(-1, keepdim=True)
     return torch.where(remaining > 0, kept * (magnitude.sum(-1, keepdim=True) / remaining), kept)

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from .basis import Basis
-from .coefficients import Coefficients, encode_coefficients, with_layers
+from .coefficients import Coefficients, LayerStack, encode_coefficients, stack_layers, unstack_layers, with_layers
 from .errors import SettingsError, ShapeError
-from .layer_stacks import LayerStack, stack_layers, unstack_layers
 
 AVERAGES = ("coefficients", "query")
 #: A pair is an outlier beyond this many robust standard deviations above the median distance …

@@ -1,6 +1,6 @@
 """Several analogies → one: sums, means and interpolations of their coefficients.
 
-    mean: c = Σ_i w_i · c_i / Σ_i w_i        sum: c = Σ_i w_i · c_i        interpolation: a mean of two neighbours
+    mean: c = Σ_i w_i · c_i / Σ_i w_i        sum: c = Σ_i w_i · c_i        interpolation: a mean of two neighbors
 
 Weights may be any real numbers; outside of 0…1 they extrapolate. The mean is computed as c_k + Σ_i ŵ_i · (c_i − c_k)
 with k the heaviest, so that a blend of x with itself is x, and weight on one alone is that one, bit for bit.
@@ -17,14 +17,16 @@ from torch import Tensor
 
 from .coefficients import (
     Coefficients,
+    LayerStack,
     count_mixes,
     is_all_finite,
     name_of_basis,
     require_whole_coefficients,
+    stack_layers,
+    unstack_layers,
     with_layers,
 )
 from .errors import CheckpointError, SettingsError, ShapeError
-from .layer_stacks import LayerStack, stack_layers, unstack_layers
 
 METHODS = ("mean", "sum")
 #: Further along, a float64 cannot tell the sum of the two weights, which is 1, from their rounding errors.
@@ -91,7 +93,7 @@ def sweep_analogies(analogies: Sequence[Mapping[str, Any]], start: float, end: f
 def interpolation_weights(position: float, count: int) -> list[float]:
     """Return the weights for a place on the way through `count` analogies: 0 is the first, 1 the second, and so on.
 
-    Between two whole numbers the two neighbours are mixed; before the first and behind the last the way goes straight
+    Between two whole numbers the two neighbors are mixed; before the first and behind the last the way goes straight
     on, so -0.5 is "the first, and half of the difference to the second away from it".
 
     Raises: SettingsError: for fewer than two analogies, or a position that is not finite or beyond `MAX_POSITION`.
@@ -126,11 +128,11 @@ def _weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def _interpolate(values: Sequence[Tensor], weights: Sequence[Sequence[float]]) -> Tensor:
-    """Return `_weighted_mean` of every row of two neighbours' weights, [L, steps · B, N], bit for bit."""
-    neighbours = [sorted(range(len(row)), key=lambda index: -abs(row[index]))[:2] for row in weights]
-    shares = [row[far] / sum(row) for row, (_, far) in zip(weights, neighbours, strict=True)]
+    """Return `_weighted_mean` of every row of two neighbors' weights, [L, steps · B, N], bit for bit."""
+    neighbors = [sorted(range(len(row)), key=lambda index: -abs(row[index]))[:2] for row in weights]
+    shares = [row[far] / sum(row) for row, (_, far) in zip(weights, neighbors, strict=True)]
     stacked = torch.stack(list(values), dim=1)  # [L, analogies, B, N]
-    near, result = (stacked[:, [pair[side] for pair in neighbours]] for side in (0, 1))  # [L, steps, B, N]
+    near, result = (stacked[:, [pair[side] for pair in neighbors]] for side in (0, 1))  # [L, steps, B, N]
     result -= near
     result *= torch.tensor(shares, dtype=result.dtype)[:, None, None]
     result += near

@@ -22,8 +22,6 @@ from torch import Tensor
 from .basis import Basis, LayerBasis
 from .errors import CheckpointError, printable
 from .files import write_safetensors_atomically
-from .header import read_header
-from .header_settings import METADATA_KEY, encode_header_settings
 from .layer_tensors import (
     SUFFIX_A,
     SUFFIX_B,
@@ -35,8 +33,9 @@ from .layer_tensors import (
     require_one_query_width,
     tensor_name,
 )
+from .safetensors_file import read_header
 from .settings import RouterSettings
-from .settings_sources import require_fitting, resolve_settings, sizes_of
+from .settings_sources import METADATA_KEY, encode_header_settings, require_fitting, resolve_settings, sizes_of
 
 _logger = logging.getLogger(__name__)
 

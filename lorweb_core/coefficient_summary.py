@@ -97,7 +97,7 @@ def _as_table(layers: Mapping[str, Tensor]) -> CoefficientTable:
     return CoefficientTable(tuple(names), values)
 
 
-def summarise(table: CoefficientTable) -> Summary:
+def summarize(table: CoefficientTable) -> Summary:
     """Return the numbers about one mix."""
     magnitude = table.values.abs().nan_to_num(0.0)
     amount = magnitude.sum(1, keepdim=True)
@@ -153,7 +153,7 @@ def describe(coefficients: Coefficients, *, mix: int = 0, title: str = "") -> st
         title: what to call it, instead of its number counted from 1.
     """
     table = tabulate(coefficients, mix=mix)
-    summary = summarise(table)
+    summary = summarize(table)
     size, layers = table.basis_size, len(table.layer_names)
     lines = [
         f"{title or f'Mix {mix + 1} of {count_mixes(coefficients)}'}: {layers} layers × {size} adapters",

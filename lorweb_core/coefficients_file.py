@@ -24,8 +24,8 @@ from torch import Tensor
 from .coefficients import FORMAT_VERSION, Coefficients, require_whole_coefficients
 from .errors import CheckpointError
 from .files import parse_json, write_safetensors_atomically
-from .header import Header, read_header
 from .images import require_images, to_pil
+from .safetensors_file import Header, read_header
 
 METADATA_KEY = "lorweb_coefficients"
 THUMBNAIL_KEY = "modelspec.thumbnail"

@@ -1,6 +1,6 @@
 """Pictures → image embeddings, by a frozen CLIP or SigLIP vision tower from transformers.
 
-CLIP: the projected `image_embeds`, not L2-normalised. SigLIP2 with a fixed resolution has SigLIP's layout, so it is
+CLIP: the projected `image_embeds`, not L2-normalized. SigLIP2 with a fixed resolution has SigLIP's layout, so it is
 loaded with the SigLIP class and gives `pooler_output` (the NaFlex class would start from random weights).
 Only safetensors files are read and no code of a model folder is ever run. Source: arXiv 2602.15727, Section 3.2.
 """
@@ -82,7 +82,7 @@ class ImageEncoder:
         return CLIP_FAMILY if self.output_name == "image_embeds" else SIGLIP_FAMILY
 
     def embed(self, images: Tensor, *, on_progress: Callable[[int, int], None] | None = None) -> Tensor:
-        """Return image embeddings [B, P], float32 on the CPU, not normalised.
+        """Return image embeddings [B, P], float32 on the CPU, not normalized.
 
         Args:
             images: [B, H, W, C], float 0–1; pictures already fitted by `fit_images` are left as they are.
@@ -172,7 +172,7 @@ def find_encoder_folder(folder_or_id: str | Path, revision: str | None = None, l
         raise ModelError(
             expected=f"{folder_or_id} to be a folder here, or a Hugging Face repository that can be read",
             got=f"{type(error).__name__}: {shorten(str(error), 200, placeholder=' …')}",
-            remedy="Check the name and the network; for a gated repository accept its licence and log in.",
+            remedy="Check the name and the network; for a gated repository accept its license and log in.",
         ) from error
     return Path(snapshot)
 

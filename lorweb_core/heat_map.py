@@ -6,10 +6,10 @@
        | use per adapter     |
        +---------------------+
 
-Colours: black → violet → orange → pale yellow for numbers ≥ 0; blue ← white → red for differences, whatever their
+Colors: black → violet → orange → pale yellow for numbers ≥ 0; blue ← white → red for differences, whatever their
 signs, and for coefficients when there are negative ones. They follow the square root of the number, so that one strong
 adapter does not leave all others black.
-`web/js` draws the same in the browser, from the same numbers; keep the colours in step.
+`web/js` draws the same in the browser, from the same numbers; keep the colors in step.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .coefficient_summary import CoefficientTable, Comparison, Summary, summarise
+from .coefficient_summary import CoefficientTable, Comparison, Summary, summarize
 from .layer_names import parse_layer_name
 
 SEQUENTIAL = ((12, 10, 30), (87, 22, 110), (187, 55, 84), (249, 142, 9), (252, 255, 200))
 DIVERGING = ((20, 60, 160), (120, 165, 220), (245, 245, 245), (235, 145, 110), (165, 20, 35))
 BACKGROUND, TEXT, FAINT = (30, 31, 36), (222, 222, 226), (110, 112, 122)
-KIND_COLOURS = {"double": (72, 118, 190), "single": (96, 160, 96), "other": (120, 120, 120)}
-PART_COLOURS = {
+KIND_COLORS = {"double": (72, 118, 190), "single": (96, 160, 96), "other": (120, 120, 120)}
+PART_COLORS = {
     "modulation": (214, 160, 60),
     "attention": (190, 90, 160),
     "mlp": (90, 180, 190),
@@ -45,7 +45,7 @@ def draw_coefficients(table: CoefficientTable, title: str, *, summary: Summary |
         title: one line above the map.
         summary: of the table; computed when left out.
     """
-    summary = summary or summarise(table)
+    summary = summary or summarize(table)
     return _draw(table, title, strip=summary.entropy, strip_title="entropy", use=summary.adapter_use)
 
 
@@ -56,10 +56,10 @@ def draw_comparison(comparison: Comparison, title: str) -> Image.Image:
     return _draw(comparison.difference, title, strip=cosine, strip_title="cosine", use=use, is_difference=True)
 
 
-def colour_values(values: Tensor, *, is_difference: bool = False) -> np.ndarray:
-    """Return colours [L, N, 3] uint8 for values [L, N]; NaN (no such adapter) has the background's colour.
+def color_values(values: Tensor, *, is_difference: bool = False) -> np.ndarray:
+    """Return colors [L, N, 3] uint8 for values [L, N]; NaN (no such adapter) has the background's color.
 
-    A difference has two-sided colours always: 0 is white, and red tells more from less where all have one sign.
+    A difference has two-sided colors always: 0 is white, and red tells more from less where all have one sign.
     """
     known = values.nan_to_num(0.0)
     highest = max(float(known.abs().max()), 1e-12)
@@ -69,9 +69,9 @@ def colour_values(values: Tensor, *, is_difference: bool = False) -> np.ndarray:
     place = ((relative + 1) / 2 if is_signed else relative).clamp(0, 1) * (len(stops) - 1)
     lower = place.floor().long().clamp(max=len(stops) - 2)
     weight = (place - lower)[..., None]
-    colours = stops[lower] * (1 - weight) + stops[lower + 1] * weight
-    colours[values.isnan()] = torch.tensor(BACKGROUND, dtype=torch.float32)
-    return colours.round().to(torch.uint8).numpy()
+    colors = stops[lower] * (1 - weight) + stops[lower + 1] * weight
+    colors[values.isnan()] = torch.tensor(BACKGROUND, dtype=torch.float32)
+    return colors.round().to(torch.uint8).numpy()
 
 
 def _draw(
@@ -86,7 +86,7 @@ def _draw(
     canvas_size = (right + _STRIP_PX + _GAP_PX, top + height + 2 * _GAP_PX + _USE_PX + _TITLE_PX)
     picture = Image.new("RGB", canvas_size, BACKGROUND)
     draw = ImageDraw.Draw(picture)
-    cells = Image.fromarray(colour_values(table.values, is_difference=is_difference)).resize(
+    cells = Image.fromarray(color_values(table.values, is_difference=is_difference)).resize(
         (width, height), Image.Resampling.NEAREST
     )
     picture.paste(cells, (left, top))
@@ -107,7 +107,7 @@ def _draw(
 def _draw_edge(table: CoefficientTable) -> Image.Image:
     """Return two pixels per layer: its block list and its part."""
     parsed = [parse_layer_name(name) for name in table.layer_names]
-    pixels = [[KIND_COLOURS[name.block_kind], PART_COLOURS[name.part]] for name in parsed]
+    pixels = [[KIND_COLORS[name.block_kind], PART_COLORS[name.part]] for name in parsed]
     return Image.fromarray(np.array(pixels, dtype=np.uint8))
 
 

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import CheckpointError
-from .header import TensorEntry
 from .layer_names import sort_layer_names
+from .safetensors_file import TensorEntry
 
 PREFIX = "transformer."
 SUFFIX_A = ".lora_A"

@@ -1,6 +1,6 @@
 """Pictures → the pixels an image encoder was trained on.
 
-resize with PIL (8 bit, the short edge or both) → centre crop → ÷ 255 → (x - mean) / std, equal bit for bit to
+resize with PIL (8 bit, the short edge or both) → center crop → ÷ 255 → (x - mean) / std, equal bit for bit to
 Hugging Face's PIL image processors, without torchvision. The host's own resize differs by up to half a pixel on
 non-square pictures; `fit_images` gives it pictures on which it has nothing left to resize.
 """
@@ -32,7 +32,7 @@ class Preprocessing:
 
     Attributes:
         size_px: side S of the encoder's input.
-        shortest_edge_px: the short edge is resized to this and the centre S×S is kept; None: the whole picture is
+        shortest_edge_px: the short edge is resized to this and the center S×S is kept; None: the whole picture is
             resized to S×S and its aspect is lost.
         resample: PIL's number of the filter: 2 bilinear, 3 bicubic.
         mean, std: per channel, of values 0–1.
@@ -74,8 +74,8 @@ def preprocess_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """
     pixels = _UNIT_VALUES[_fit(images, preprocessing)]
     mean, std = (np.asarray(values, dtype=np.float32) for values in (preprocessing.mean, preprocessing.std))
-    normalised = (pixels - mean) / std
-    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)))
+    normalized = (pixels - mean) / std
+    return torch.from_numpy(np.ascontiguousarray(normalized.transpose(0, 3, 1, 2)))
 
 
 def fit_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -108,7 +108,7 @@ def read_preprocessing(folder: Path, preset: Preprocessing) -> Preprocessing:
     Args:
         folder: holds `preprocessor_config.json`, or `processor_config.json` as newer transformers write.
         preset: used for what the files leave out.
-    Raises: ModelError: when a file is unreadable or asks for something else than resize, crop, rescale, normalise.
+    Raises: ModelError: when a file is unreadable or asks for something else than resize, crop, rescale, normalize.
     """
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = folder / name
@@ -159,7 +159,7 @@ def _parse_preprocessing(values: Mapping[str, Any], preset: Preprocessing, path:
         is_usual = False
     if not is_usual:
         raise ModelError(
-            expected="a preprocessor that resizes, crops to a square, divides by 255 and normalises three channels",
+            expected="a preprocessor that resizes, crops to a square, divides by 255 and normalizes three channels",
             got=f"{json.dumps(values)[:300]} in {path}",
             remedy="Use the folder of openai/clip-vit-large-patch14 or google/siglip2-base-patch16-224.",
         )

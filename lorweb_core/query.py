@@ -66,7 +66,7 @@ def join_embeddings(query_mode: str, embeddings: Sequence[Tensor]) -> Tensor:
 
     Args:
         query_mode: one of `settings.QUERY_MODES`.
-        embeddings: per entry of `pictures_to_embed` [1 or B, P], not normalised.
+        embeddings: per entry of `pictures_to_embed` [1 or B, P], not normalized.
     Raises: ShapeError: when their number, widths or batches do not fit.
     """
     _require_mode(query_mode)

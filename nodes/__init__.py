@@ -1,15 +1,11 @@
 """The node pack's register: node id → class and display name. Ids are public: never renamed, only added."""
 
-from .adjustment import AdjustCoefficients
-from .analogies import EncodeAnalogies
-from .analogy import EncodeAnalogy
+from .analogy import EncodeAnalogies, EncodeAnalogy
 from .apply import ApplyMixedLoRA
-from .blending import BlendCoefficients
-from .coefficients_files import LoadCoefficients, SaveCoefficients
+from .coefficients import AdjustCoefficients, BlendCoefficients, LoadCoefficients, PreviewCoefficients, SaveCoefficients
 from .export import SaveMixedLoRA
 from .grid import BuildGrid, CropResult
 from .loaders import LoadBasis, LoadImageEncoder
-from .preview import PreviewCoefficients
 from .prompt import EmptyPrompt
 from .sockets import guard
 

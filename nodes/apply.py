@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ..lorweb_core.coefficients import Coefficients, count_mixes, require_coefficients_of
-from ..lorweb_core.header_settings import trained_text_tokens
 from ..lorweb_core.settings import RouterSettings
+from ..lorweb_core.settings_sources import trained_text_tokens
 from .forward_mode import patch_forward
 from .sockets import BASIS, COEFFICIENTS, LoadedBasis
 from .targets import Model, Target, find_targets

@@ -22,8 +22,8 @@ from lorweb_core.console import make_main, new_app
 from lorweb_core.errors import printable
 from lorweb_core.settings import CLIP_ENCODER_ID, KONTEXT_ID
 
-from .arguments import open_device
-from .config import BaseModelConfig
+from .config.schema import BaseModelConfig
+from .console import open_device, silence_libraries
 from .evaluation.aggregation import evaluate
 from .evaluation.folder import EvaluationError, EvaluationFolder, write_file
 from .evaluation.judge import all_questions, ask_all
@@ -45,7 +45,6 @@ from .evaluation.questions import read_prompts
 from .evaluation.report import as_markdown, draw_pareto, write_sheets
 from .evaluation.sets import SetOptions, read_set
 from .evaluation.test_set import Sample, read_not_used, read_samples, write_samples
-from .quiet import silence_libraries
 
 app = new_app("The paper's evaluation: generate, judge, aggregate. See docs/evaluation.md.")
 main = make_main(app, "python -m training.evaluate", interrupted="interrupted; run the same command again to continue")
@@ -110,7 +109,7 @@ def generate_command(
     methods = [baseline(name, folder) for name in BASELINES if baselines]
     methods += [images_method(text) for text in method or ()]
     if generator:
-        from .analogy_sampler import DrawOptions  # diffusers takes seconds to import
+        from .base.sampler import DrawOptions
 
         options = DrawOptions(steps, guidance, megapixels, fit, strength, noise_seed)
         model = BaseModelConfig(

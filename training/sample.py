@@ -26,21 +26,19 @@ from lorweb_core.encoder import ImageEncoder, load_image_encoder
 from lorweb_core.errors import ImageError, LoRWeBError, ModelError, OutputError
 from lorweb_core.files import MAX_TEXT_BYTES, read_text
 from lorweb_core.grid import build_grid
-from lorweb_core.header_settings import PIPELINE_TOKENS, trained_text_tokens
 from lorweb_core.images import IMAGE_SUFFIXES, from_pil, read_image, read_image_size
 from lorweb_core.settings import KONTEXT_ID
+from lorweb_core.settings_sources import PIPELINE_TOKENS, trained_text_tokens
 
-from .analogy_sampler import AnalogySampler, DrawOptions, attach_basis
-from .arguments import count, open_device
-from .captions import CaptionTable, encode_captions
-from .config import BaseModelConfig
-from .kontext import DTYPES, load_codec, load_transformer
-from .loop import is_out_of_memory
-from .model_source import find_source, read_transformer_config
-from .previews import contact_sheet, quadrants, to_picture
-from .quiet import silence_libraries
-from .sampling import read_schedule
-from .terminal import let_terminal_replace, log_to_terminal, show
+from .base.flow import read_schedule
+from .base.sampler import AnalogySampler, DrawOptions, attach_basis
+from .base.sheets import contact_sheet, quadrants, to_picture
+from .base.source import find_source, read_transformer_config
+from .base.text import CaptionTable, encode_captions
+from .base.transformer import DTYPES, load_codec, load_transformer
+from .config.schema import BaseModelConfig
+from .console import count, let_terminal_replace, log_to_terminal, open_device, show, silence_libraries
+from .run.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 _PARTS = ("a", "a_prime", "b")

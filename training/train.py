@@ -27,32 +27,31 @@ import torch
 from lorweb_core.encoder import find_encoder_folder
 from lorweb_core.errors import CheckpointError, LoRWeBError, ModelError, OutputError, SettingsError
 
-from .captions import has_text_encoders
-from .checkpoints import load_checkpoint, load_latest, restore_random_states
-from .config import TrainConfig
-from .config_reading import read_config, write_config
-from .distributed import Processes
-from .inputs import input_digests, warn_of_changes
-from .interruption import (
+from .base.flow import read_schedule
+from .base.source import find_source
+from .base.text import has_text_encoders
+from .config.reading import read_config, write_config
+from .config.schema import TrainConfig
+from .console import let_terminal_replace, log_to_terminal, show, silence_libraries
+from .run.checkpoints import load_checkpoint, load_latest, restore_random_states
+from .run.data import training_batches
+from .run.distributed import Processes
+from .run.inputs import input_digests, warn_of_changes
+from .run.lock import run_lock
+from .run.loop import Callbacks, Loop, TrainingState
+from .run.memory import is_out_of_memory
+from .run.monitor import Monitor, require_trackers
+from .run.optimizers import allow_packed_states
+from .run.preflight import preflight_report
+from .run.session import CheckpointSaver, build_encoders, build_state, restore_state, write_basis_file
+from .run.signals import (
     EXIT_STOPPED,
     StoppedAtOnceError,
     StopRequest,
     leave_lost_children_to_the_loader,
     listen_for_signals,
 )
-from .loop import Callbacks, Loop, TrainingState, is_out_of_memory
-from .model_source import find_source
-from .monitor import Monitor, require_trackers
-from .optimisers import allow_packed_states
-from .preflight import preflight_report
-from .quiet import silence_libraries
-from .run_lock import run_lock
-from .sampling import read_schedule
-from .session import CheckpointSaver, build_encoders, build_state, restore_state, write_basis_file
-from .terminal import let_terminal_replace, log_to_terminal, show
-from .training_data import training_batches
-from .validation import Validator, leave_if
-from .validation_callback import ValidationCallback
+from .run.validation import ValidationCallback, Validator, leave_if
 
 logger = logging.getLogger(__name__)
 EXIT_TO_CORRECT, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
@@ -98,7 +97,7 @@ def train(config: TrainConfig, *, resume: str | None = None) -> RunResult:
             # Outside of a step's forward and backward pass, which halve the micro-batch.
             raise ModelError(
                 f"Out of memory ({str(error)[:150]}). See with --check what needs how much; set base.quantize: int8 or "
-                "nf4, optimiser.name: adamw8bit, a smaller basis, or fewer validation.pictures; then --resume latest."
+                "nf4, optimizer.name: adamw8bit, a smaller basis, or fewer validation.pictures; then --resume latest."
             ) from error
         finally:
             processes.close()
@@ -187,7 +186,7 @@ def _require_equal_shares(config: TrainConfig, processes: Processes) -> None:
 def _find_saved(config: TrainConfig, resume: str | None) -> dict[str, Any] | None:
     """The state to go on from; a run that exists already is never overwritten without being asked to."""
     folder = config.run_folder / "checkpoints"
-    if resume is not None and (config.basis.dtype == "bfloat16" or config.optimiser.name == "adamw8bit"):
+    if resume is not None and (config.basis.dtype == "bfloat16" or config.optimizer.name == "adamw8bit"):
         allow_packed_states()
     if resume == "latest":
         return load_latest(folder)
@@ -202,7 +201,7 @@ def _find_saved(config: TrainConfig, resume: str | None) -> dict[str, Any] | Non
 
 
 def _tell_start(config: TrainConfig, step: int, *, resume: str | None, is_resumed: bool) -> None:
-    """Say where the run begins, in a line before the bar: there a misspelt run.name shows."""
+    """Say where the run begins, in a line before the bar: there a misspelled run.name shows."""
     steps = config.run.steps
     if step >= steps:
         logger.info("nothing to do: step %d of %d is done", step, steps)

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top-k", type=whole_number, default=0, help="adapters kept per layer; 0 keeps all (default)")
     parser.add_argument(
-        "--no-renormalise", action="store_true", help="do not scale what --top-k keeps to the layer's former strength"
+        "--no-renormalize", action="store_true", help="do not scale what --top-k keeps to the layer's former strength"
     )
     parser.add_argument(
         "--part",
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         source.coefficients,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
-        renormalise=not arguments.no_renormalise,
+        renormalize=not arguments.no_renormalize,
         part_strengths=_require_one_each(arguments.part),
         preset=arguments.preset,
     )

@@ -10,9 +10,7 @@ from ..checkpoint import save_basis
 from ..errors import CheckpointError, OutputError
 from ..export import EXPORT_DTYPES
 from ..files import write_text_atomically
-from ..header_settings import METADATA_KEY, read_training_facts
-from ..settings_sources import find_sidecar
-from ..sidecar import reference_config
+from ..settings_sources import METADATA_KEY, find_sidecar, read_training_facts, reference_config
 from .arguments import (
     add_settings_argument,
     load_with_progress,

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from ..basis import Basis, LayerBasis
-from ..header_settings import read_training_facts
 from ..layer_names import parse_layer_name
+from ..settings_sources import read_training_facts
 from .arguments import load_with_progress, show
 
 EXAMPLES = """\

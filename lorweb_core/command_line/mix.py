@@ -16,9 +16,9 @@ from ..coefficients_file import load_coefficients, save_coefficients
 from ..errors import CheckpointError, ModelError
 from ..export import EXPORT_DTYPES, export_mixed_lora
 from ..files import write_text_atomically
-from ..header import read_header
 from ..images import from_pil, read_image
 from ..layer_tensors import FLOAT_DTYPES
+from ..safetensors_file import read_header
 from .arguments import (
     add_settings_argument,
     finite_number,

@@ -42,13 +42,13 @@ def assert_equal(first, second):
 
 
 @pytest.mark.parametrize("make", [analogy, tanh_analogy])
-@pytest.mark.parametrize("renormalise", [True, False])
+@pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize("top_k", [0, 4, 5, 10_000])
-def test_defaults_and_top_n_of_n_change_no_bit(make, renormalise, top_k):
+def test_defaults_and_top_n_of_n_change_no_bit(make, renormalize, top_k):
     ones = dict.fromkeys(PART_NAMES, 1.0)
     before = make()
     assert_equal(
-        adjust_coefficients(before, temperature=1.0, top_k=top_k, renormalise=renormalise, part_strengths=ones), before
+        adjust_coefficients(before, temperature=1.0, top_k=top_k, renormalize=renormalize, part_strengths=ones), before
     )
     assert_equal(before, make())
 
@@ -88,7 +88,7 @@ def test_a_strength_given_before_survives_temperature_and_top_k():
 def test_top_k_keeps_the_largest_magnitudes_and_of_equal_ones_the_first():
     mix = torch.tensor([[0.1, -0.4, 0.3, 0.2], [0.25, 0.25, 0.25, 0.25]])
     given = with_layers(analogy(), dict.fromkeys(BASIS.layers, mix))
-    kept = adjust_coefficients(given, top_k=2, renormalise=False)["layers"][FIRST]
+    kept = adjust_coefficients(given, top_k=2, renormalize=False)["layers"][FIRST]
     assert torch.equal(kept, torch.tensor([[0, -0.4, 0.3, 0], [0.25, 0.25, 0, 0]]))
     scaled = adjust_coefficients(given, top_k=2)["layers"][FIRST]
     torch.testing.assert_close(scaled, torch.tensor([[0, -0.4 / 0.7, 0.3 / 0.7, 0], [0.5, 0.5, 0, 0]]))
@@ -101,10 +101,10 @@ def test_top_k_keeps_what_a_stable_sort_has_first_also_among_equal_ones(top_k):
     for values in (plain, plain.round(), plain.round() * 0):
         order = values.abs().argsort(dim=-1, descending=True, stable=True)[..., :top_k]
         expected = torch.zeros_like(values).scatter(-1, order, values.gather(-1, order))
-        assert torch.equal(keep_strongest(values, top_k, renormalise=False), expected)
+        assert torch.equal(keep_strongest(values, top_k, renormalize=False), expected)
 
 
-def test_renormalised_layers_keep_their_sum():
+def test_renormalized_layers_keep_their_sum():
     for options in ({"top_k": 1}, {"top_k": 3}, {"temperature": 0.3, "top_k": 2}):
         for mix in adjust_coefficients(analogy(), **options)["layers"].values():
             torch.testing.assert_close(mix.sum(-1), torch.ones(2), atol=1e-6, rtol=0)

@@ -104,7 +104,7 @@ def test_layers_of_different_basis_sizes_and_in_another_order_are_blended():
         (3.5, 4, [0, 0, -0.5, 1.5]),
     ],
 )
-def test_the_way_through_analogies_mixes_neighbours(position, count, weights):
+def test_the_way_through_analogies_mixes_neighbors(position, count, weights):
     assert interpolation_weights(position, count) == weights
 
 

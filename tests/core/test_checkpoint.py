@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from lorweb_core.basis import LayerBasis
 from lorweb_core.checkpoint import load_basis, save_basis
 from lorweb_core.errors import CheckpointError, OutputError, SettingsError
-from lorweb_core.header_settings import read_training_facts, trained_text_tokens
 from lorweb_core.router import route_query
 from lorweb_core.settings import SIGLIP_ENCODER_ID, RouterSettings
+from lorweb_core.settings_sources import read_training_facts, trained_text_tokens
 from tests.basis_files import reference_tensors, split_raw, write_raw, write_reference
 from tests.synthetic import SIZES, make_basis, make_layer
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lorweb_core.basis import Basis
-from lorweb_core.coefficient_summary import compare, describe, describe_comparison, summarise, tabulate
+from lorweb_core.coefficient_summary import compare, describe, describe_comparison, summarize, tabulate
 from lorweb_core.coefficients import encode_coefficients, with_layers
 from lorweb_core.errors import CheckpointError, ShapeError
-from lorweb_core.heat_map import DIVERGING, SEQUENTIAL, colour_values, draw_coefficients, draw_comparison
+from lorweb_core.heat_map import DIVERGING, SEQUENTIAL, color_values, draw_coefficients, draw_comparison
 from tests.synthetic import make_basis
 
 BASIS = make_basis()
@@ -26,7 +26,7 @@ def every_layer(row):
 
 
 def test_uniform_and_one_hot_coefficients_have_the_known_entropy():
-    uniform, one_hot = (summarise(tabulate(every_layer(row))) for row in ([0.25] * 4, [0.0, 1.0, 0.0, 0.0]))
+    uniform, one_hot = (summarize(tabulate(every_layer(row))) for row in ([0.25] * 4, [0.0, 1.0, 0.0, 0.0]))
     torch.testing.assert_close(uniform.effective_adapters, torch.full((4,), 4.0))
     torch.testing.assert_close(uniform.entropy, torch.ones(4))
     assert uniform.distance_from_uniform == pytest.approx(0, abs=1e-6)
@@ -36,7 +36,7 @@ def test_uniform_and_one_hot_coefficients_have_the_known_entropy():
 
 def test_numbers_equal_those_of_a_slow_computation():
     table = tabulate(analogy(), mix=1)
-    summary = summarise(table)
+    summary = summarize(table)
     for row, entropy in zip(table.values.tolist(), summary.entropy.tolist(), strict=True):
         assert -sum(p * math.log(p) for p in row) / math.log(4) == pytest.approx(entropy, abs=1e-5)
     torch.testing.assert_close(summary.adapter_use, table.values.mean(0), atol=1e-6, rtol=1e-5)
@@ -56,14 +56,14 @@ def test_rows_are_in_computing_order():
 def test_layers_that_are_switched_off_do_not_count():
     off = with_layers(every_layer([0.0, 1.0, 0.0, 0.0]), {**every_layer([0.0, 1.0, 0.0, 0.0])["layers"]})
     off["layers"][FIRST] = torch.zeros(2, 4)
-    summary = summarise(tabulate(off))
+    summary = summarize(tabulate(off))
     assert summary.layers_off == 1 and summary.adapter_use.tolist() == [0, 1, 0, 0]
     assert "Switched off: 1 of 4 layers" in describe(off)
 
 
 def test_a_mix_that_is_all_off_is_neither_uniform_nor_has_it_a_strongest_adapter():
     nothing = every_layer([0.0] * 4)
-    assert math.isnan(summarise(tabulate(nothing)).distance_from_uniform)
+    assert math.isnan(summarize(tabulate(nothing)).distance_from_uniform)
     text = describe(nothing)
     assert "Switched off: all 4 layers, so this mix changes nothing" in text
     assert "Strongest" not in text and "uniform" not in text and "%" not in text
@@ -101,7 +101,7 @@ def test_layers_of_fewer_adapters_leave_their_cells_empty():
     uneven = encode_coefficients(basis, torch.ones(1, 18))
     table = tabulate(uneven)
     assert table.values[0].isnan().tolist() == [False, False, True, True]
-    assert bool(summarise(table).entropy.isfinite().all())
+    assert bool(summarize(table).entropy.isfinite().all())
     assert draw_coefficients(table, "uneven").size[0] > 0 and "4 adapters" in describe(uneven)
 
 
@@ -154,19 +154,19 @@ def test_mixes_that_do_not_exist_and_other_bases_are_refused():
         compare(analogy(), {**analogy(), "basis_id": "x"})
 
 
-def test_colours_run_from_zero_to_the_largest_and_are_two_sided_for_negative_numbers():
-    colours = colour_values(torch.tensor([[0.0, 1.0], [0.25, float("nan")]]))
-    assert tuple(colours[0, 0]) == SEQUENTIAL[0] and tuple(colours[0, 1]) == SEQUENTIAL[-1]
-    assert tuple(colours[1, 0]) == SEQUENTIAL[2]
-    signed = colour_values(torch.tensor([[-1.0, 0.0, 1.0]]))
-    assert [tuple(colour) for colour in signed[0]] == [DIVERGING[0], DIVERGING[2], DIVERGING[4]]
+def test_colors_run_from_zero_to_the_largest_and_are_two_sided_for_negative_numbers():
+    colors = color_values(torch.tensor([[0.0, 1.0], [0.25, float("nan")]]))
+    assert tuple(colors[0, 0]) == SEQUENTIAL[0] and tuple(colors[0, 1]) == SEQUENTIAL[-1]
+    assert tuple(colors[1, 0]) == SEQUENTIAL[2]
+    signed = color_values(torch.tensor([[-1.0, 0.0, 1.0]]))
+    assert [tuple(color) for color in signed[0]] == [DIVERGING[0], DIVERGING[2], DIVERGING[4]]
 
 
-def test_every_cell_of_the_picture_has_its_colour():
+def test_every_cell_of_the_picture_has_its_color():
     table = tabulate(analogy())
     picture = np.asarray(draw_coefficients(table, "t"))
-    cells = colour_values(table.values)
-    for colour in cells.reshape(-1, 3):
-        area = (picture == colour).all(-1).sum()
+    cells = color_values(table.values)
+    for color in cells.reshape(-1, 3):
+        area = (picture == color).all(-1).sum()
         assert area >= 100 * 100 * 0.9
     assert draw_comparison(compare(analogy(), analogy(1)), "d").size == draw_coefficients(table, "t").size

@@ -16,7 +16,7 @@ from lorweb_core.coefficients_file import load_coefficients, save_coefficients
 from lorweb_core.command_line import main
 from tests.basis_files import write_reference
 from tests.full_disk import disk_full_after
-from tests.pictures import smooth
+from tests.images import smooth
 
 
 @pytest.fixture
@@ -121,13 +121,13 @@ def test_texts_of_a_file_cannot_steer_the_terminal(run, files, tmp_path):
 
 def test_adjust_takes_every_option_and_keeps_the_note(run, files, tmp_path):
     out = tmp_path / "out.safetensors"
-    options = ("--temperature", "0.5", "--top-k", 2, "--no-renormalise", "--part", "attention=0.5", "--part", "late=-1")
+    options = ("--temperature", "0.5", "--top-k", 2, "--no-renormalize", "--part", "attention=0.5", "--part", "late=-1")
     assert run("adjust", files[0], *options, "--preset", "no-modulation", "-o", out)[0] == 0
     expected = adjust_coefficients(
         load(files[0]),
         temperature=0.5,
         top_k=2,
-        renormalise=False,
+        renormalize=False,
         part_strengths={"attention": 0.5, "late": -1},
         preset="no modulation",
     )

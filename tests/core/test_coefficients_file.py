@@ -12,7 +12,7 @@ from lorweb_core.coefficients import encode_coefficients, name_of_basis, require
 from lorweb_core.coefficients_file import METADATA_KEY, THUMBNAIL_KEY, load_coefficients, save_coefficients
 from lorweb_core.errors import CheckpointError, ImageError, LoRWeBError, OutputError, ShapeError
 from tests.basis_files import split_raw, write_raw, write_reference
-from tests.pictures import noise, smooth
+from tests.images import noise, smooth
 from tests.synthetic import make_basis
 
 BASIS = make_basis()

@@ -15,7 +15,7 @@ from lorweb_core.command_line import COMMANDS, build_parser, main
 from lorweb_core.mixing import layer_delta
 from lorweb_core.settings import RouterSettings
 from tests.basis_files import write_reference
-from tests.pictures import write_tiny_clip
+from tests.images import write_tiny_clip
 from tests.synthetic import SIZES
 
 ROOT = Path(__file__).parents[2]

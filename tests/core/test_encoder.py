@@ -18,7 +18,7 @@ from lorweb_core.encoder import (
     preprocess_images,
 )
 from lorweb_core.errors import ImageError, ModelError
-from tests.pictures import GOLDEN, golden_picture, noise, write_tiny_clip
+from tests.images import GOLDEN, golden_picture, noise, write_tiny_clip
 
 QUERY = load_file(GOLDEN / "query.safetensors")
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -71,7 +71,7 @@ def test_several_pictures_are_embedded_as_one_batch_without_influence_on_each_ot
         assert (encoder.embed(images[index : index + 1]) - together[index]).abs().max() < 5e-6
 
 
-def test_embeddings_are_not_normalised(tiny_clip):
+def test_embeddings_are_not_normalized(tiny_clip):
     norms = load_image_encoder(tiny_clip).embed(noise(40, 40, batch=4)).norm(dim=1)
     assert (norms - 1).abs().min() > 0.5
 
@@ -196,7 +196,7 @@ BAD_FOLDERS = {
         lambda f: (f / "preprocessor_config.json").write_text(
             json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "do_normalize": False})
         ),
-        "divides by 255 and normalises three channels; got .*do_normalize",
+        "divides by 255 and normalizes three channels; got .*do_normalize",
     ),
 }
 

@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 
 from lorweb_core.basis import Basis
 from lorweb_core.errors import CheckpointError, OutputError, SettingsError
-from lorweb_core.export import export_mixed_lora
+from lorweb_core.export import balance_pair, export_mixed_lora, reduce_rank
 from lorweb_core.mixing import layer_delta
-from lorweb_core.rank_reduction import balance_pair, reduce_rank
 from tests.synthetic import make_basis
 
 

@@ -21,7 +21,7 @@ from lorweb_core.command_line.mix import EMBEDDING_NAME, read_embeddings
 from lorweb_core.errors import LoRWeBError
 from tests.basis_files import write_raw, write_reference
 from tests.synthetic import SIZES
-from training.config_reading import read_config
+from training.config.reading import read_config
 from training.data.importers import reference, relation252k
 from training.data.importers.building import read_caption
 from training.data.importers.folders import read_task_settings
@@ -40,7 +40,7 @@ config:
         linear: 1
         network_kwargs: {lora_heads: 1, lora_softmax: true, query_mode: cat-aa'b, loras_num: 2}
 """
-CONFIG = "run: {name: a, steps: 10}\noptimiser:\n  learning_rate: 3e-4\ndata:\n  index: pairs.jsonl\n"
+CONFIG = "run: {name: a, steps: 10}\noptimizer:\n  learning_rate: 3e-4\ndata:\n  index: pairs.jsonl\n"
 PAIR = {"id": "t/1", "task": "t", "before": "a.png", "after": "b.png", "width": 8, "height": 8, "split": "train"}
 COEFFICIENTS = {"format_version": 1, "basis_id": "ab", "settings": {"basis_name": "x"}, "note": "hello"}
 LABELS = '[{"image": "1.png", "prompt": "turn it"}, {"image_name": "2.png", "caption": "to gold"}]'

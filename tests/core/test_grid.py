@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lorweb_core.errors import ImageError, SettingsError, ShapeError
-from lorweb_core.grid import FITS, build_grid, reference_grid, undo_grid
+from lorweb_core.grid import CROP_TOLERANCE, FITS, Layout, build_grid, reference_grid, undo_grid
 from lorweb_core.images import from_pil, to_pil
-from lorweb_core.layout import CROP_TOLERANCE, Layout
-from tests.pictures import GOLDEN, golden_image, noise, smooth
+from tests.images import GOLDEN, golden_image, noise, smooth
 
 GRIDS = json.loads((GOLDEN / "grid.json").read_text())
 

@@ -188,7 +188,7 @@ def test_alpha_is_laid_on_white(tmp_path: Path) -> None:
     assert picture.getpixel((7, 7)) == (128, 128, 128)
 
 
-def test_transparent_palette_and_grey_are_laid_on_white(tmp_path: Path) -> None:
+def test_transparent_palette_and_gray_are_laid_on_white(tmp_path: Path) -> None:
     palette = Image.new("P", (4, 4), 0)
     palette.putpalette([10, 20, 30, 200, 100, 50])
     palette.putpixel((1, 0), 1)
@@ -202,7 +202,7 @@ def test_transparent_palette_and_grey_are_laid_on_white(tmp_path: Path) -> None:
 
 
 def test_the_first_frame_of_an_animation_is_used(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
     assert read_image(tmp_path / "x.gif").getpixel((0, 0)) == (255, 0, 0)
 

@@ -5,7 +5,7 @@ import torch
 
 from lorweb_core.errors import ImageError, ShapeError
 from lorweb_core.images import require_analogy, require_images, to_8bit
-from tests.pictures import noise
+from tests.images import noise
 
 BAD_IMAGES = {
     "two channels": (noise(8, 8, channels=2), "has 2 channels, not 3.*Convert"),
@@ -34,9 +34,9 @@ def test_unusable_images_are_refused_with_their_name_and_a_remedy(case):
         require_images("image_b", images)
 
 
-def test_grey_becomes_rgb_by_repeating_its_channel():
-    grey = noise(6, 5, channels=1)
-    assert torch.equal(require_images("image_a", grey), grey.repeat(1, 1, 1, 3))
+def test_gray_becomes_rgb_by_repeating_its_channel():
+    gray = noise(6, 5, channels=1)
+    assert torch.equal(require_images("image_a", gray), gray.repeat(1, 1, 1, 3))
 
 
 def test_alpha_is_composed_on_white_as_in_files():

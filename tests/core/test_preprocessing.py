@@ -21,7 +21,7 @@ from lorweb_core.encoder import (
 from lorweb_core.errors import ModelError
 from lorweb_core.images import to_8bit
 from lorweb_core.preprocessing import read_preprocessing
-from tests.pictures import GOLDEN, golden_picture, noise
+from tests.images import GOLDEN, golden_picture, noise
 
 QUERY = load_file(GOLDEN / "query.safetensors")
 PREPROCESSED = json.loads((GOLDEN / "query.json").read_text())["preprocess224"]
@@ -87,14 +87,14 @@ def test_the_hosts_arithmetic_on_fitted_pictures_gives_hugging_faces_pixels():
     images = golden_picture("images/pp0.png")
     fitted = fit_images(images, CLIP_PREPROCESSING).movedim(-1, 1)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_PREPROCESSING.mean, CLIP_PREPROCESSING.std))
-    normalised = ((255 * fitted).clip(0, 255).round() / 255 - mean) / std  # what a CLIP_VISION does at 224×224
-    assert (normalised - preprocess_images(images, CLIP_PREPROCESSING)).abs().max() <= 2.4e-7
+    normalized = ((255 * fitted).clip(0, 255).round() / 255 - mean) / std  # what a CLIP_VISION does at 224×224
+    assert (normalized - preprocess_images(images, CLIP_PREPROCESSING)).abs().max() <= 2.4e-7
 
 
-def test_grey_is_preprocessed_as_rgb_and_cut_outs_on_white():
-    grey, rgba = noise(40, 50, channels=1), noise(40, 50, channels=4)
+def test_gray_is_preprocessed_as_rgb_and_cut_outs_on_white():
+    gray, rgba = noise(40, 50, channels=1), noise(40, 50, channels=4)
     preprocess = preprocess_images
-    assert torch.equal(preprocess(grey, CLIP_PREPROCESSING), preprocess(grey.repeat(1, 1, 1, 3), CLIP_PREPROCESSING))
+    assert torch.equal(preprocess(gray, CLIP_PREPROCESSING), preprocess(gray.repeat(1, 1, 1, 3), CLIP_PREPROCESSING))
     on_white = rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:])
     assert torch.equal(preprocess(rgba, CLIP_PREPROCESSING), preprocess(on_white, CLIP_PREPROCESSING))
 

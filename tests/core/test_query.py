@@ -12,7 +12,7 @@ from lorweb_core.encoder import load_image_encoder
 from lorweb_core.errors import ImageError, SettingsError, ShapeError
 from lorweb_core.query import embed_analogy, embed_once, join_embeddings, pictures_to_embed
 from lorweb_core.settings import QUERY_MODES, RouterSettings
-from tests.pictures import GOLDEN, golden_picture, noise, write_tiny_clip
+from tests.images import GOLDEN, golden_picture, noise, write_tiny_clip
 
 RECORDED = load_file(GOLDEN / "query.safetensors")
 CASES = json.loads((GOLDEN / "query.json").read_text())["cases"]

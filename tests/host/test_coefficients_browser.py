@@ -106,7 +106,7 @@ def hover_text(frontend):
     return frontend.page.locator(".lorweb-heat-map > div").last.text_content()
 
 
-def test_the_map_is_drawn_with_many_colours(frontend, pictures, request):
+def test_the_map_is_drawn_with_many_colors(frontend, pictures, request):
     path = pictures / f"nodes-{request.node.callspec.id}.png"
     frontend.take_picture(path)
     box = frontend.page.locator(".lorweb-heat-map canvas").bounding_box()

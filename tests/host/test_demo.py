@@ -17,12 +17,12 @@ from lorweb_core.query import embed_analogy
 from tests.host import graphs
 from tests.host.conftest import read_latent
 from tests.host.models import FP8
+from training.base.flow import unpack_latents
 from training.demo.analogies import GUIDANCE, STEPS, draw_analogies, null_prompt, score
 from training.demo.codec import HOST_SCALE, HOST_SHIFT, psnr
-from training.demo.diffusers_folder import load_pipeline
 from training.demo.scenes import BLOCK_PX, IMAGE_PX, MODEL_FOLDER, TEST_PHOTOS, to_image
 from training.demo.show import shown_edits
-from training.tokens import unpack_latents
+from training.demo.tiny_flux import load_pipeline
 
 PLAIN, SCALED, TWIN = (f"demo_{name}.safetensors" for name in ("fp32", "scaled_fp8", "twin_of_scaled"))
 #: Largest difference of latents in the model's space; PSNR in dB of two hosts' pictures, and of a right answer.

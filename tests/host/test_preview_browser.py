@@ -35,7 +35,7 @@ GRAPH = {key: copy.deepcopy(node) for key, node in ENCODING.items() if key in "1
     "16": {"class_type": "PreviewAny", "inputs": {"source": ["7", 0]}},
 }
 OUR_PLACES = {**PLACES, "12": (350, 900), "13": (650, 900), "14": (1450, 0), "15": (1950, 0), "16": (1950, 400)}
-#: Colours of the map's cells, in the middle of each, as the browser drew them.
+#: Colors of the map's cells, in the middle of each, as the browser drew them.
 READ_MAP = """id => {
   const node = (window.app.rootGraph || window.app.graph).nodes.find(n => n.id == id);
   const canvas = node.widgets.find(w => w.name === 'heat_map').element.querySelector('canvas');
@@ -46,7 +46,7 @@ READ_TEXTS = """id => {
   const node = (window.app.rootGraph || window.app.graph).nodes.find(n => n.id == id);
   const [pager, , line] = node.widgets.find(w => w.name === 'heat_map').element.children;
   return {pager: pager.querySelector('span').textContent, line: line.textContent, title: line.title,
-          colour: getComputedStyle(line).color, pagerColour: getComputedStyle(pager).color};
+          color: getComputedStyle(line).color, pagerColour: getComputedStyle(pager).color};
 }"""
 CLICK_NEXT = """id => (window.app.rootGraph || window.app.graph).nodes.find(n => n.id == id)
   .widgets.find(w => w.name === 'heat_map').element.querySelectorAll('button')[1].click()"""
@@ -216,8 +216,8 @@ def test_line_and_pager_are_dark_on_light_nodes(server, chromium, pictures, requ
             path = pictures / f"light-{request.node.callspec.id}.png"
             frontend.take_picture(path)
             texts = frontend.page.evaluate(READ_TEXTS, "7")
-            for colour in (texts["colour"], texts["pagerColour"]):
-                assert max(int(part) for part in colour[4:-1].split(",")) < 120, colour
+            for color in (texts["color"], texts["pagerColour"]):
+                assert max(int(part) for part in color[4:-1].split(",")) < 120, color
             box = frontend.page.locator(".lorweb-heat-map > div:last-child").first.bounding_box()
             area = Image.open(path).convert("L")
             area = area.crop((box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]))

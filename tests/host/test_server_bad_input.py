@@ -258,7 +258,7 @@ def test_sampling_can_be_interrupted(server, edit):
 
 
 def _sd3_tensors():
-    """What the host recognises a one-block SD3 by; it fills the rest with zeros and a warning."""
+    """What the host recognizes a one-block SD3 by; it fills the rest with zeros and a warning."""
     return {
         "joint_blocks.0.context_block.attn.qkv.weight": torch.zeros(192, 64),
         "x_embedder.proj.weight": torch.zeros(64, 16, 2, 2),

@@ -1,4 +1,4 @@
-"""Quantised bases and the host's own image encoder, in a running ComfyUI. Slow: large files on the oldest host."""
+"""Quantized bases and the host's own image encoder, in a running ComfyUI. Slow: large files on the oldest host."""
 
 import shutil
 
@@ -38,7 +38,7 @@ def sample(server, graph):
 
 
 def assert_like_its_plain_twin(server, graph, plain_graph, tolerance):
-    """The edit on a quantised base is the edit on a plain file with the same numbers, by another mode."""
+    """The edit on a quantized base is the edit on a plain file with the same numbers, by another mode."""
     latent, report = sample(server, graph)
     assert "Mode: forward" in report, report
     plain, plain_report = sample(server, graphs.change(plain_graph, "LoRWeBApplyMixedLoRA", mode="weights"))

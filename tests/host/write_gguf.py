@@ -11,20 +11,20 @@ from safetensors.numpy import load_file, save_file
 
 def main():
     """Write block matrices in the wanted kind, everything else in float32; then what they have become."""
-    source, target, kind, dequantised = sys.argv[1:]
+    source, target, kind, dequantized = sys.argv[1:]
     plain = {}
     writer = gguf.GGUFWriter(target, "flux")
     for name, tensor in load_file(source).items():
         is_block_matrix = "_blocks." in name and tensor.ndim == 2
-        quantisation = gguf.GGMLQuantizationType[kind if is_block_matrix else "F32"]
-        blocks = gguf.quants.quantize(tensor, quantisation)
-        writer.add_tensor(name, blocks, raw_dtype=quantisation)
-        plain[name] = gguf.quants.dequantize(blocks, quantisation)
+        quantization = gguf.GGMLQuantizationType[kind if is_block_matrix else "F32"]
+        blocks = gguf.quants.quantize(tensor, quantization)
+        writer.add_tensor(name, blocks, raw_dtype=quantization)
+        plain[name] = gguf.quants.dequantize(blocks, quantization)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    save_file(plain, dequantised)
+    save_file(plain, dequantized)
 
 
 main()

@@ -1,4 +1,4 @@
-"""The shipped workflow files by themselves: consistent, documented, with licences and pictures. Needs no host."""
+"""The shipped workflow files by themselves: consistent, documented, with licenses and pictures. Needs no host."""
 
 import pytest
 from PIL import Image
@@ -71,15 +71,15 @@ def test_every_node_of_ours_exists(workflow):
     assert ours and ours <= set(PACK_IDS)
 
 
-def test_the_demo_explains_its_files_and_licence():
+def test_the_demo_explains_its_files_and_license():
     notes = notes_of(graphs.load_workflow(graphs.DEMO))
-    assert "python -m training.demo.comfyui" in notes and "**Apache-2.0**" in notes
+    assert "python -m training.demo.tiny_flux" in notes and "**Apache-2.0**" in notes
     for folder in ("diffusion_models", "vae", "lorweb", "clip_vision"):
         assert f"models/{folder}" in notes
     assert graphs.links_in(notes) == []
 
 
-def test_every_file_is_explained_with_folder_and_licence(name, workflow):
+def test_every_file_is_explained_with_folder_and_license(name, workflow):
     if name == graphs.DEMO:
         return
     notes = notes_of(workflow)
@@ -100,12 +100,12 @@ def test_links_lead_to_model_pages_only(workflow):
     assert all(url.startswith("https://huggingface.co/") for url in graphs.links_in(notes_of(workflow)))
 
 
-def test_every_named_picture_ships_and_its_licence_is_stated(workflow):
-    licences = (graphs.PICTURES / "LICENSE.md").read_text()
+def test_every_named_picture_ships_and_its_license_is_stated(workflow):
+    licenses = (graphs.PICTURES / "LICENSE.md").read_text()
     for node in workflow["nodes"]:
         if node["type"] == "LoadImage":
             assert (graphs.PICTURES / node["widgets_values"][0]).is_file()
-            assert node["widgets_values"][0] in licences
+            assert node["widgets_values"][0] in licenses
 
 
 def test_the_pictures_are_small():

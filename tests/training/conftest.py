@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from lorweb_core.checkpoint import load_basis
-from training.config_reading import read_config
+from training.adapter.trainable import BasisShape, TrainableKontext
+from training.config.reading import read_config
 from training.data.importers.building import build_pairs
 from training.data.importers.folders import find_pairs
 from training.data.index import PairIndex
-from training.distributed import Processes
-from training.interruption import StopRequest
-from training.tiny_kontext import write_pictures, write_tiny_encoder, write_tiny_kontext
+from training.demo.tiny_kontext import write_pictures, write_tiny_encoder, write_tiny_kontext
+from training.run.distributed import Processes
+from training.run.signals import StopRequest
 from training.train import assemble
-from training.trainable import BasisShape, TrainableKontext
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -8,9 +8,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lorweb_core.checkpoint import load_basis
+from training.demo.tiny_kontext import write_pictures
 from training.prepare import main as prepare
 from training.sample import main as sample
-from training.tiny_kontext import write_pictures
 from training.train import main as train
 from training.train import train as train_run
 

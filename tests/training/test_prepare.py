@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.data_pictures import paint, truncate, write_pair
+from tests.training.data.pair_images import paint, truncate, write_pair
 from training.data.index import PairIndex, TripletIndex
 from training.prepare import build_parser, main
 

@@ -10,15 +10,23 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lorweb_core.checkpoint import load_basis
-from lorweb_core.header_settings import trained_text_tokens
 from lorweb_core.router import route_query
-from training.analogy_sampler import DrawOptions, attach_basis, set_coefficients
-from training.config import BaseModelConfig
+from lorweb_core.settings_sources import trained_text_tokens
+from training.base.flow import (
+    CONTEXT,
+    TARGET,
+    SigmaSchedule,
+    pack_latents,
+    read_schedule,
+    sample_latents,
+    token_ids,
+    unpack_latents,
+)
+from training.base.sampler import DrawOptions, attach_basis, set_coefficients
+from training.base.transformer import Conditioning, predict_velocity
+from training.config.schema import BaseModelConfig
 from training.sample import find_triplets, load_sampler, main
-from training.sampling import SigmaSchedule, read_schedule, sample_latents
-from training.tokens import CONTEXT, TARGET, pack_latents, token_ids, unpack_latents
 from training.train import train
-from training.trainable import Conditioning, predict_velocity
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -86,7 +94,7 @@ def test_constant_shift_is_supported():
 
 @pytest.fixture(scope="module")
 def trained_file(tiny_parts, tmp_path_factory):
-    from training.config_reading import read_config
+    from training.config.reading import read_config
 
     config = read_config(
         "tiny.yaml",
@@ -107,7 +115,7 @@ def trained_file(tiny_parts, tmp_path_factory):
 def triplets(tiny_parts, tmp_path):
     for name in ("first", "second"):
         (tmp_path / "triplets" / name).mkdir(parents=True)
-        for part, source in (("a", "grey/0001_before"), ("a_prime", "grey/0001_after"), ("b", "grey/0002_before")):
+        for part, source in (("a", "gray/0001_before"), ("a_prime", "gray/0001_after"), ("b", "gray/0002_before")):
             picture = Image.open(tiny_parts / "pictures" / f"{source}.png").resize((48, 32 if name == "second" else 48))
             picture.save(tmp_path / "triplets" / name / f"{part}.png")
     return tmp_path / "triplets"
@@ -130,9 +138,9 @@ def test_folder_of_triplets_becomes_pictures_of_b_size_and_grids(tiny_parts, tra
 def test_prompts_folder_is_used(tiny_parts, trained_file, triplets, tmp_path):
     prompts = tmp_path / "prompts"
     prompts.mkdir()
-    (prompts / "first.txt").write_text("grey the picture\n")
+    (prompts / "first.txt").write_text("gray the picture\n")
     (prompts / "prompt.txt").write_text("anything else")
-    assert [triplet.prompt for triplet in find_triplets(triplets, prompts)] == ["grey the picture", "anything else"]
+    assert [triplet.prompt for triplet in find_triplets(triplets, prompts)] == ["gray the picture", "anything else"]
     options = ("--triplets", str(triplets), "--prompts", str(prompts), "--max-tokens", "16")
     assert _draw(tiny_parts, trained_file, tmp_path / "out", *options, model="model-with-text") == 0
 

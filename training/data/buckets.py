@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .problems import DataError
+from .index import DataError
 
 SIDE_MULTIPLE_PX = 16
 #: Photographic formats, long side ÷ short side; each also stands upright.
@@ -67,7 +67,7 @@ def nearest_bucket(buckets: Sequence[Cell], aspect: float) -> int:
 
 
 def aspects_match(first: float, second: float) -> bool:
-    """Whether two aspects (width ÷ height) differ by less than 15 %, so that a centre crop is acceptable."""
+    """Whether two aspects (width ÷ height) differ by less than 15 %, so that a center crop is acceptable."""
     return max(first, second) / min(first, second) < ASPECT_TOLERANCE
 
 

@@ -1,7 +1,7 @@
 """Pairs → the reference's `control/` + `target/` folders, for trainers that read that layout.
 
 One analogy per unordered pair of a task's pairs, the earlier one as a; its caption is a's. Panels share b's aspect
-(a's pictures are centre-cropped to it, not stretched) and the smallest of the three sizes, without enlarging.
+(a's pictures are center-cropped to it, not stretched) and the smallest of the three sizes, without enlarging.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from lorweb_core.files import write_text_atomically
 from lorweb_core.images import ImageFileError
 
 from .buckets import Cell, aspects_match
-from .drawing import caption_of, positions_by_task, uniforms
+from .images import fit_cell, load_pair
 from .importers.extraction import safe_name
 from .importers.reference import METADATA_NAME
-from .index import PairRecord
-from .pictures import fit_cell, load_pair
-from .problems import Problem
+from .index import PairRecord, Problem
+from .pairing import caption_of, positions_by_task, uniforms
 
 _JPEG_QUALITY = 95
 

@@ -1,7 +1,7 @@
 """The reference's triplets (`control/` strips a|a'|b and `target/` pictures b'), with the reference's own geometry.
 
 For comparisons with the published recipe, pixel for pixel: the strip is stretched to three target sizes, tiled
-a | a' over b | b', the whole grid resized (bicubic, a second time) to cover one of the SDXL sizes and centre-cropped.
+a | a' over b | b', the whole grid resized (bicubic, a second time) to cover one of the SDXL sizes and center-cropped.
 Pairs in a `PairIndex` are resized once and cropped per picture instead; prefer them for new data.
 Source: golden/dataset.*; list of sizes: SDXL, arXiv 2307.01952, appendix I.
 """
@@ -24,10 +24,9 @@ from lorweb_core.images import MAX_PIXELS, ImageFileError, read_image
 from lorweb_core.preprocessing import Preprocessing
 
 from .buckets import Cell
-from .drawing import DrawSettings, choose, uniforms
-from .index import TripletRecord
-from .pictures import as_channels_first
-from .problems import DataError, OnBadData
+from .images import as_channels_first
+from .index import DataError, OnBadData, TripletRecord
+from .pairing import DrawSettings, choose, uniforms
 from .quadruplets import BrokenPictureError, DrawKey, Item, fit_for_encoder, read_or_replace
 
 logger = logging.getLogger(__name__)

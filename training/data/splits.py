@@ -13,9 +13,8 @@ from dataclasses import replace
 from typing import Literal
 
 from .buckets import Cell, aspects_match, nearest_bucket
-from .drawing import Quadruplet, caption_of, positions_by_task, uniforms
-from .index import PairRecord, TripletRecord
-from .problems import DataError
+from .index import DataError, PairRecord, TripletRecord
+from .pairing import Quadruplet, caption_of, positions_by_task, uniforms
 
 TaskKind = Literal["seen", "held-out"]
 

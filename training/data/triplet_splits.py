@@ -11,12 +11,11 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from .drawing import uniforms
+from .checks import hash_files
 from .importers.folders import REVERSED_SUFFIX
-from .index import TripletRecord
-from .problems import DataError
+from .index import DataError, TripletRecord
+from .pairing import uniforms
 from .splits import tasks_to_hold_out
-from .validation import hash_files
 
 
 def hold_out_triplets(

@@ -15,15 +15,14 @@ from pathlib import Path
 import torch
 
 from lorweb_core.checkpoint import load_basis
-from training.config import TrainConfig
-from training.config_reading import read_config
 from training.train import train
 
+from ..config.reading import read_config
+from ..config.schema import TrainConfig
 from .base import BaseSettings, save_base, train_base
-from .dataset import INDEX_NAME, write_dataset
-from .diffusers_folder import write_diffusers_folder
 from .encoder import EncoderSettings, save_encoder, train_encoder
-from .scenes import MODEL_FOLDER
+from .scenes import INDEX_NAME, MODEL_FOLDER, write_dataset
+from .tiny_flux import write_diffusers_folder
 
 log = logging.getLogger(__name__)
 

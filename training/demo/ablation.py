@@ -30,21 +30,18 @@ from lorweb_core.encoder import load_image_encoder
 from lorweb_core.errors import SettingsError
 from lorweb_core.images import read_image
 
-from ..arguments import open_device
+from ..console import open_device, silence_libraries
 from ..evaluation.aggregation import evaluate
 from ..evaluation.folder import EvaluationFolder, file_sha256, fingerprint, write_file
 from ..evaluation.methods import Method, baseline, generate
 from ..evaluation.metrics import load_meter, measure_all
 from ..evaluation.report import as_markdown, write_sheets
 from ..evaluation.test_set import Analogy, ImagePart, Sample, read_samples, write_samples
-from ..quiet import silence_libraries
-from .analogies import draw_analogies
+from .analogies import draw_analogies, load_demo, to_art
 from .compare import Contender, trained_basis
-from .dataset import INDEX_NAME, write_dataset
-from .demo_model import load_demo, to_art
-from .diffusers_folder import write_diffusers_folder
 from .measure import held_out_parameters
-from .scenes import MODEL_FOLDER, PLAIN_KINDS, TEST_PHOTOS, edits_of, to_image
+from .scenes import INDEX_NAME, MODEL_FOLDER, PLAIN_KINDS, TEST_PHOTOS, edits_of, to_image, write_dataset
+from .tiny_flux import write_diffusers_folder
 
 app = new_app("The paper's ablations on the demo's tiny Kontext.")
 main = make_main(app, "python -m training.demo.ablation", interrupted="interrupted; run it again to continue")

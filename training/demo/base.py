@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from lorweb_core.files import write_safetensors_atomically
-from training.tokens import CONTEXT, TARGET, pack_latents, token_ids
 
+from ..base.flow import CONTEXT, TARGET, pack_latents, token_ids
 from .codec import encode_art
-from .scenes import ART_SIZE, KINDS, Edit, apply_edit, draw, edits_of, hue_colour
+from .scenes import ART_SIZE, KINDS, Edit, apply_edit, draw, edits_of, hue_color
 from .tiny_flux import CODE_DIM, build_base, to_bfl
 
 log = logging.getLogger(__name__)
@@ -42,13 +42,13 @@ class BaseSettings:
     """How the base is trained.
 
     Attributes:
-        steps: optimiser steps, alternating single pictures and grids.
+        steps: optimizer steps, alternating single pictures and grids.
         cells: single pictures a step.
         grids: grids a step.
         matrix_lr: peak rate of Muon on the block matrices.
         other_lr: peak rate of AdamW on everything else.
         average: decay of the moving average of the weights, which is what is saved.
-        seed: of initialisation, data and noise.
+        seed: of initialization, data and noise.
     """
 
     steps: int = 6500
@@ -86,7 +86,7 @@ def edit_code(edit: Edit | None, *, has_parameter: bool = True) -> Tensor:
         return code
     code[KINDS.index(edit.kind)] = 1.0
     if edit.hue is not None and has_parameter:
-        code[len(KINDS) : len(KINDS) + 3] = torch.from_numpy(hue_colour(edit.hue)) * 2 - 1
+        code[len(KINDS) : len(KINDS) + 3] = torch.from_numpy(hue_color(edit.hue)) * 2 - 1
     if edit.amount is not None and has_parameter:
         code[len(KINDS) + 3] = (edit.amount - 0.5) / 0.15
     return code
@@ -164,26 +164,26 @@ def train_base(settings: BaseSettings, checkpoint: Path) -> nn.Module:
     """Return the trained base (moving average of its weights), resuming from `checkpoint` when it is there."""
     model = build_base(settings.seed).train()
     averaged = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimisers = _optimisers(model, settings)
-    first = _resume(checkpoint, model, averaged, optimisers) if checkpoint.exists() else 0
+    optimizers = _optimizers(model, settings)
+    first = _resume(checkpoint, model, averaged, optimizers) if checkpoint.exists() else 0
     started, smooth = time.monotonic(), float("nan")
     for step in range(first, settings.steps):
         rng = np.random.default_rng((settings.seed, step))
         batch = draw_grids(rng, settings.grids) if step % 2 else draw_cells(rng, settings.cells)
-        _set_rates(optimisers, settings, step)
+        _set_rates(optimizers, settings, step)
         loss = base_loss(model, batch, torch.Generator().manual_seed(settings.seed * 1_000_003 + step))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         _average(averaged, model, min(settings.average, (1 + step) / (10 + step)))
         smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
         if (step + 1) % 100 == 0:
             seconds = (time.monotonic() - started) / (step + 1 - first)
             log.info("base step %d of %d: loss %.5f, %.2f s a step", step + 1, settings.steps, smooth, seconds)
         if (step + 1) % 500 == 0 or step + 1 == settings.steps:
-            _save(checkpoint, step + 1, model, averaged, optimisers)
+            _save(checkpoint, step + 1, model, averaged, optimizers)
     model.load_state_dict(averaged)
     return model.eval()
 
@@ -198,7 +198,7 @@ def _latents(pictures: list[np.ndarray]) -> Tensor:
     return encode_art(torch.from_numpy(np.stack(pictures)))
 
 
-def _optimisers(model: nn.Module, settings: BaseSettings) -> list[torch.optim.Optimizer]:
+def _optimizers(model: nn.Module, settings: BaseSettings) -> list[torch.optim.Optimizer]:
     is_matrix = {
         name: parameter.dim() == 2 and "blocks." in name and "norm" not in name
         for name, parameter in model.named_parameters()
@@ -209,10 +209,10 @@ def _optimisers(model: nn.Module, settings: BaseSettings) -> list[torch.optim.Op
     return [muon, torch.optim.AdamW(others, lr=settings.other_lr, betas=(0.9, 0.99), weight_decay=0.0)]
 
 
-def _set_rates(optimisers: list[torch.optim.Optimizer], settings: BaseSettings, step: int) -> None:
+def _set_rates(optimizers: list[torch.optim.Optimizer], settings: BaseSettings, step: int) -> None:
     factor = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
-    for optimiser, rate in zip(optimisers, (settings.matrix_lr, settings.other_lr), strict=True):
-        for group in optimiser.param_groups:
+    for optimizer, rate in zip(optimizers, (settings.matrix_lr, settings.other_lr), strict=True):
+        for group in optimizer.param_groups:
             group["lr"] = rate * factor
 
 
@@ -227,20 +227,20 @@ def _save(
     step: int,
     model: nn.Module,
     averaged: dict[str, Tensor],
-    optimisers: list[torch.optim.Optimizer],
+    optimizers: list[torch.optim.Optimizer],
 ) -> None:
     state = {"step": step, "model": model.state_dict(), "averaged": averaged}
     temporary = path.with_suffix(".part")
-    torch.save(state | {"optimisers": [optimiser.state_dict() for optimiser in optimisers]}, temporary)
+    torch.save(state | {"optimizers": [optimizer.state_dict() for optimizer in optimizers]}, temporary)
     temporary.replace(path)
 
 
-def _resume(path: Path, model: nn.Module, averaged: dict[str, Tensor], optimisers: list[torch.optim.Optimizer]) -> int:
+def _resume(path: Path, model: nn.Module, averaged: dict[str, Tensor], optimizers: list[torch.optim.Optimizer]) -> int:
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
     averaged.update(state["averaged"])
-    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-        optimiser.load_state_dict(saved)
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     return int(state["step"])
 
 

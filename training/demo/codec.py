@@ -28,8 +28,8 @@ _ENCODER_LAYERS, _DECODER_LAYERS = "irsrrrsrrrsrrro", "i-rrr-srrr-srrr-sro"
 
 def encode_art(pixels: Tensor) -> Tensor:
     """Return the latents [B, 16, h, w] of art pixels [B, h, w, 3], float 0–1: what the codec gives for their blocks."""
-    colours = pixels.movedim(-1, 1) * 2 - 1
-    return torch.cat([colours] * COPIES + [colours.mean(1, keepdim=True)], dim=1)
+    colors = pixels.movedim(-1, 1) * 2 - 1
+    return torch.cat([colors] * COPIES + [colors.mean(1, keepdim=True)], dim=1)
 
 
 def decode_art(latents: Tensor) -> Tensor:
@@ -104,13 +104,13 @@ def _fill_decoder(state: dict[str, Tensor]) -> None:
     thresholds, slopes = _hinges()
     names = _names(state, "decoder")
     first, first_bias = state[names[0]], state[names[0].replace("weight", "bias")]
-    for colour in range(3):
-        rows = slice(colour * _HINGES, (colour + 1) * _HINGES)
-        first[rows, colour : 3 * COPIES : 3, 1, 1] = 1 / COPIES
+    for color in range(3):
+        rows = slice(color * _HINGES, (color + 1) * _HINGES)
+        first[rows, color : 3 * COPIES : 3, 1, 1] = 1 / COPIES
         first_bias[rows] = -thresholds
     upsampling = _names(state, "decoder", stride_only=True)
-    for colour in range(3):
-        state[upsampling[0]][colour, colour * _HINGES : (colour + 1) * _HINGES, 1, 1] = slopes
+    for color in range(3):
+        state[upsampling[0]][color, color * _HINGES : (color + 1) * _HINGES, 1, 1] = slopes
     for name in (*upsampling[1:], names[-1]):
         state[name][:3, :3, 1, 1] = torch.eye(3)
 

@@ -67,7 +67,7 @@ def trained_basis(out: Path, contender: Contender, rates: tuple[float, float], *
     file = out / name / f"{name}.safetensors"
     if not file.is_file():
         log.info("training %s", name)
-        own = (f"optimiser.learning_rate={rates[0]}", f"optimiser.router_learning_rate={rates[1]}")
+        own = (f"optimizer.learning_rate={rates[0]}", f"optimizer.router_learning_rate={rates[1]}")
         run = (f"run.name={name}", f"run.steps={steps}", f"run.seed={seed}")
         train(basis_config(out, *contender.overrides, *own, *run), resume="latest")
     return file

@@ -1,6 +1,6 @@
 """Train the demo's image encoder: a CLIP vision tower small enough to ship, which sees edits as CLIP sees content.
 
-    [E(a), E(a′)] → linear → edit kind (cross-entropy), colour and amount (binary cross-entropy);   E → 6 × 6 thumbnail
+    [E(a), E(a′)] → linear → edit kind (cross-entropy), color and amount (binary cross-entropy);   E → 6 × 6 thumbnail
 
 The heads are linear and thrown away afterwards: what they can read, a linear query projection can read. Held-out kinds,
 hues and amounts never occur. Training runs on 12 × 12 art pixels; the patch embedding is then spread over 8-px blocks,
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lorweb_core.files import write_safetensors_atomically, write_text_atomically
 
-from .scenes import ART_SIZE, BLOCK_PX, IMAGE_PX, TRAINED_KINDS, Edit, apply_edit, draw, edits_of, hue_colour
+from .scenes import ART_SIZE, BLOCK_PX, IMAGE_PX, TRAINED_KINDS, Edit, apply_edit, draw, edits_of, hue_color
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +46,11 @@ class EncoderSettings:
     """How the encoder is trained.
 
     Attributes:
-        steps: optimiser steps.
+        steps: optimizer steps.
         pairs: pairs (a, a′) a step.
         lr: peak rate of AdamW.
         noise: added to the embeddings before the heads, against the embeddings' spread of about 1.
-        seed: of initialisation and data.
+        seed: of initialization and data.
     """
 
     steps: int = 1500
@@ -76,17 +76,17 @@ def train_encoder(settings: EncoderSettings) -> nn.Module:
         torch.manual_seed(settings.seed)
         model, heads = _build(ART_SIZE, _ART_PATCH).train(), _Heads()
     parameters = [*model.parameters(), *heads.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
     generator = torch.Generator().manual_seed(settings.seed)
     for step in range(settings.steps):
         rate = min(1.0, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
-        optimiser.param_groups[0]["lr"] = settings.lr * rate
+        optimizer.param_groups[0]["lr"] = settings.lr * rate
         edits, pixels = _draw_pairs(np.random.default_rng((settings.seed, step)), settings.pairs)
         loss, right = _loss(model, heads, edits, pixels, noise=settings.noise, generator=generator)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         if (step + 1) % 100 == 0:
             log.info("encoder step %d of %d: loss %.4f, kind right %.2f", step + 1, settings.steps, loss.item(), right)
     return spread_over_blocks(model)
@@ -184,7 +184,7 @@ def _parameter_targets(edits: list[Edit]) -> tuple[Tensor, Tensor]:
     wanted, mask = torch.zeros(len(edits), 4), torch.zeros(len(edits), 4)
     for row, edit in enumerate(edits):
         if edit.hue is not None:
-            wanted[row, :3], mask[row, :3] = torch.from_numpy(hue_colour(edit.hue)), 1.0
+            wanted[row, :3], mask[row, :3] = torch.from_numpy(hue_color(edit.hue)), 1.0
         if edit.amount is not None:
             wanted[row, 3], mask[row, 3] = edit.amount, 1.0
     return wanted, mask

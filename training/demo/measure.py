@@ -25,8 +25,8 @@ from torch import Tensor
 
 from lorweb_core.encoder import ImageEncoder, load_image_encoder
 from lorweb_core.files import write_text_atomically
-from training.trainable import Conditioning, predict_velocity
 
+from ..base.transformer import Conditioning, predict_velocity
 from .analogies import (
     GUIDANCE,
     Analogy,
@@ -35,12 +35,12 @@ from .analogies import (
     context_latents,
     draw_analogies,
     generate,
+    load_demo,
     null_prompt,
     packed_noise,
     score,
 )
 from .base import edit_code
-from .demo_model import load_demo
 from .scenes import (
     HELD_OUT_KINDS,
     MODEL_FOLDER,

@@ -7,6 +7,8 @@ in a' itself, as with real photographs. Nothing here knows tensors of a model.
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lorweb_core.images import read_image
+from training.data.index import PairIndex, PairRecord
 
 Pixels = NDArray[np.float32]
 
@@ -29,11 +32,11 @@ MODEL_FOLDER = Path(__file__).parent / "model"
 TRAINING_PHOTOS = ("astronaut", "coffee", "rocket", "raccoon")
 TEST_PHOTOS = ("chelsea", "hopper")
 
-#: Twelve vivid colours, 30 degrees apart on the colour circle.
+#: Twelve vivid colors, 30 degrees apart on the color circle.
 HUES = ("red", "orange", "yellow", "lime", "green", "mint", "cyan", "azure", "blue", "violet", "magenta", "rose")
 HUE_KINDS = ("frame", "stripes", "corner", "ground", "shape", "outline", "tint", "columns", "bar")
 AMOUNT_KINDS = ("darker", "lighter")
-PLAIN_KINDS = ("grey", "invert")
+PLAIN_KINDS = ("gray", "invert")
 KINDS = HUE_KINDS + AMOUNT_KINDS + PLAIN_KINDS
 SCENE_ONLY_KINDS = ("ground", "shape", "outline")
 AMOUNTS = (0.35, 0.5, 0.65)
@@ -134,8 +137,8 @@ def validation_edits() -> tuple[Edit, ...]:
     return tuple(Edit(kind, hue=held_out_hues(kind)[0]) for kind in kinds)
 
 
-def hue_colour(hue: int) -> Pixels:
-    """Return the vivid colour [3] of a hue index."""
+def hue_color(hue: int) -> Pixels:
+    """Return the vivid color [3] of a hue index."""
     return _from_hsv(hue / len(HUES), 1.0, 1.0)
 
 
@@ -172,16 +175,16 @@ def apply_edit(scene: Scene, edit: Edit) -> Pixels:
     """Return the edited picture [12, 12, 3] on the 8-bit grid."""
     pixels = scene.pixels.copy()
     if edit.hue is not None:
-        colour = hue_colour(edit.hue)
+        color = hue_color(edit.hue)
         if edit.kind == "tint":
-            pixels = 0.5 * pixels + 0.5 * colour
+            pixels = 0.5 * pixels + 0.5 * color
         else:
-            pixels[_region(scene, edit.kind)] = colour
+            pixels[_region(scene, edit.kind)] = color
     elif edit.kind == "darker":
         pixels = pixels * edit.amount
     elif edit.kind == "lighter":
         pixels = 1 - (1 - pixels) * edit.amount
-    elif edit.kind == "grey":
+    elif edit.kind == "gray":
         pixels = np.repeat(pixels @ _LUMA, 3, axis=-1)
     else:
         pixels = 1 - pixels
@@ -210,10 +213,10 @@ def _region(scene: Scene, kind: str) -> NDArray[np.bool_]:
         raise ValueError(f"Expected a scene with a shape for the edit {kind}; got a photograph. Draw with `draw`.")
     if kind == "ground":
         return scene.ground_mask
-    return scene.shape_mask if kind == "shape" else _neighbours(scene.shape_mask)
+    return scene.shape_mask if kind == "shape" else _neighbors(scene.shape_mask)
 
 
-def _neighbours(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _neighbors(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     padded = np.pad(mask, 1)
     near = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
     return near & ~mask
@@ -237,7 +240,7 @@ def _draw_dot(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.b
     dot = np.zeros_like(mask)
     top, left = (int(value) for value in rng.integers(0, ART_SIZE - 1, 2))
     dot[top : top + 2, left : left + 2] = True
-    return dot if not (dot & (mask | _neighbours(mask))).any() else np.zeros_like(mask)
+    return dot if not (dot & (mask | _neighbors(mask))).any() else np.zeros_like(mask)
 
 
 @cache
@@ -253,3 +256,58 @@ def _from_hsv(hue: float, saturation: float, value: float) -> Pixels:
 
 def _on_8_bits(pixels: Pixels) -> Pixels:
     return (np.round(np.clip(pixels, 0, 1) * 255) / 255).astype(np.float32)
+
+
+# Write the pairs that the demo's basis is trained on, as PNG files with a pair index that `training.train` reads.
+#
+# A task is one seen edit with its parameter (frame-azure); its pairs are new pictures each. Kinds are drawn by
+# `KIND_WEIGHTS`, however many parameters they have. Held-out kinds, hues and amounts never occur.
+
+
+INDEX_NAME = "pairs.jsonl"
+#: How often a kind is drawn against 1: more for those learned slowly, or whose change is faint (gray).
+KIND_WEIGHTS = {"outline": 2.5, "shape": 2.0, "gray": 2.0, "ground": 1.5, "invert": 1.5}
+
+
+def training_edits() -> tuple[Edit, ...]:
+    """Return the edits that basis and encoder may see."""
+    return edits_of(kinds=TRAINED_KINDS, is_held_out=False)
+
+
+def write_dataset(folder: Path, *, pairs_per_edit: int, seed: int) -> Path:
+    """Write pictures and index below `folder` and return the index file.
+
+    Args:
+        folder: made when missing; files of an earlier call are replaced.
+        pairs_per_edit: pictures of every edit.
+        seed: of the pictures.
+    """
+    edits = training_edits()
+    tasks_of_kind = Counter(edit.kind for edit in edits)
+    rng = np.random.default_rng(seed)
+    records = []
+    for edit in edits:
+        (folder / edit.name).mkdir(parents=True, exist_ok=True)
+        for number in range(pairs_per_edit):
+            weight = KIND_WEIGHTS.get(edit.kind, 1.0) / tasks_of_kind[edit.kind]
+            records.append(_write_pair(folder, edit, number, rng, weight=weight))
+    index = folder / INDEX_NAME
+    PairIndex(records).write_index(index)
+    return index
+
+
+def _write_pair(folder: Path, edit: Edit, number: int, rng: np.random.Generator, *, weight: float) -> PairRecord:
+    scene = draw(edit, rng)
+    paths = [folder / edit.name / f"{number:03d}_{side}.png" for side in ("before", "after")]
+    for path, pixels in zip(paths, (scene.pixels, apply_edit(scene, edit)), strict=True):
+        to_image(pixels).save(path)
+    return PairRecord(
+        id=f"{edit.name}/{number:03d}",
+        task=edit.name,
+        before=paths[0],
+        after=paths[1],
+        width=IMAGE_PX,
+        height=IMAGE_PX,
+        sha256=hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest(),
+        weight=weight,
+    )

@@ -1,6 +1,6 @@
 """See the demo work: python -m training.demo.show [--out FOLDER] [--a A --a-prime A_PRIME --b B]
 
-Without pictures: one analogy of every kind of edit, on scenes and photographs that no training saw, with colours that
+Without pictures: one analogy of every kind of edit, on scenes and photographs that no training saw, with colors that
 encoder and basis never saw with that kind (the base did); demo.png shows a | a′ | b | b̂′ | b′. With pictures: theirs,
 as 12 × 12 art pixels, own.png: a | a′ | b | b̂′.
 """
@@ -19,10 +19,8 @@ from lorweb_core.coefficient_summary import describe
 from lorweb_core.errors import ImageError, OutputError
 from lorweb_core.images import ImageFileError, read_image
 
-from ..quiet import silence_libraries
-from ..terminal import let_terminal_replace
-from .analogies import Analogy, draw_analogies, score
-from .demo_model import DemoModel, load_demo, to_art
+from ..console import let_terminal_replace, silence_libraries
+from .analogies import Analogy, DemoModel, draw_analogies, load_demo, score, to_art
 from .scenes import ART_SIZE, PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, Pixels, edits_of, to_image
 
 _GAP_PX = 6

@@ -25,12 +25,12 @@ from tqdm import tqdm
 
 from lorweb_core.images import IMAGE_SUFFIXES, ImageFileError, from_pil, read_image, to_pil
 
-from ..config import BaseModelConfig
+from ..config.schema import BaseModelConfig
 from .folder import EvaluationError, EvaluationFolder, file_sha256, fingerprint, model_key, write_file
 from .test_set import Sample
 
 if TYPE_CHECKING:
-    from ..analogy_sampler import DrawOptions
+    from ..base.sampler import DrawOptions
 
 logger = logging.getLogger(__name__)
 BASELINES = ("copy-b", "copy-a-prime")

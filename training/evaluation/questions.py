@@ -20,7 +20,7 @@ from lorweb_core.errors import FileError
 from lorweb_core.files import MAX_TEXT_BYTES, read_json, read_text
 from lorweb_core.images import read_image
 
-from ..data.drawing import uniforms
+from ..data.pairing import uniforms
 from .folder import EvaluationError, EvaluationFolder, fingerprint, write_file
 from .test_set import Sample
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
-
 from lorweb_core.images import read_image
 
-from ..data.drawing import uniforms
+from ..base.sheets import contact_sheet
+from ..data.pairing import uniforms
 from .aggregation import NOT_JUDGED, Evaluation, Summary
 from .folder import EvaluationError, EvaluationFolder, write_file
 from .metrics import NOT_MEASURED
@@ -165,34 +164,6 @@ def write_sheets(
             images = [read_image(path) if path.is_file() else None for path in paths[: len(heads)]]
             lines.append((f"{sample.task}: {sample.id}", images))
         write_file(folder.results / f"sheet-{number + 1:02d}.png", contact_sheet(heads, lines, cell_px=cell_px))
-
-
-def contact_sheet(
-    heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image | None]]], *, cell_px: int
-) -> Image.Image:
-    """Return (name, images) rows under column heads, on white; a missing image leaves its cell empty."""
-    step, row_px = cell_px + _GAP_PX, cell_px + _GAP_PX + _LABEL_PX
-    sheet = Image.new("RGB", (len(heads) * step + _GAP_PX, _LABEL_PX + len(rows) * row_px + _GAP_PX), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
-
-    def write(text: str, left: int, top: int, width: int) -> None:
-        text = text.replace("′", "'").replace("×", "x").encode("ascii", "replace").decode()  # all the font has
-        while len(text) > 3 and draw.textlength(text, font=font) > width:
-            text = text.rstrip(".")[:-1] + "..."
-        draw.text((left, top), text, fill="black", font=font)
-
-    for column, head in enumerate(heads):
-        write(head, _GAP_PX + column * step, 2, cell_px)
-    for row, (name, images) in enumerate(rows):
-        top = _LABEL_PX + row * row_px
-        write(name, _GAP_PX, top + 2, len(heads) * step)
-        for column, image in enumerate(images):
-            if image is not None:
-                scale = cell_px / max(image.size)
-                size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-                resized = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-                sheet.paste(resized, (_GAP_PX + column * step, top + _LABEL_PX))
-    return sheet
 
 
 def _table(first: str, heads: Sequence[str], rows: dict[str, list[str]]) -> list[str]:

@@ -20,10 +20,10 @@ from pathlib import Path, PurePosixPath
 from lorweb_core.images import ImageFileError, read_image_size
 
 from ..data.buckets import aspects_match
-from ..data.drawing import caption_of, task_caption_from_name, uniforms
 from ..data.importers.building import picture_files, require_folder, subfolders
 from ..data.importers.extraction import safe_name
 from ..data.index import PairIndex, open_index
+from ..data.pairing import caption_of, task_caption_from_name, uniforms
 from .folder import EvaluationError
 from .test_set import Analogy, ImagePart
 

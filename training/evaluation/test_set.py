@@ -19,7 +19,7 @@ from tqdm import tqdm
 from lorweb_core.files import read_json
 from lorweb_core.images import ImageFileError, read_image
 
-from ..data.pictures import cut_strip
+from ..data.images import cut_strip
 from .folder import EvaluationError, EvaluationFolder, Record, fingerprint, write_file
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ const LOOK_EVERY_MS = 150
 const MAX_PIXELS_PER_SIDE = 4096
 /** Lower rows cannot all be met by the mouse; the arrow keys are told of then. */
 const MIN_ROW_PX = 1.5
-/** The host's own colour for text on a node's inputs, dark in light palettes. */
+/** The host's own color for text on a node's inputs, dark in light palettes. */
 const FAINT = 'color:var(--input-text,#bbb)'
 const ARROWS = {
   ArrowUp: { rows: -1, columns: 0 },

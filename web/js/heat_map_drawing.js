@@ -1,6 +1,6 @@
 // Drawing of coefficients: heat map layer × adapter, a strip per layer, use per adapter. Numbers in, pixels out.
-// `lorweb_core/heat_map.py` draws the same with PIL; keep colours and layout in step. Knows nothing of the host.
-// Colours: a difference is blue ← white → red, also where it has one sign or is 0 everywhere; so are coefficients below 0.
+// `lorweb_core/heat_map.py` draws the same with PIL; keep colors and layout in step. Knows nothing of the host.
+// Colors: a difference is blue ← white → red, also where it has one sign or is 0 everywhere; so are coefficients below 0.
 
 const SEQUENTIAL = [[12, 10, 30], [87, 22, 110], [187, 55, 84], [249, 142, 9], [252, 255, 200]]
 const DIVERGING = [[20, 60, 160], [120, 165, 220], [245, 245, 245], [235, 145, 110], [165, 20, 35]]
@@ -8,9 +8,9 @@ const BACKGROUND = [30, 31, 36]
 const GROUND = 'rgb(42,43,50)'
 const BAR = 'rgb(130,150,180)'
 const MARK = 'rgba(255,255,255,0.85)'
-const KIND_COLOURS = { transformer_blocks: 'rgb(72,118,190)', single_transformer_blocks: 'rgb(96,160,96)' }
-const PART_COLOURS = { modulation: 'rgb(214,160,60)', attention: 'rgb(190,90,160)', mlp: 'rgb(90,180,190)' }
-const OTHER_COLOUR = 'rgb(120,120,120)'
+const KIND_COLORS = { transformer_blocks: 'rgb(72,118,190)', single_transformer_blocks: 'rgb(96,160,96)' }
+const PART_COLORS = { modulation: 'rgb(214,160,60)', attention: 'rgb(190,90,160)', mlp: 'rgb(90,180,190)' }
+const OTHER_COLOR = 'rgb(120,120,120)'
 const GAP = 4
 const EDGE = 12
 const STRIP = 56
@@ -131,8 +131,8 @@ function drawCells({ values, basisSize, layers, isDifference }) {
   values.forEach((value, index) => {
     const relative = Math.sign(value) * Math.sqrt(Math.abs(value) / highest)
     const place = isSigned ? (relative + 1) / 2 : relative
-    const colour = Number.isNaN(value) ? BACKGROUND : blend(isSigned ? DIVERGING : SEQUENTIAL, place)
-    image.data.set([...colour, 255], 4 * index)
+    const color = Number.isNaN(value) ? BACKGROUND : blend(isSigned ? DIVERGING : SEQUENTIAL, place)
+    image.data.set([...color, 255], 4 * index)
   })
   context.putImageData(image, 0, 0)
   return canvas
@@ -147,9 +147,9 @@ function blend(stops, place) {
 function drawEdge(context, mix, box) {
   const row = box.height / mix.layers.length
   mix.layers.forEach((name, index) => {
-    context.fillStyle = KIND_COLOURS[name.split('.')[0]] ?? OTHER_COLOUR
+    context.fillStyle = KIND_COLORS[name.split('.')[0]] ?? OTHER_COLOR
     context.fillRect(box.x, box.y + index * row, box.width / 2, row + 0.5)
-    context.fillStyle = PART_COLOURS[mix.parts[index]] ?? OTHER_COLOUR
+    context.fillStyle = PART_COLORS[mix.parts[index]] ?? OTHER_COLOR
     context.fillRect(box.x + box.width / 2, box.y + index * row, box.width / 2, row + 0.5)
   })
 }

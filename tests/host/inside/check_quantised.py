@@ -12,22 +12,22 @@ def build_fp8_and_its_exact_twin():
     """Return a model with fp8 weights computing in float32, and a float32 model of the same rounded weights."""
     weights = seeded_state_dict(build_flux(TINY).model.diffusion_model, 0)
     rounded = {name: tensor.to(FP8).float() for name, tensor in weights.items()}
-    quantised = build_flux(
+    quantized = build_flux(
         TINY, {name: tensor.to(FP8) for name, tensor in rounded.items()}, dtype=FP8, cast_to=torch.float32
     )
-    return quantised, build_flux(TINY, rounded)
+    return quantized, build_flux(TINY, rounded)
 
 
-def check_forward_on_fp8_equals_weights_on_the_same_numbers_unquantised():
-    quantised, exact = build_fp8_and_its_exact_twin()
-    loaded = make_loaded_basis(quantised, size=0.1)
+def check_forward_on_fp8_equals_weights_on_the_same_numbers_unquantized():
+    quantized, exact = build_fp8_and_its_exact_twin()
+    loaded = make_loaded_basis(quantized, size=0.1)
     coefficients = make_coefficients(loaded)
-    forward = sample_once(ApplyMixedLoRA().apply(quantised, loaded, coefficients, 1.0, "forward")[0])
+    forward = sample_once(ApplyMixedLoRA().apply(quantized, loaded, coefficients, 1.0, "forward")[0])
     expected = sample_once(ApplyMixedLoRA().apply(exact, loaded, coefficients, 1.0, "weights")[0])
     effect = (expected - sample_once(exact)).norm()
     assert (forward - expected).norm() < 1e-4 * effect
-    report = ApplyMixedLoRA().apply(quantised, loaded, coefficients, 1.0, "weights")[1]
+    report = ApplyMixedLoRA().apply(quantized, loaded, coefficients, 1.0, "weights")[1]
     assert "13 of 13 weights (torch.float8_e4m3fn), and the host rounds them again" in report, report
-    rerounded = sample_once(ApplyMixedLoRA().apply(quantised, loaded, coefficients, 1.0, "weights")[0])
+    rerounded = sample_once(ApplyMixedLoRA().apply(quantized, loaded, coefficients, 1.0, "weights")[0])
     assert (rerounded - expected).norm() > 100 * (forward - expected).norm()
-    assert torch.equal(sample_once(quantised), sample_once(build_fp8_and_its_exact_twin()[0]))
+    assert torch.equal(sample_once(quantized), sample_once(build_fp8_and_its_exact_twin()[0]))

@@ -15,9 +15,8 @@ from lorweb_core.errors import FileError
 from lorweb_core.files import MAX_TEXT_BYTES, read_bytes
 from lorweb_core.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageFileError, read_image_size
 
-from ..index import PairRecord, TripletRecord
-from ..problems import DataError, Problem
-from ..validation import hash_files, in_threads
+from ..checks import hash_files, in_threads
+from ..index import DataError, PairRecord, Problem, TripletRecord
 
 _SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
 #: Folders that systems and unpackers leave beside the user's own.
@@ -122,7 +121,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """Visible picture files of one folder by name, recognised by suffix; [] when there is no such folder."""
+    """Visible picture files of one folder by name, recognized by suffix; [] when there is no such folder."""
     if not folder.is_dir():
         return []
     files = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)

@@ -1,10 +1,10 @@
 """A folder per transformation.
 
-    mydata/watercolour/0001_before.png  0001_after.png  [0001.txt]
-    mydata/watercolour/before/0001.png  after/0001.jpg  [caption/0001.txt]
-    mydata/watercolour/task.toml        [caption, reverse_caption, split, weight, bidirectional]
+    mydata/watercolor/0001_before.png  0001_after.png  [0001.txt]
+    mydata/watercolor/before/0001.png  after/0001.jpg  [caption/0001.txt]
+    mydata/watercolor/task.toml        [caption, reverse_caption, split, weight, bidirectional]
 
-Folders may lie deeper (`mydata/style/watercolour` is the task `style/watercolour`), and pairs in `mydata` itself are
+Folders may lie deeper (`mydata/style/watercolor` is the task `style/watercolor`), and pairs in `mydata` itself are
 a task as well. Other names for the two sides, such as `control` and `target` or `a` and `a_prime`, are those of
 `lorweb_core.pair_folder`.
 `bidirectional = true` adds a second task with before and after exchanged: the reverse transformation has its own
@@ -26,8 +26,7 @@ import tomllib
 from lorweb_core.files import MAX_YAML_BYTES, read_text
 from lorweb_core.pair_folder import find_near, find_sides, side_folders, stem_of
 
-from ..index import SPLITS
-from ..problems import DataError, Problem
+from ..index import SPLITS, DataError, Problem
 from .building import (
     Candidate,
     Found,
@@ -234,5 +233,5 @@ def _toml_error(path: Path, mistakes: list[str]) -> DataError:
     return DataError(
         expected=f"{path} to hold only {', '.join(item.name for item in fields(TaskSettings))}",
         got="; ".join(mistakes),
-        remedy='For example: caption = "turn it into a watercolour".',
+        remedy='For example: caption = "turn it into a watercolor".',
     )

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lorweb_core.errors import LoRWeBError
 
-from ..problems import DataError, Problem
+from ..index import DataError, Problem
 from .building import Candidate, Found, split_name
 from .extraction import AFTER_NAMES, BEFORE_NAMES, CAPTION_NAMES, TASK_NAMES, first_of, write_picture
 

@@ -14,8 +14,7 @@ from typing import Any
 from lorweb_core.errors import FileError
 from lorweb_core.files import read_json
 
-from ..index import TripletRecord
-from ..problems import Problem
+from ..index import Problem, TripletRecord
 from ..reference import tidy_caption
 from .building import MAX_LABELS_BYTES, folder_name, picture_files, read_caption, require_folder
 

@@ -16,7 +16,7 @@ from typing import Any
 from lorweb_core.errors import FileError
 from lorweb_core.files import read_json
 
-from ..problems import Problem
+from ..index import Problem
 from .building import (
     MAX_LABELS_BYTES,
     Candidate,

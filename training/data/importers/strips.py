@@ -1,6 +1,6 @@
 """Before|after strips: one picture per pair, before on the left half, after on the right half.
 
-    strips/watercolour/0001.png  [0001.txt]     or, with a task name given, strips/0001.png
+    strips/watercolor/0001.png  [0001.txt]     or, with a task name given, strips/0001.png
 
 The files stay as they are; the index says that they are strips and they are cut when read.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..problems import Problem
+from ..index import Problem
 from .building import Candidate, Found, folder_name, picture_files, read_caption, require_folder, subfolders
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lorweb_core.files import parse_json
 
-from ..problems import DataError, Problem
+from ..index import DataError, Problem
 from .building import Candidate, Found, folder_name, is_visible, split_name
 from .extraction import AFTER_NAMES, BEFORE_NAMES, CAPTION_NAMES, TASK_NAMES, safe_name, text_of, write_picture
 

@@ -1,0 +1,179 @@
+"""The check: every kind of broken file is listed once, with its reason, and the rest goes on."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.data.pair_images import paint, record_of, truncate, write_pair, write_tasks
+from training.data.checks import check_pairs, task_problems, usable_pairs, without_errors
+from training.data.index import DataError, PairRecord, Problem, as_json, as_text, errors_among
+
+
+def write_bomb(path: Path) -> None:
+    """A PNG of 60 bytes that says it has 2.5 thousand million pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b""))
+
+
+def write_other(path: Path, size: tuple[int, int]) -> None:
+    """Replace a picture by one of another size."""
+    paint(99, size=size).save(path)
+
+
+def write_float(path: Path) -> None:
+    Image.fromarray(np.zeros((64, 64), np.float32)).save(path, "TIFF")
+
+
+BREAKAGES = {
+    "missing": lambda path: path.unlink(),
+    "unreadable": lambda path: path.write_bytes(b"<html>not found</html>"),
+    "damaged": truncate,
+    "too-large": write_bomb,
+    "wrong-mode": write_float,
+    "changed": lambda path: write_other(path, (96, 64)),
+}
+
+
+def kinds(problems: list[Problem]) -> list[tuple[str, str, str]]:
+    return [(problem.pair_id, problem.kind, problem.severity) for problem in problems]
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[PairRecord]:
+    return write_tasks(tmp_path, {"t": [(64, 64)] * 4})
+
+
+def test_good_data_have_no_problems(records: list[PairRecord]) -> None:
+    assert check_pairs(records, resolution_px=64) == []
+
+
+@pytest.mark.parametrize("kind", BREAKAGES)
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_broken_file_is_listed_with_its_reason(records: list[PairRecord], kind: str, side: str) -> None:
+    path: Path = getattr(records[2], side)
+    BREAKAGES[kind](path)
+    problems = check_pairs(records, resolution_px=64)
+    assert [(p.pair_id, p.severity) for p in problems] == [(records[2].id, "error")]
+    assert problems[0].kind == kind
+    assert kind == "changed" or problems[0].file == str(path)
+    assert [record.id for record in without_errors(records, problems)] == [
+        record.id for i, record in enumerate(records) if i != 2
+    ]
+
+
+def test_headers_alone_miss_only_what_needs_decoding(records: list[PairRecord]) -> None:
+    truncate(records[0].after)
+    records[1].after.unlink()
+    assert kinds(check_pairs(records, resolution_px=64, decode=False)) == [(records[1].id, "missing", "error")]
+
+
+def test_a_changed_picture_of_the_same_size_is_found(records: list[PairRecord]) -> None:
+    write_other(records[0].before, (64, 64))
+    assert kinds(check_pairs(records, resolution_px=64)) == [(records[0].id, "changed", "error")]
+
+
+def test_shapes_are_checked(tmp_path: Path) -> None:
+    records = write_tasks(tmp_path, {"t": [(64, 64)] * 2, "wide": [(200, 60)] * 2})
+    before, after = write_pair(tmp_path / "t", "skewed", 50)
+    write_other(before, (64, 40))
+    records.append(record_of("t", "skewed", before, after, (64, 64)))
+    assert kinds(check_pairs(records, resolution_px=64)) == [
+        ("wide/0000", "odd-aspect", "error"),
+        ("wide/0001", "odd-aspect", "error"),
+        ("t/skewed", "mismatch", "error"),
+    ]
+
+
+def test_small_pictures_are_a_warning(records: list[PairRecord]) -> None:
+    problems = check_pairs(records, resolution_px=256)
+    assert {(p.kind, p.severity) for p in problems} == {("small", "warning")}
+    assert without_errors(records, problems) == records
+
+
+def test_an_unchanged_pair_is_a_warning(tmp_path: Path) -> None:
+    records = write_tasks(tmp_path, {"t": [(64, 64)] * 2})
+    records[0].after.write_bytes(records[0].before.read_bytes())
+    records[0] = record_of("t", "0000", records[0].before, records[0].after, (64, 64))
+    assert kinds(check_pairs(records, resolution_px=64)) == [("t/0000", "identical", "warning")]
+
+
+def test_duplicates_are_errors_within_a_task_and_across_splits(records: list[PairRecord]) -> None:
+    again = replace(records[0], id="t/again")
+    leak = replace(records[1], id="t/leak", split="val")
+    shared = replace(records[2], id="other/shared", task="other")
+    more = [*records, again, leak, shared, replace(records[3], id="other/x", task="other", sha256="")]
+    assert kinds(check_pairs(more, resolution_px=64, decode=False)) == [
+        ("t/again", "duplicate", "left out"),
+        ("t/leak", "duplicate", "error"),
+        ("other/shared", "shared", "warning"),
+    ]
+
+
+def test_tasks_that_give_no_analogy_are_listed(tmp_path: Path) -> None:
+    records = write_tasks(
+        tmp_path, {"t": [(64, 64)] * 2, "single": [(64, 64)], "apart": [(64, 64), (64, 40), (64, 40)]}
+    )
+    assert kinds(check_pairs(records, resolution_px=64)) == [
+        ("single/0000", "few-pairs", "left out"),
+        ("apart/0000", "no-partner", "left out"),
+    ]
+
+
+def test_a_task_that_loses_its_second_pair_is_listed_too(tmp_path: Path) -> None:
+    records = write_tasks(tmp_path, {"t": [(64, 64)] * 2})
+    truncate(records[0].before)
+    assert [problem.kind for problem in check_pairs(records, resolution_px=64)] == ["damaged", "few-pairs"]
+
+
+def test_no_records_are_no_problem() -> None:
+    assert task_problems([]) == []
+
+
+def test_skip_goes_on_with_the_rest_and_stop_refuses(records: list[PairRecord]) -> None:
+    records[0].after.unlink()
+    usable, problems = usable_pairs(records, resolution_px=64)
+    assert usable == records[1:]
+    assert [problem.kind for problem in problems] == ["missing"]
+    with pytest.raises(DataError, match=r"0000_after\.png") as caught:
+        usable_pairs(records, on_bad_data="stop", resolution_px=64)
+    assert "on_bad_data: skip" in str(caught.value)
+
+
+def test_warnings_alone_do_not_stop(records: list[PairRecord]) -> None:
+    usable, problems = usable_pairs(records, on_bad_data="stop", resolution_px=256)
+    assert usable == records
+    assert not errors_among(problems)
+
+
+def test_nothing_usable_is_refused_either_way(records: list[PairRecord]) -> None:
+    for record in records:
+        record.before.unlink()
+    with pytest.raises(DataError, match="4 problem"):
+        usable_pairs(records, resolution_px=64)
+
+
+def test_the_listing_names_every_file_and_counts_the_kinds() -> None:
+    problems = [
+        Problem("a.png", "missing", "there is no such file", pair_id="t/a"),
+        Problem("b.png", "small", "tiny", "warning", "t/b"),
+        Problem("c.png", "missing", "there is no such file", pair_id="t/c"),
+    ]
+    assert as_text(problems).splitlines() == [
+        "error: a.png: missing: there is no such file",
+        "warning: b.png: small: tiny",
+        "error: c.png: missing: there is no such file",
+        "3 problem(s): 2 × missing (error), 1 × small (warning)",
+    ]
+    assert as_text([]) == ""
+    assert '"pair_id": "t/a"' in as_json(problems, pairs=3)

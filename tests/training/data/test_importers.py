@@ -1,0 +1,487 @@
+"""Importers on real files of every documented shape, tidy and untidy; all of them end in one pair index."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorweb_core.errors import OutputError
+from tests.training.data.pair_images import paint, truncate, write_pair
+from training.data.images import load_pair
+from training.data.importers import folders, relation252k, strips, webdataset
+from training.data.importers.building import Candidate, Found, build_pairs, split_name
+from training.data.importers.extraction import safe_name
+from training.data.index import DataError, PairIndex, PairRecord
+from training.data.pairing import task_caption
+
+
+def records_of(found: Found) -> list[PairRecord]:
+    records, problems = build_pairs(found.candidates)
+    assert not problems
+    return records
+
+
+def kinds(found: Found) -> set[tuple[str, str]]:
+    return {(Path(problem.file).name, problem.kind) for problem in found.problems}
+
+
+def test_before_and_after_suffixes_make_pairs(tmp_path: Path) -> None:
+    for number in range(3):
+        write_pair(tmp_path / "watercolor", f"{number:04d}", number, size=(64, 48))
+    (tmp_path / "watercolor" / "0001.txt").write_text("\ufeffmake it a\n watercolor \n", encoding="utf-8")
+    records = records_of(folders.find_pairs(tmp_path))
+    assert [record.id for record in records] == [f"watercolor/{number:04d}" for number in range(3)]
+    assert [record.caption for record in records] == ["", "make it a watercolor", ""]
+    assert {(r.task, r.width, r.height, r.split, r.weight) for r in records} == {("watercolor", 64, 48, "train", 1.0)}
+    assert len({record.sha256 for record in records}) == 3
+    before, after = load_pair(records[0])
+    assert np.array_equal(np.asarray(before), 255 - np.asarray(after))
+
+
+def test_before_and_after_folders_make_pairs_whatever_the_suffix(tmp_path: Path) -> None:
+    for side in ("before", "after", "caption"):
+        (tmp_path / "night" / side).mkdir(parents=True)
+    paint(1).save(tmp_path / "night" / "before" / "x.JPG")
+    paint(2).save(tmp_path / "night" / "after" / "x.png")
+    (tmp_path / "night" / "caption" / "x.txt").write_text("make it night")
+    (record,) = records_of(folders.find_pairs(tmp_path))
+    assert (record.id, record.caption) == ("night/x", "make it night")
+    assert (record.before.name, record.after.name) == ("x.JPG", "x.png")
+
+
+def test_a_folder_may_itself_be_the_one_transformation(tmp_path: Path) -> None:
+    write_pair(tmp_path / "mine", "a", 1)
+    assert [r.id for r in records_of(folders.find_pairs(tmp_path / "mine"))] == ["mine/a"]
+
+
+def test_other_spellings_of_the_suffix_are_understood(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    for name in ("a-Before.png", "a-After.png", "b_BEFORE.webp", "b_AFTER.jpeg"):
+        paint(len(name)).save(tmp_path / "t" / name)
+    assert [r.id for r in records_of(folders.find_pairs(tmp_path))] == ["t/a", "t/b"]
+
+
+def test_pictures_without_counterpart_are_listed_and_other_files_ignored(tmp_path: Path) -> None:
+    write_pair(tmp_path / "t", "good", 1)
+    paint(2).save(tmp_path / "t" / "alone_before.png")
+    paint(3).save(tmp_path / "t" / "lonely_after.png")
+    paint(4).save(tmp_path / "t" / "good_before.jpg")
+    paint(5).save(tmp_path / "t" / "thumbnail.png")
+    (tmp_path / "t" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "t" / "._good_before.png").write_bytes(b"x")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "empty").mkdir()
+    found = folders.find_pairs(tmp_path)
+    assert [candidate.id for candidate in found.candidates] == ["t/good"]
+    assert kinds(found) == {
+        ("alone_before.png", "unpaired"), ("lonely_after.png", "unpaired"), ("empty", "few-pairs"),
+        ("good_before.png", "ambiguous"),
+    }  # fmt: skip
+
+
+def test_pairs_beside_the_folders_of_others_are_a_task_of_their_own(tmp_path: Path) -> None:
+    root = tmp_path / "mine"
+    for task in ("night", "snow"):
+        for number in range(2):
+            write_pair(root / task, f"{number}", number)
+    write_pair(root, "0001", 7)
+    paint(1).save(root / "alone_before.png")
+    found = folders.find_pairs(root)
+    assert [c.id for c in found.candidates] == ["mine/0001", "night/0", "night/1", "snow/0", "snow/1"]
+    assert kinds(found) == {("alone_before.png", "unpaired")}
+
+
+def test_folders_of_folders_are_tasks_named_by_their_path(tmp_path: Path) -> None:
+    write_pair(tmp_path / "style" / "ink", "a", 1)
+    write_pair(tmp_path / "style" / "ink" / "more", "b", 2)
+    write_pair(tmp_path / "night", "c", 3)
+    (tmp_path / "night" / "before").mkdir()
+    (tmp_path / "night" / "thumbnails").mkdir()
+    (tmp_path / "style" / "empty").mkdir()
+    (tmp_path / "style" / "round").symlink_to(tmp_path, target_is_directory=True)
+    found = folders.find_pairs(tmp_path)
+    assert [(c.task, c.id) for c in found.candidates] == [
+        ("night", "night/c"), ("style/ink", "style/ink/a"), ("style/ink/more", "style/ink/more/b"),
+    ]  # fmt: skip
+    assert [(Path(p.file).name, p.severity) for p in found.problems] == [("thumbnails", "warning"), ("empty", "error")]
+
+
+def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pair(tmp_path / "mine", "a", 1)
+    write_strip(tmp_path / "mine" / "b.png", 2)
+    monkeypatch.chdir(tmp_path / "mine")
+    assert [c.task for c in folders.find_pairs(Path()).candidates] == ["mine"]
+    assert {c.task for c in strips.find_pairs(Path()).candidates} == {"mine"}
+
+
+def test_side_folders_in_any_case_may_repeat_the_side_in_their_file_names(tmp_path: Path) -> None:
+    sides = {"Before": ("1_before.png", "2.png", "3_BEFORE.jpeg"), "AFTER": ("1_After.png", "2.webp", "3.jfif")}
+    for side, names in sides.items():
+        (tmp_path / "t" / side).mkdir(parents=True)
+        for number, name in enumerate(names):
+            paint(number).save(tmp_path / "t" / side / name, "PNG")
+    write_pair(tmp_path / "t", "4", 9)
+    (tmp_path / "t" / "Captions").mkdir()
+    (tmp_path / "t" / "Captions" / "1.TXT").write_text("one")
+    assert [(r.id, r.caption) for r in records_of(folders.find_pairs(tmp_path))] == [
+        ("t/1", "one"), ("t/2", ""), ("t/3", ""), ("t/4", ""),
+    ]  # fmt: skip
+
+
+def test_what_systems_leave_behind_is_no_task_and_no_pair(tmp_path: Path) -> None:
+    write_pair(tmp_path / "t", "a", 1)
+    for folder in ("__MACOSX", "@eaDir", "t/__MACOSX"):
+        (tmp_path / folder).mkdir()
+        paint(2).save(tmp_path / folder / "x_before.png")
+    (tmp_path / "t" / "._a_after.png").write_bytes(b"Mac OS X")
+    (tmp_path / "t" / "._a.txt").write_bytes(b"Mac OS X")
+    found = folders.find_pairs(tmp_path)
+    assert [c.id for c in found.candidates] == ["t/a"]
+    assert not found.problems
+
+
+def test_formats_that_cannot_be_read_are_told_where_a_pair_is_expected(tmp_path: Path) -> None:
+    write_pair(tmp_path / "t", "a", 1)
+    (tmp_path / "t" / "b_before.HEIC").write_bytes(b"x")
+    (tmp_path / "t" / "b_after.HEIC").write_bytes(b"x")
+    (tmp_path / "t" / "drawing.psd").write_bytes(b"x")
+    assert kinds(folders.find_pairs(tmp_path)) == {("b_before.HEIC", "unreadable"), ("b_after.HEIC", "unreadable")}
+
+
+def test_one_name_in_two_unicode_forms_is_one_pair(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    for seed, name in enumerate(("caf\u00e9_before.png", "cafe\u0301_after.png")):
+        paint(seed).save(tmp_path / "t" / name)
+    (tmp_path / "t" / "cafe\u0301.txt").write_text("words")
+    (record,) = records_of(folders.find_pairs(tmp_path))
+    assert (record.id, record.caption) == ("t/caf\u00e9", "words")
+
+
+@pytest.mark.parametrize(
+    ("data", "caption", "told"),
+    [
+        (b"\xef\xbb\xbfmake it\r\nnight\r\n", "make it night", []),
+        ("machs grün".encode("utf-16"), "machs grün", []),
+        ("machs grün".encode("cp1252"), "machs grün", ["caption"]),
+        (b"", "of the task", []),
+        (b"\xef\xbb\xbf \r\n", "of the task", []),
+    ],
+)
+def test_captions_of_any_editor_are_read(tmp_path: Path, data: bytes, caption: str, told: list[str]) -> None:
+    write_pair(tmp_path / "t", "a", 1)
+    (tmp_path / "t" / "a.txt").write_bytes(data)
+    (tmp_path / "t" / "task.toml").write_bytes(b'\xef\xbb\xbfcaption = "of the task"\r\n')
+    found = folders.find_pairs(tmp_path)
+    assert [candidate.caption for candidate in found.candidates] == [caption]
+    assert [problem.kind for problem in found.problems] == told
+
+
+def test_texts_of_no_pair_are_told_once(tmp_path: Path) -> None:
+    write_pair(tmp_path / "t", "a", 1)
+    for name in ("a.txt", "a_after.txt", "a_before.txt"):
+        (tmp_path / "t" / name).write_text(name)
+    found = folders.find_pairs(tmp_path)
+    assert [candidate.caption for candidate in found.candidates] == ["a.txt"]
+    assert [(problem.kind, problem.severity) for problem in found.problems] == [("unused", "warning")]
+    assert "2 text file(s) named like no pair, as a_after.txt" in found.problems[0].reason
+
+
+def test_task_toml_sets_caption_split_weight(tmp_path: Path) -> None:
+    write_pair(tmp_path / "t", "a", 1)
+    write_pair(tmp_path / "t", "b", 2)
+    (tmp_path / "t" / "a.txt").write_text("own words")
+    (tmp_path / "t" / "task.toml").write_text('caption = "all of them"\nsplit = "val"\nweight = 2\n')
+    first, second = records_of(folders.find_pairs(tmp_path))
+    assert (first.caption, second.caption) == ("own words", "all of them")
+    assert {(r.split, r.weight, task_caption(r)) for r in (first, second)} == {("val", 2.0, "all of them")}
+
+
+def test_a_bidirectional_task_gives_a_reversed_task_of_its_own(tmp_path: Path) -> None:
+    write_pair(tmp_path / "t", "a", 1)
+    (tmp_path / "t" / "a.txt").write_text("forward words")
+    (tmp_path / "t" / "task.toml").write_text('bidirectional = true\nreverse_caption = "undo it"\n')
+    forward, backward = records_of(folders.find_pairs(tmp_path))
+    assert (backward.before, backward.after) == (forward.after, forward.before)
+    assert (forward.task, backward.task) == ("t", "t (reversed)")
+    assert (forward.caption, backward.caption) == ("forward words", "undo it")
+    assert forward.sha256 != backward.sha256
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('captoin = "x"', "did you mean 'caption'"),
+        ("weight = -1", "weight is -1"),
+        ("weight = true", "weight is True"),
+        ('split = "dev"', "split is 'dev'"),
+        ('bidirectional = "yes"', "bidirectional is 'yes'"),
+        ("caption = ", "Invalid value"),
+    ],
+)
+def test_a_wrong_task_toml_is_refused_by_name(tmp_path: Path, content: str, told: str) -> None:
+    write_pair(tmp_path / "t", "a", 1)
+    (tmp_path / "t" / "task.toml").write_text(content)
+    with pytest.raises(DataError, match=told) as caught:
+        folders.find_pairs(tmp_path)
+    assert "task.toml" in str(caught.value)
+
+
+def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "nothing", tmp_path / "file"):
+        with pytest.raises(DataError, match="a folder with"):
+            folders.find_pairs(path)
+
+
+def test_unreadable_pictures_are_listed_with_their_pair(tmp_path: Path) -> None:
+    for stem in ("a", "b", "c"):
+        write_pair(tmp_path / "t", stem, ord(stem))
+    (tmp_path / "t" / "a_after.png").write_bytes(b"")
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "t" / "b_before.png", "TIFF")
+    records, problems = build_pairs(folders.find_pairs(tmp_path).candidates)
+    assert [record.id for record in records] == ["t/c"]
+    assert {(p.kind, p.pair_id) for p in problems} == {("unreadable", "t/a"), ("wrong-mode", "t/b")}
+
+
+def test_equal_ids_are_told_apart(tmp_path: Path) -> None:
+    before, after = write_pair(tmp_path, "a", 1)
+    records, _ = build_pairs([Candidate("x", "t", before, after)] * 3)
+    assert [record.id for record in records] == ["x", "x~2", "x~3"]
+
+
+def write_strip(path: Path, seed: int, *, size: tuple[int, int] = (128, 64)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    paint(seed, size=size).save(path)
+
+
+def test_strips_become_pairs_of_halves(tmp_path: Path) -> None:
+    write_strip(tmp_path / "night" / "0001.png", 1)
+    write_strip(tmp_path / "loose.jpg", 2, size=(129, 60))
+    (tmp_path / "night" / "0001.txt").write_text("make it night")
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    found = strips.find_pairs(tmp_path, task="mine")
+    assert kinds(found) == {("deep", "few-pairs")}
+    loose, night = records_of(found)
+    assert (loose.id, loose.task, loose.width, loose.height) == ("mine/loose", "mine", 64, 60)
+    assert (night.id, night.caption, night.strip) == ("night/0001", "make it night", True)
+    halves = [np.asarray(half) for half in load_pair(night)]
+    assert np.array_equal(np.concatenate(halves, axis=1), np.asarray(Image.open(night.before)))
+    PairIndex([loose, night]).write_index(tmp_path / "pairs.jsonl")
+    assert PairIndex.read_index(tmp_path / "pairs.jsonl").records == (loose, night)
+
+
+def write_labels(folder: Path, labels: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
+
+
+def label(name: str, instruction: str) -> dict[str, str]:
+    return {
+        "img_name": name,
+        "left_image_description": "a house",
+        "right_image_description": "a drawing of a house",
+        "edit_instruction": instruction,
+    }
+
+
+def test_relation252k_as_documented(tmp_path: Path) -> None:
+    group = tmp_path / "115-Colored Pencil Filter" / "Group1"
+    for number in range(2):
+        write_strip(group / f"{number}.jpg", number)
+    write_labels(group, [label(f"{number}.jpg", f"draw it {number}") for number in range(2)])
+    first, second = records_of(relation252k.find_pairs(tmp_path))
+    assert (first.task, first.id) == ("115-Colored Pencil Filter", "115-Colored Pencil Filter/0")
+    assert (first.caption, second.caption) == ("draw it 0", "draw it 1")
+    assert (first.width, first.height, first.strip) == (64, 64, True)
+    assert task_caption(first) == "Colored Pencil Filter"
+
+
+def test_relation252k_in_other_shapes_is_read_and_the_rest_listed(tmp_path: Path) -> None:
+    write_strip(tmp_path / "1-A" / "Group1" / "images" / "x.png", 1)
+    write_strip(tmp_path / "1-A" / "Group2" / "y.png", 2)
+    labels = [label("x", "a"), label("gone.jpg", "b"), {}, 7]
+    write_labels(tmp_path / "1-A" / "Group1", {"version": 1, "labels": labels})
+    write_labels(tmp_path / "1-A" / "Group2", [label("y.png", "c")])
+    write_strip(tmp_path / "2-B" / "Other" / "z.png", 3)
+    write_labels(tmp_path / "2-B" / "Other", [{"image_name": "sub/z.png", "prompt": "d"}])
+    (tmp_path / "3-C").mkdir()
+    (tmp_path / "4-D").mkdir()
+    (tmp_path / "4-D" / "labels.json").write_text("[1, 2", encoding="utf-8")
+    found = relation252k.find_pairs(tmp_path)
+    assert [(c.id, c.caption) for c in found.candidates] == [("1-A/x", "a"), ("2-B/Other/z", "d")]
+    assert [problem.kind for problem in found.problems] == ["missing", "missing", "unreadable", "few-pairs"]
+    assert "2 entries name no picture, the first is entry 2" in str(found.problems[1])
+    everything = relation252k.find_pairs(tmp_path, group=None)
+    assert "1-A/Group2/y" in [candidate.id for candidate in everything.candidates]
+
+
+@pytest.mark.parametrize("above", ["Relation252K/train", "Relation252K", ""])
+def test_relation252k_has_its_tasks_however_deep_it_was_unpacked(tmp_path: Path, above: str) -> None:
+    for task in ("1-A", "2-B"):
+        for group in ("Group1", "Group2"):
+            write_strip(tmp_path / above / task / group / "0.png", ord(task[-1]))
+            write_labels(tmp_path / above / task / group, [label("0.png", f"{task} {group}")])
+    (tmp_path / "__MACOSX" / "1-A" / "Group1").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "1-A" / "Group1" / "labels.json").write_bytes(b"Mac OS X")
+    (tmp_path / above / "3-C").mkdir()
+    found = relation252k.find_pairs(tmp_path)
+    assert [(c.task, c.caption) for c in found.candidates] == [("1-A", "1-A Group1"), ("2-B", "2-B Group1")]
+    assert kinds(found) == {("3-C", "few-pairs")}
+    (one,) = relation252k.find_pairs(tmp_path / above / "1-A").candidates
+    assert (one.task, one.caption) == ("1-A", "1-A Group1")
+
+
+def encoded(seed: int, *, kind: str = "JPEG") -> bytes:
+    buffer = io.BytesIO()
+    paint(seed).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_shard(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def test_webdataset_shards_are_unpacked_unchanged(tmp_path: Path) -> None:
+    described = {"task": "night", "caption": "make it\n night", "split": "validation", "weight": 3}
+    members = {
+        "a/0001.before.jpg": encoded(1), "a/0001.after.png": encoded(2, kind="PNG"),
+        "a/0001.json": json.dumps(described).encode(),
+        "a/0002.before.jpg": encoded(3), "a/0002.after.jpg": encoded(4), "a/0002.txt": b"words",
+    }  # fmt: skip
+    (tmp_path / "shards").mkdir()
+    write_shard(tmp_path / "shards" / "train-000.tar", members)
+    write_shard(tmp_path / "shards" / "train-001.tar.gz", {"x.source.jpg": encoded(5), "x.target.jpg": encoded(6)})
+    found = webdataset.find_pairs([tmp_path / "shards"], tmp_path / "pictures")
+    assert not found.problems
+    first, second, third = records_of(found)
+    assert (first.id, first.task, first.caption) == ("train-000/a/0001", "night", "make it night")
+    assert (first.split, first.weight) == ("val", 3.0)
+    assert (second.task, second.caption, second.split) == ("shards", "words", "train")
+    assert third.id == "train-001/x"
+    assert first.before.read_bytes() == members["a/0001.before.jpg"]
+    assert first.after.suffix == ".png"
+
+
+def test_webdataset_texts_beside_pictures_are_no_pictures(tmp_path: Path) -> None:
+    members = {
+        "._1.before.jpg": b"Mac OS X",
+        "1.before.JPEG": encoded(1), "1.before.txt": b"a house", "1.After.webp": encoded(2, kind="WEBP"),
+        "1.after.json": b"{}", "1.txt": b"\xef\xbb\xbfdraw it\r\n", "1.json": b"\xef\xbb\xbf{}",
+    }  # fmt: skip
+    (tmp_path / "ink").mkdir()
+    write_shard(tmp_path / "ink" / "a.TAR", members)
+    (tmp_path / "ink" / "._a.tar").write_bytes(b"Mac OS X")
+    found = webdataset.find_pairs([tmp_path / "ink"], tmp_path / "pictures")
+    assert not found.problems
+    (record,) = records_of(found)
+    assert (record.caption, record.task, record.before.read_bytes()) == ("draw it", "ink", encoded(1))
+
+
+def test_webdataset_members_cannot_leave_the_folder(tmp_path: Path) -> None:
+    names = ("../../evil.before.jpg", "../../evil.after.jpg", "/etc/x.before.jpg", "/etc/x.after.jpg")
+    write_shard(tmp_path / "s.tar", {name: encoded(i) for i, name in enumerate(names)})
+    (tmp_path / "in").mkdir()
+    found = webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "in" / "pictures")
+    written = {path for path in tmp_path.rglob("*") if path.is_file() and path.name != "s.tar"}
+    assert len(found.candidates) == 2
+    assert all((tmp_path / "in" / "pictures") in path.parents for path in written)
+
+
+def test_importing_again_changes_nothing_and_another_set_needs_its_own_folder(tmp_path: Path) -> None:
+    names = ("x.before.jpg", "x.after.jpg")
+    write_shard(tmp_path / "s.tar", {name: encoded(i) for i, name in enumerate(names)})
+    first = records_of(webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "pictures"))
+    assert records_of(webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "pictures")) == first
+    write_shard(tmp_path / "s.tar", {name: encoded(7 + i) for i, name in enumerate(names)})
+    with pytest.raises(OutputError, match="every import needs its own"):
+        webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "pictures")
+    assert records_of(Found([Candidate(r.id, r.task, r.before, r.after) for r in first])) == first
+
+
+def test_keys_that_differ_in_slashes_only_keep_their_own_pictures(tmp_path: Path) -> None:
+    names = ("a/b.before.jpg", "a/b.after.jpg", "a_b.before.jpg", "a_b.after.jpg")
+    write_shard(tmp_path / "s.tar", {name: encoded(i) for i, name in enumerate(names)})
+    first, second = records_of(webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "pictures"))
+    assert (first.id, second.id) == ("s/a/b", "s/a_b")
+    assert [r.before.read_bytes() for r in (first, second)] == [encoded(0), encoded(2)]
+
+
+def test_incomplete_samples_and_damaged_shards_are_listed(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", {
+        "1.before.jpg": encoded(1), "1.json": b"{}",
+        "2.before.jpg": encoded(2), "2.after.jpg": encoded(3), "2.json": b"{broken",
+        "3.before.jpg": b"no picture", "3.after.jpg": encoded(4),
+    })  # fmt: skip
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    write_shard(
+        tmp_path / "b.tar", {f"{i}.{side}.png": buffer.getvalue() for i in range(9) for side in ("after", "before")}
+    )
+    truncate(tmp_path / "b.tar", keep=0.5)
+    (tmp_path / "c.tar.gz").write_bytes(gzip.compress(b"no tar at all")[:20])
+    found = webdataset.find_pairs([tmp_path], tmp_path / "pictures")
+    assert kinds(found) == {
+        ("a.tar", "unpaired"),
+        ("a.tar", "unreadable"),
+        ("b.tar", "damaged"),
+        ("c.tar.gz", "damaged"),
+    }
+    records, problems = build_pairs(found.candidates)
+    assert [problem.kind for problem in problems] == ["unreadable"]
+    assert "a/2" in [record.id for record in records]
+    assert sum(record.id.startswith("b/") for record in records) in (3, 4)
+
+
+def test_no_shards_are_refused(tmp_path: Path) -> None:
+    for source in (tmp_path, tmp_path / "x.tar"):
+        with pytest.raises(DataError, match="tar file"):
+            webdataset.find_pairs([source], tmp_path / "pictures")
+
+
+def test_a_moved_data_folder_keeps_working(tmp_path: Path) -> None:
+    write_pair(tmp_path / "data" / "t", "a", 1)
+    PairIndex(records_of(folders.find_pairs(tmp_path / "data"))).write_index(tmp_path / "data" / "pairs.jsonl")
+    shutil.move(tmp_path / "data", tmp_path / "elsewhere")
+    (record,) = PairIndex.read_index(tmp_path / "elsewhere" / "pairs.jsonl").records
+    assert load_pair(record)[0].size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("a/b", "a_b"),
+        ("..", "unnamed"),
+        ("", "unnamed"),
+        ("x.", "x"),
+        ("a\0b", "a_b"),
+        ("é ü", "é ü"),
+        ("C:\\x", "C_x"),
+    ],
+)
+def test_file_names_are_made_safe(name: str, safe: str) -> None:
+    assert safe_name(name) == safe
+
+
+def test_split_names_of_other_sets_are_understood() -> None:
+    names = ("train", "Validation", "dev", "test", "whatever")
+    assert [split_name(name) for name in names] == ["train", "val", "val", "test", "train"]
+
+
+def test_a_member_of_excessive_size_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webdataset, "_MAX_MEMBER_BYTES", 100)
+    write_shard(tmp_path / "s.tar", {"1.before.jpg": b"x" * 101, "1.after.jpg": encoded(4)})
+    found = webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "pictures")
+    assert "1.before.jpg has 101 bytes" in str(found.problems[0]) and not found.candidates

@@ -1,0 +1,173 @@
+"""The index file: what is written is read again, and every mistake in it is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorweb_core.errors import OutputError
+from tests.training.data.pair_images import pair_at, write_tasks
+from training.data.index import DataError, PairIndex, TripletIndex, TripletRecord, open_index
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    records = write_tasks(tmp_path / "pictures", {"négatif": [(64, 48), (64, 64)], "b": [(32, 32)]})
+    PairIndex(records).write_index(tmp_path / "pairs.jsonl")
+    assert PairIndex.read_index(tmp_path / "pairs.jsonl").records == tuple(records)
+
+
+def test_paths_are_relative_so_the_folder_can_move(tmp_path: Path) -> None:
+    records = write_tasks(tmp_path / "first" / "pictures", {"negative": [(64, 48)]})
+    PairIndex(records).write_index(tmp_path / "first" / "pairs.jsonl")
+    line = json.loads((tmp_path / "first" / "pairs.jsonl").read_text(encoding="utf-8"))
+    assert line["before"] == "pictures/negative/0000_before.png"
+    shutil.move(tmp_path / "first", tmp_path / "second")
+    moved = PairIndex.read_index(tmp_path / "second" / "pairs.jsonl").records[0]
+    assert moved.before == tmp_path / "second" / "pictures" / "negative" / "0000_before.png"
+    assert moved.before.is_file()
+
+
+def test_pictures_above_the_index_are_found(tmp_path: Path) -> None:
+    records = write_tasks(tmp_path / "pictures", {"negative": [(64, 48)]})
+    (tmp_path / "indexes").mkdir()
+    PairIndex(records).write_index(tmp_path / "indexes" / "pairs.jsonl")
+    assert PairIndex.read_index(tmp_path / "indexes" / "pairs.jsonl").records[0].after.is_file()
+
+
+@settings(max_examples=30, deadline=None)
+@given(caption=st.text(max_size=40), task=st.text(min_size=1, max_size=20), weight=st.floats(0, 100))
+def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, caption: str, task: str, weight: float) -> None:
+    path = tmp_path_factory.mktemp("index") / "pairs.jsonl"
+    record = replace(pair_at("x", 0), task=task, caption=caption, weight=weight)
+    PairIndex([record]).write_index(path)
+    assert PairIndex.read_index(path).records == (record,)
+
+
+def test_a_file_name_that_is_no_utf8_survives(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff\xfe.png")
+    records = [replace(pair_at("t", 0), before=tmp_path / name)]
+    PairIndex(records).write_index(tmp_path / "pairs.jsonl")
+    assert PairIndex.read_index(tmp_path / "pairs.jsonl").records == tuple(records)
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    good = {"id": "x", "task": "t", "before": "a.png", "after": "b.png", "width": 8, "height": 8}
+    lines = [
+        "{not json",
+        json.dumps({**good, "captoin": "x"}),
+        json.dumps({**good, "width": "8", "split": "trian", "weight": -1}),
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        PairIndex.read_index(path)
+    message = str(caught.value)
+    assert "line 1: it is not usable JSON" in message
+    assert "line 2: unknown field 'captoin' (did you mean 'caption'?)" in message
+    assert "width is '8', not of type int" in message
+    assert "split is 'trian', not one of train, val, test" in message
+    assert "weight is -1" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"width": 0}, "width is 0"),
+        ({"weight": float("inf")}, "weight is inf"),
+        ({"strip": 1}, "strip is 1, not of type bool"),
+        ({"height": True}, "height is True"),
+        ({"before": None}, "before is None"),
+    ],
+)
+def test_a_wrong_value_is_refused(tmp_path: Path, changes: dict[str, object], told: str) -> None:
+    good = {"id": "x", "task": "t", "before": "a.png", "after": "b.png", "width": 8, "height": 8}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(good | changes), encoding="utf-8")
+    with pytest.raises(DataError, match=told):
+        PairIndex.read_index(tmp_path / "pairs.jsonl")
+
+
+def test_missing_fields_and_repeated_ids_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"id": "x"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="field 'task' is missing"):
+        PairIndex.read_index(path)
+    PairIndex([pair_at("t", 0), pair_at("t", 0)]).write_index(path)
+    with pytest.raises(DataError, match="id 't/0000' occurs 2 times"):
+        PairIndex.read_index(path)
+
+
+def test_an_empty_or_missing_index_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no record at all"):
+        PairIndex.read_index(tmp_path / "empty.jsonl")
+    with pytest.raises(DataError, match=r"training\.prepare"):
+        PairIndex.read_index(tmp_path / "nothing.jsonl")
+    with pytest.raises(DataError, match="is a folder, not a file"):
+        PairIndex.read_index(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_told_and_the_old_index_stays(tmp_path: Path) -> None:
+    with pytest.raises(OutputError):
+        PairIndex([pair_at("t", 0)]).write_index(tmp_path / "no such folder" / "pairs.jsonl")
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("has_hash", [True, False])
+def test_a_file_that_is_replaced_in_place_has_another_key(tmp_path: Path, has_hash: bool) -> None:
+    (record,) = write_tasks(tmp_path, {"t": [(64, 48)]})
+    record = record if has_hash else replace(record, sha256="")
+    keys = {record.before_key}
+    assert record.before_key in keys
+    status = record.after.stat()
+    os.utime(record.after, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # of the same size, a moment later
+    keys.add(record.before_key)
+    record.after.write_bytes(record.after.read_bytes() + b"x")
+    os.utime(record.after, ns=(status.st_atime_ns, status.st_mtime_ns))
+    keys.add(record.before_key)
+    assert len(keys) == 3
+
+
+def test_a_hashed_pair_keeps_its_keys_in_another_folder_and_another_one_does_not(tmp_path: Path) -> None:
+    (here,) = write_tasks(tmp_path / "here", {"t": [(64, 48)]})
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    there = replace(
+        here, before=tmp_path / "there" / "t" / here.before.name, after=tmp_path / "there" / "t" / here.after.name
+    )
+    assert (there.before_key, there.after_key) == (here.before_key, here.after_key)
+    sets = [write_tasks(tmp_path / name, {"t": [(64, 48)]})[0] for name in ("one", "two")]
+    first, second = (replace(record, sha256="") for record in sets)
+    assert first.id == second.id
+    assert first.before_key != second.before_key
+    key = first.after_key
+    assert key == replace(first, id="another name").after_key
+    os.utime(first.before, ns=(0, 0))
+    assert first.after_key != key
+    key = first.after_key
+    first.after.unlink()
+    assert first.after_key != key
+
+
+def test_open_index_tells_triplets_from_pairs(tmp_path: Path) -> None:
+    PairIndex([pair_at("t", 0)]).write_index(tmp_path / "pairs.jsonl")
+    triplet = TripletRecord("x", "t", tmp_path / "control" / "x.jpg", tmp_path / "target" / "x.jpg", 64, 48, "do it")
+    TripletIndex([triplet]).write_index(tmp_path / "triplets.jsonl")
+    assert isinstance(open_index(tmp_path / "pairs.jsonl"), PairIndex)
+    read = open_index(tmp_path / "triplets.jsonl")
+    assert isinstance(read, TripletIndex)
+    assert read.records == (triplet,)
+
+
+def test_an_index_saved_by_a_windows_editor_is_read(tmp_path: Path) -> None:
+    records = [pair_at("t", number, before=tmp_path / "a.png", after=tmp_path / "b.png") for number in range(2)]
+    path = tmp_path / "pairs.jsonl"
+    PairIndex(records).write_index(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert PairIndex.read_index(path).records == tuple(records)
+    assert len(open_index(path)) == 2

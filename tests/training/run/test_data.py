@@ -1,0 +1,189 @@
+"""What a run draws from: which analogies it is validated on, and what it says of pairs that it cannot use."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from training.data.index import PairIndex
+from training.prepare import main as prepare
+from training.run.data import divided_pairs, open_training_data, training_batches, validation_outlook
+from training.run.preflight import preflight_report
+from training.train import train
+
+
+@pytest.mark.parametrize(("limit", "tasks"), [(3, 3), (5, 4), (99, 4)])
+def test_few_validation_analogies_are_of_as_many_tasks_as_possible(tiny_config, limit, tasks):
+    options = ("validation.every=1", "validation.per_task=2", "data.hold_out_tasks=0", "data.hold_out_pairs=2")
+    data = open_training_data(tiny_config(*options, f"validation.max_items={limit}"), None)
+    fixed = data.validation["seen"].dataset
+    assert len(fixed) == min(limit, 8)
+    assert len({fixed.records[item.b].task for item in fixed.quadruplets}) == tasks
+
+
+def test_reason_for_pairs_left_out_is_an_error_not_a_warning(tiny_config, tiny_parts, tmp_path, caplog):
+    *records, last = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    missing = replace(last, before=tmp_path / "absent.png")
+    PairIndex([*records, missing]).write_index(tmp_path / "pairs.jsonl")
+    # At this size all pictures are small, which is only remarked on.
+    config = tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}", "data.resolution_px=256")
+    assert len(open_training_data(config, None).records) == len(records)
+    assert "1 of 16 pairs are left out; first reason: error: " in caplog.text
+    assert "absent.png" in caplog.text
+
+
+def test_a_broken_pair_is_never_the_one_held_out(tiny_config, tiny_parts, tmp_path):
+    options = ("data.hold_out_tasks=0", "data.hold_out_pairs=1", "validation.every=1")
+    intact = open_training_data(tiny_config(*options), None)
+    held = next(record for record in intact.records if record.split == "val")
+    records = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    broken = [replace(record, before=tmp_path / "absent.png") if record.id == held.id else record for record in records]
+    PairIndex(broken).write_index(tmp_path / "pairs.jsonl")
+    config = tiny_config(*options, f"data.index={tmp_path / 'pairs.jsonl'}")
+    data = open_training_data(config, None)
+    tasks = sorted({record.task for record in records})
+    assert sorted(record.task for record in data.records if record.split == "val") == tasks
+    assert "15 of 16 pairs usable by their headers, 11 to train on" in preflight_report(config).text()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_picture_is_told_once_and_counted_at_the_end(tiny_config, tiny_parts, tmp_path, caplog, workers):
+    *records, last = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    cut_off = tmp_path / "cut-off.png"
+    cut_off.write_bytes(last.before.read_bytes()[:-60])
+    PairIndex([*records, replace(last, before=cut_off)]).write_index(tmp_path / "pairs.jsonl")
+    options = ("data.hold_out_tasks=0", "data.hold_out_pairs=0", "run.steps=8", f"data.workers={workers}")
+    train(tiny_config(*options, f"data.index={tmp_path / 'pairs.jsonl'}"))
+    told = [message for message in caplog.messages if "replaced" in message]
+    assert len(told) == 2
+    assert "cut-off.png: damaged" in told[0]
+    count = re.fullmatch(r"(\d+) draw\(s\) replaced because of 1 picture\(s\); `.*prepare check` names them", told[1])
+    assert count is not None
+    assert int(count[1]) > 1
+
+
+@pytest.mark.parametrize(("source", "is_told"), [("a", True), ("b", True), ("task", False), ("none", False)])
+def test_missing_captions_are_counted_by_check_and_at_the_start(
+    tiny_config, tiny_parts, tmp_path, caplog, source, is_told
+):
+    records = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    config = tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}", f"text.caption_source={source}")
+    training = [r.id for r in divided_pairs(config, PairIndex(records))[0] if r.split == "train"]
+    records = [replace(record, caption="" if record.id in training[:2] else "edit it") for record in records]
+    PairIndex(records).write_index(tmp_path / "pairs.jsonl")
+    line = f"captions: 2 of {len(training)} have none (first: {training[0]})"
+    assert (line in preflight_report(config).text()) == is_told
+    open_training_data(config, None)
+    assert (line in caplog.text) == is_told
+
+
+def test_check_says_that_it_reads_headers_only(tiny_config, tiny_parts, tmp_path):
+    *records, last = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    cut_off = tmp_path / "cut-off.png"
+    cut_off.write_bytes(last.before.read_bytes()[:-60])
+    PairIndex([*records, replace(last, before=cut_off)]).write_index(tmp_path / "pairs.jsonl")
+    told = preflight_report(tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}")).text()
+    assert "16 of 16 pairs usable by their headers" in told
+    assert "`training.prepare check` lists them, decodes every file and may find more" in told
+
+
+@pytest.mark.parametrize("kind", ["pairs", "triplets"])
+def test_what_is_held_out_is_never_trained_on(tiny_config, tiny_parts, triplets, kind):
+    options = ["data.hold_out_tasks=1", "data.hold_out_pairs=1", f"data.index={tiny_parts / 'pairs.jsonl'}"]
+    if kind == "triplets":
+        assert prepare(["split", str(triplets), "--hold-out-tasks", "1", "--hold-out-pairs", "1"]) == 0
+        options = ["data.hold_out_tasks=0", f"data.index={triplets}"]
+    config = tiny_config(*options, "run.batch_size=64")
+    data = open_training_data(config, None)
+    held_out = {record.id for record in data.records if record.split != "train"}
+    assert held_out
+    batches = training_batches(data, config, first_step=0, rank=0, world_size=1)
+    batch = next(batches)
+    seen = {*batch["pair_a"], *batch["pair_b"]} if kind == "pairs" else {r.id for r in data.training.records}
+    assert seen
+    assert not seen & held_out
+
+
+def validation_lines(caplog):
+    told = [record for record in caplog.records if record.getMessage().startswith("validation")]
+    return [(record.levelname, record.getMessage()) for record in told]
+
+
+def test_the_number_of_validation_analogies_is_told(tiny_config, caplog):
+    caplog.set_level("INFO")
+    config = tiny_config("validation.every=1", "data.hold_out_tasks=1", "data.hold_out_pairs=1")
+    data = open_training_data(config, None)
+    assert {name: len(fixed.dataset) for name, fixed in data.validation.items()} == {"seen": 3, "held_out": 1}
+    assert validation_lines(caplog) == [
+        ("INFO", "validation on seen tasks: 3 item(s); held-out tasks: 1 item(s)"),
+    ]
+    assert validation_outlook(config, data.records).counts == {"seen": 3, "held_out": 1}
+
+
+def test_tasks_of_two_pairs_leave_nothing_to_validate_on_and_one_warning_says_why(
+    tiny_config, tiny_parts, tmp_path, caplog
+):
+    kept, counts = [], Counter()
+    for record in PairIndex.read_index(tiny_parts / "pairs.jsonl").records:
+        counts[record.task] += 1
+        kept += [record] if counts[record.task] <= 2 else []
+    PairIndex(kept).write_index(tmp_path / "pairs.jsonl")
+    options = ("validation.every=1", "data.hold_out_pairs=1", f"data.index={tmp_path / 'pairs.jsonl'}")
+    assert not open_training_data(tiny_config(*options, "data.hold_out_tasks=0"), None).validation
+    (warning,) = [message for level, message in validation_lines(caplog) if level == "WARNING"]
+    assert "validation on seen tasks: none, since each of 4 task(s) needs two pairs" in warning
+    assert "validation on held-out tasks: none, since data.hold_out_tasks is 0; set it" in warning
+    caplog.clear()
+    data = open_training_data(tiny_config(*options, "data.hold_out_tasks=1"), None)
+    assert data.validation.keys() == {"held_out"}
+    (warning,) = [message for level, message in validation_lines(caplog) if level == "WARNING"]
+    assert "on seen tasks: none" in warning
+    assert "held-out" not in warning
+    caplog.clear()
+    open_training_data(tiny_config(*options, "validation.every=0"), None)
+    assert not [message for level, message in validation_lines(caplog) if level == "WARNING"]
+
+
+def test_a_set_that_was_not_asked_for_is_no_reason_to_warn(tiny_config, tiny_parts):
+    config = tiny_config("validation.every=1", "data.hold_out_tasks=0", "data.hold_out_pairs=1")
+    records, _ = divided_pairs(config, PairIndex.read_index(tiny_parts / "pairs.jsonl"))
+    outlook = validation_outlook(config, records)
+    assert outlook.counts == {"seen": 4, "held_out": 0}
+    assert "held-out tasks: none, since data.hold_out_tasks is 0" in outlook.line
+    assert not outlook.warning
+
+
+@pytest.fixture
+def triplets(tiny_parts, tmp_path):
+    """Index of ready-made triplets, all of them for training."""
+    folder, index = tmp_path / "reference", tmp_path / "triplets.jsonl"
+    assert prepare(["export-reference", str(tiny_parts / "pairs.jsonl"), "--out", str(folder), "--format", "png"]) == 0
+    assert prepare(["reference", str(folder), "--out", str(index)]) == 0
+    return index
+
+
+def test_triplets_validate_on_what_prepare_split_holds_out(tiny_config, triplets, caplog):
+    config = tiny_config("validation.every=1", f"data.index={triplets}", "data.hold_out_tasks=0")
+    assert not open_training_data(config, None).validation
+    (warning,) = [message for level, message in validation_lines(caplog) if level == "WARNING"]
+    assert f"prepare split {triplets} --hold-out-pairs 1`" in warning
+    caplog.clear()
+    assert prepare(["split", str(triplets), "--hold-out-tasks", "1", "--hold-out-pairs", "1"]) == 0
+    data = open_training_data(config, None)
+    assert data.validation.keys() == {"seen", "held_out"}
+    trained = {name for record in data.training.records for name in (record.pair_a, record.pair_b)}
+    for fixed in data.validation.values():
+        assert not trained & {record.pair_b for record in fixed.dataset.records}
+        assert fixed.dataset[fixed.batches[0][0]] is not None
+    assert not validation_lines(caplog)
+
+
+def test_a_run_on_triplets_gives_validation_losses(tiny_config, triplets):
+    assert prepare(["split", str(triplets), "--hold-out-tasks", "1", "--hold-out-pairs", "1"]) == 0
+    options = ("run.steps=1", "validation.every=1", "validation.pictures=0", "data.hold_out_tasks=0")
+    config = tiny_config(f"data.index={triplets}", *options)
+    train(config)
+    numbers = config.run_folder / "validation" / "step-000000001" / "numbers.json"
+    assert {"validation/seen", "validation/held_out"} <= json.loads(numbers.read_text()).keys()

@@ -1,0 +1,368 @@
+"""The loop: it learns, does the same in every arrangement, and survives what happens to runs."""
+
+import json
+import math
+import os
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lorweb_core.checkpoint import load_basis
+from training.run.checkpoints import list_checkpoints
+from training.run.loop import DivergenceError
+from training.train import main, train
+
+
+def _file_of(config):
+    return config.run_folder / f"{config.run.name}.safetensors"
+
+
+def _largest_difference(first, second):
+    a, b = load_file(first), load_file(second)
+    assert a.keys() == b.keys()
+    return max(float((a[name].float() - b[name].float()).abs().max()) for name in a)
+
+
+def _trained(state):
+    return {name: tensor.detach().clone() for name, tensor in state.model.trained_state().items()}
+
+
+def test_loss_falls_and_the_file_loads_in_the_core(tiny_config):
+    config = tiny_config("run.steps=40", "optimizer.schedule=constant")
+    result = train(config)
+    assert result.step == 40
+    assert sum(result.losses[-10:]) < 0.9 * sum(result.losses[:10])
+    basis = load_basis(result.basis_file)
+    assert len(basis.layers) == 20
+    assert basis.settings == config.router_settings()
+    assert basis.report == ()
+    assert {layer.total_rank for layer in basis.layers.values()} == {8}
+
+
+def test_captions_are_encoded_and_used(tiny_config, tiny_parts, assembled):
+    model = tiny_parts / "model-with-text"
+    config = tiny_config("run.steps=1", f"base.model={model}", "text.caption_source=a", "run.batch_size=16")
+    loop, state = assembled(config)
+    batch = next(loop.batches)
+    encoded = loop.encoder.encode(batch, slice(None))
+    assert encoded.conditioning.prompt_embeds.shape == (16, 24, 32)
+    for first, second in zip(range(0, 15), range(1, 16), strict=True):
+        is_same = torch.equal(encoded.conditioning.prompt_embeds[first], encoded.conditioning.prompt_embeds[second])
+        assert is_same == (batch["caption"][first] == batch["caption"][second])
+    loop.run(state)
+    assert state.step == 1
+
+
+def test_captions_without_text_encoders_are_refused(tiny_config):
+    with pytest.raises(ValueError, match="caption_source: none"):
+        train(tiny_config("run.steps=1", "text.caption_source=task"))
+
+
+def test_file_has_the_names_and_shapes_of_the_reference_and_no_machine_path(tiny_config):
+    config = tiny_config("run.steps=1")
+    tensors = load_file(train(config).basis_file)
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    assert tensors[f"{layer}.lora_A"].shape == (4, 32, 2)
+    assert tensors[f"{layer}.lora_B"].shape == (4, 2, 32)
+    assert tensors[f"{layer}.lora_keys"].shape == (4, 8)
+    assert tensors[f"{layer}.att_lora_to_q.weight"].shape == (8, 36)
+    assert len(tensors) == 20 * 4
+    assert str(config.run.folder) not in _file_of(config).read_bytes()[:4000].decode("latin-1")
+
+
+def test_resumed_run_equals_the_straight_one_bit_for_bit(tiny_config):
+    straight = tiny_config("run.steps=8", "run.name=straight", "checkpoint.dtype=float32")
+    train(straight)
+    resumed = tiny_config("run.steps=8", "run.name=resumed", "checkpoint.dtype=float32")
+    _, state = _stopped_after(resumed, 3)
+    assert state.step == 3
+    result = train(resumed, resume="latest")
+    assert len(result.losses) == 5
+    assert _largest_difference(_file_of(straight), _file_of(resumed)) == 0.0
+
+
+def test_resumed_run_with_moving_average_and_posterior_samples_equals_the_straight_one(tiny_config):
+    options = ("run.steps=6", "checkpoint.dtype=float32", "optimizer.ema_decay=0.9", "flow.latents=sample")
+    straight, resumed = tiny_config(*options, "run.name=straight"), tiny_config(*options, "run.name=resumed")
+    train(straight)
+    _stopped_after(resumed, 2)
+    train(resumed, resume="latest")
+    assert _largest_difference(_file_of(straight), _file_of(resumed)) == 0.0
+
+
+def _stopped_after(config, steps):
+    from training.run.distributed import Processes
+    from training.run.signals import StopRequest
+    from training.train import assemble
+
+    stop = StopRequest()
+    loop, state = assemble(config, Processes("cpu"), stop)
+    calls = []
+
+    def ask_to_stop(*_):
+        calls.append(1)
+        if len(calls) == steps:
+            stop.reason = "the test"
+
+    state.model.transformer.register_forward_pre_hook(ask_to_stop)
+    loop.run(state)
+    return loop, state
+
+
+def test_micro_batches_add_up_to_the_whole_batch(tiny_config, assembled):
+    states = []
+    for size in (8, 3):
+        loop, state = assembled(tiny_config("run.steps=3", f"run.micro_batch_size={size}", f"run.name=m{size}"))
+        loop.run(state)
+        states.append(_trained(state))
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name], atol=2e-6, rtol=1e-4)
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny_config, assembled):
+    gradients = []
+    for is_on in ("false", "true"):
+        config = tiny_config("run.steps=1", f"base.gradient_checkpointing={is_on}", f"run.name=g{is_on}")
+        loop, state = assembled(config)
+        for linear in state.model.linears.values():  # with up = 0 the router would have no gradient
+            torch.nn.init.normal_(linear.up, std=0.1, generator=torch.Generator().manual_seed(1))
+        loop._accumulate(state, next(loop.batches))
+        gradients.append([p.grad for p in state.model.adapter_parameters() + state.model.router_parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert float(gradients[0][-1].abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("tried to allocate more than there is"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_update(tiny_config, assembled, error):
+    loop, plain = assembled(tiny_config("run.steps=2", "run.micro_batch_size=2", "run.name=plain"))
+    loop.run(plain)
+    loop, halved = assembled(tiny_config("run.steps=2", "run.name=halved"))
+
+    def refuse_large_batches(_module, _args, kwargs):
+        if len(kwargs["hidden_states"]) > 2:
+            raise error
+
+    halved.model.transformer.register_forward_pre_hook(refuse_large_batches, with_kwargs=True)
+    loop.run(halved)
+    assert halved.micro_batch_size == 2
+    for name, tensor in _trained(plain).items():
+        torch.testing.assert_close(tensor, _trained(halved)[name], atol=2e-6, rtol=1e-4)
+
+
+def test_another_error_of_the_forward_pass_is_not_taken_for_lack_of_memory(tiny_config, assembled):
+    loop, state = assembled(tiny_config("run.steps=2"))
+
+    def fail(*_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    state.model.transformer.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        loop.run(state)
+
+
+def test_out_of_memory_outside_of_a_step_says_what_to_change(tiny_config, monkeypatch):
+    def run_out(*_args, **_options):
+        raise torch.OutOfMemoryError("tried to allocate more than there is")
+
+    monkeypatch.setattr("training.run.session.load_transformer", run_out)
+    with pytest.raises(ValueError, match=r"--check what needs how much"):
+        train(tiny_config("run.steps=1"))
+
+
+def test_out_of_memory_with_one_sample_says_what_to_change(tiny_config, assembled):
+    loop, state = assembled(tiny_config("run.steps=2", "run.micro_batch_size=1"))
+
+    def refuse(*_):
+        raise torch.OutOfMemoryError("nothing left")
+
+    state.model.transformer.register_forward_pre_hook(refuse)
+    with pytest.raises(ValueError, match="micro_batch_size"):
+        loop.run(state)
+
+
+def _break_steps(state, steps):
+    """Let the transformer give NaN in these steps."""
+
+    def spoil(_module, _args, output):
+        return (output[0] * math.nan,) if state.step in steps else None
+
+    state.model.transformer.register_forward_hook(spoil)
+
+
+def test_step_with_a_non_finite_loss_is_skipped_and_counted(tiny_config, assembled):
+    loop, state = assembled(tiny_config("run.steps=4"))
+    _break_steps(state, {1})
+    loop.run(state)
+    assert (state.step, state.bad_steps) == (4, 1)
+    assert all(bool(tensor.isfinite().all()) for tensor in _trained(state).values())
+
+
+def test_run_stops_after_too_many_non_finite_steps(tiny_config, assembled):
+    loop, state = assembled(tiny_config("run.steps=9", "run.max_bad_steps=2"))
+    _break_steps(state, range(9))
+    with pytest.raises(DivergenceError, match="learning_rate"):
+        loop.run(state)
+    assert state.bad_steps == 3
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_signal_saves_and_ends_cleanly_and_the_run_goes_on(tiny_config, tiny_overrides, name, monkeypatch):
+    config = tiny_config("run.steps=4", "checkpoint.every=100")
+    from training.run.loop import Loop
+
+    update = Loop._update
+
+    def update_and_signal(self, state, norm):
+        if state.step == 1:
+            os.kill(os.getpid(), getattr(signal, name))
+        return update(self, state, norm)
+
+    monkeypatch.setattr(Loop, "_update", update_and_signal)
+    before = signal.getsignal(signal.SIGTERM)
+    result = train(config)
+    assert (result.step, result.basis_file) == (2, None)
+    assert [path.name for path in list_checkpoints(config.run_folder / "checkpoints")] == ["step-000000002"]
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert train(config, resume="latest").step == 4
+
+
+def test_second_interrupt_ends_at_once_and_says_how_to_go_on(tiny_overrides, monkeypatch, capsys, caplog):
+    from training.run.loop import Loop
+
+    update = Loop._update
+
+    def interrupt_twice(self, state, norm):
+        for _ in range(2 if state.step == 1 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, state, norm)
+
+    monkeypatch.setattr(Loop, "_update", interrupt_twice)
+    assert main(["--config", "tiny.yaml", *tiny_overrides("run.steps=4")]) == 130
+    assert "--resume latest" in capsys.readouterr().err
+    assert "Ctrl-C again" in caplog.text
+
+
+def test_existing_run_is_not_overwritten_unasked(tiny_config, tiny_overrides, capsys):
+    train(tiny_config("run.steps=1"))
+    assert main(["--config", "tiny.yaml", *tiny_overrides("run.steps=1")]) == 2
+    assert "--resume latest" in capsys.readouterr().err
+
+
+def test_resume_latest_without_a_checkpoint_starts(tiny_config):
+    assert train(tiny_config("run.steps=1"), resume="latest").step == 1
+
+
+def test_gain_is_folded_into_the_file(tiny_config, assembled):
+    config = tiny_config("run.steps=3", "checkpoint.dtype=float32")
+    loop, state = assembled(config)
+    loop.run(state)
+    layer = load_basis(list_checkpoints(config.run_folder / "checkpoints")[-1] / "basis.safetensors").layers
+    name, linear = next(iter(state.model.linears.items()))
+    up = linear.up.detach().unflatten(0, (4, 2)).transpose(1, 2)
+    torch.testing.assert_close(layer[name].lora_up, 4 * up)
+    assert state.model.router.gain == 4
+
+
+def test_run_starts_from_a_finished_basis(tiny_config, assembled):
+    first = train(tiny_config("run.steps=3", "checkpoint.dtype=float32")).basis_file
+    config = tiny_config("run.steps=1", "run.name=second", f"basis.start_from={first}", "checkpoint.dtype=float32")
+    _, state = assembled(config)
+    again = state.model.layers()
+    for name, layer in load_basis(first).layers.items():
+        torch.testing.assert_close(again[name].lora_up, layer.lora_up)
+        torch.testing.assert_close(again[name].keys, layer.keys)
+
+
+def test_file_holds_the_moving_average_of_the_weights(tiny_config, assembled):
+    config = tiny_config("run.steps=3", "checkpoint.dtype=float32", "optimizer.ema_decay=0.9")
+    loop, state = assembled(config)
+    loop.run(state)
+    saved = load_basis(list_checkpoints(config.run_folder / "checkpoints")[-1] / "basis.safetensors").layers
+    for name, layer in state.model.layers(state.average.tensors).items():
+        assert torch.equal(saved[name].lora_up, layer.lora_up)
+        assert torch.equal(saved[name].keys, layer.keys)
+        assert not torch.equal(saved[name].lora_up, state.model.layers()[name].lora_up)
+
+
+def _first_step(assembled, config):
+    """Loss, what the base was told as guidance, and the gradient that the optimizer gets, of a run's first step."""
+    loop, state = assembled(config)
+    told = []
+    state.model.transformer.register_forward_pre_hook(lambda _, __, inputs: told.append(inputs), with_kwargs=True)
+    loss, norm = loop._accumulate(state, next(loop.batches))
+    gradients = [p.grad.flatten() for p in state.model.trained_parameters() if p.grad is not None]
+    return loss, told[0]["guidance"], norm, float(torch.cat(gradients).norm())
+
+
+def test_copied_weight_of_a_run_is_that_of_its_loss(tiny_config, assembled):
+    """The mean weight is 1, so that the loss at weight w is (answer + 3·w·copied) / (1 + 3·w)."""
+    losses = {
+        w: _first_step(assembled, tiny_config(f"flow.copied_weight={w}", f"run.name=w{w}"))[0] for w in (0, 0.5, 1, 2)
+    }
+    answer, copied = losses[0], (4 * losses[1] - losses[0]) / 3
+    assert abs(answer - copied) > 1e-3
+    for w in (0.5, 2):
+        assert losses[w] == pytest.approx((answer + 3 * w * copied) / (1 + 3 * w), rel=1e-5)
+
+
+def test_guidance_of_a_run_is_what_the_base_is_told(tiny_config, assembled):
+    for value in (1.0, 3.5):
+        _, guidance, _, _ = _first_step(assembled, tiny_config(f"flow.guidance={value}", f"run.name=g{value}"))
+        assert guidance.tolist() == [value] * 8
+
+
+def test_gradients_are_clipped_to_the_largest_norm_and_reported_as_they_were(tiny_config, assembled):
+    (free, clipped) = (
+        _first_step(assembled, tiny_config(f"optimizer.max_gradient_norm={limit}", f"run.name=n{limit}"))[2:]
+        for limit in ("null", "1e-3")
+    )
+    assert free[0] > 1e-2
+    assert free[1] == pytest.approx(free[0])
+    assert clipped == pytest.approx((free[0], 1e-3), rel=1e-3)
+
+
+def test_metrics_are_written_as_lines_of_json(tiny_config):
+    config = tiny_config("run.steps=5", "tracking.log_every=2")
+    train(config)
+    lines = [json.loads(line) for line in (config.run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    assert all(math.isfinite(line["train/loss"]) for line in lines)
+
+
+def test_seconds_per_step_leave_validation_out(tiny_config, monkeypatch):
+    from training.run.validation import Validator
+
+    compute = Validator.compute
+    monkeypatch.setattr(Validator, "compute", lambda *arguments: time.sleep(5) or compute(*arguments))
+    config = tiny_config("run.steps=2", "tracking.log_every=1", "validation.every=1", "validation.pictures=0")
+    train(config)
+    lines = map(json.loads, (config.run_folder / "metrics.jsonl").read_text().splitlines())
+    assert all(line.get("train/seconds_per_step", 0) < 5 for line in lines)
+
+
+def test_patterns_choose_the_layers(tiny_config):
+    config = tiny_config("run.steps=1", "basis.include=['*.attn.*']", "basis.exclude=['single_*']")
+    names = load_basis(train(config).basis_file).layers
+    assert len(names) == 8
+    assert all(".attn." in name and name.startswith("transformer_blocks") for name in names)
+
+
+@pytest.mark.parametrize("mode", ["aa'bb'", "caa'b", "caa'", "ca'-ca", "ca'-ca+cb"])
+def test_every_query_mode_trains(tiny_config, mode):
+    config = tiny_config("run.steps=1", f'basis.query_mode="{mode}"')
+    assert load_basis(train(config).basis_file).query_dim == 12
+
+
+def test_router_ablations_train(tiny_config):
+    config = tiny_config("run.steps=2", "basis.activation=tanh", "basis.heads=2", "basis.reduction=sum")
+    assert load_basis(train(config).basis_file).settings.activation == "tanh"

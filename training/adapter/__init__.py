@@ -1,0 +1,1 @@
+"""The basis on the base's Linears: the adapted Linear, what is trained, router health."""

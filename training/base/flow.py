@@ -1,0 +1,211 @@
+"""Rectified flow on grids: which sigmas are drawn, how they weigh, what is predicted, and the loss.
+
+    x_σ = (1 − σ)·x₀ + σ·noise,   target = noise − x₀,   loss = mean( w(σ) · m(quadrant) · (prediction − target)² )
+
+σ ∈ [0, 1]; the model's timestep is 1000·σ. Every sample's noise and sigma depend on (seed, step, its place in the
+batch) alone: not on the number of processes, the micro-batch size or what ran before, which makes resuming exact.
+Source of the bell: what the published trainer does in effect (README, "Differences"); the rest arXiv 2403.03206.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from lorweb_core.preprocessing import read_json_object
+
+from ..config.schema import TimestepSettings
+
+#: The published trainer's table has 1000 timesteps 1000, 999 … 1, and its draw never reaches the last.
+TABLE_SIZE = 1000
+TIMESTEP_MODES = ("bell", "uniform", "logit_normal", "shifted")
+
+
+def sample_generator(seed: int, step: int, position: int) -> torch.Generator:
+    """Return the CPU generator of one sample: the same for the same seed, step and place in the global batch."""
+    digest = hashlib.blake2b(f"{seed}:{step}:{position}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def draw_sigma(settings: TimestepSettings, generator: torch.Generator) -> tuple[float, float]:
+    """Return (sigma, weight) of one sample."""
+    if settings.mode == "logit_normal":
+        logit = settings.logit_mean + settings.logit_std * float(torch.randn((), generator=generator))
+        return 1 / (1 + math.exp(-logit)), 1.0
+    index = int(torch.randint(0, TABLE_SIZE - 1, (), generator=generator))
+    sigma = (TABLE_SIZE - index) / TABLE_SIZE
+    if settings.mode == "shifted":
+        return settings.shift * sigma / (1 + (settings.shift - 1) * sigma), 1.0
+    return sigma, float(bell_weights()[index]) if settings.mode == "bell" else 1.0
+
+
+def bell_weights() -> Tensor:
+    """Return the reference's effective weights [1000] float32 by table index i (timestep 1000 − i).
+
+    y_i = exp(−2·((i − 500)/1000)²) − min(y), scaled to mean 1: 0 at pure noise, 1.58 in the middle.
+    """
+    index = torch.arange(TABLE_SIZE, dtype=torch.float32)
+    bell = torch.exp(-2 * ((index - TABLE_SIZE / 2) / TABLE_SIZE) ** 2)
+    raised = bell - bell.min()
+    return raised * (TABLE_SIZE / raised.sum())
+
+
+def add_noise(latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
+    """Return x_σ of latents [B, C, h, w], noise alike and sigmas [B], in float32."""
+    sigma = sigmas.float().view(-1, 1, 1, 1)
+    return (1 - sigma) * latents.float() + sigma * noise.float()
+
+
+def velocity_target(latents: Tensor, noise: Tensor) -> Tensor:
+    """Return what the model should predict, noise − latents, in float32."""
+    return noise.float() - latents.float()
+
+
+def quadrant_weights(height: int, width: int, copied_weight: float, *, device: torch.device | None = None) -> Tensor:
+    """Return m [h, w] with mean 1: the answer's quadrant (bottom right) against `copied_weight` elsewhere.
+
+    The other three quadrants are in the context already; 1 weighs all alike (paper), 0 trains the answer alone.
+    """
+    weights = torch.full((height, width), float(copied_weight), device=device)
+    weights[height // 2 :, width // 2 :] = 1.0
+    return weights / weights.mean()
+
+
+def _weights_like(squared: Tensor, copied_weight: float) -> Tensor:
+    return quadrant_weights(squared.shape[-2], squared.shape[-1], copied_weight, device=squared.device)
+
+
+def sample_losses(prediction: Tensor, target: Tensor, weights: Tensor, *, copied_weight: float = 1.0) -> Tensor:
+    """Return each sample's loss [B] float32: the weighted squared error, mean over channels and positions.
+
+    Args:
+        prediction: [B, C, h, w].
+        target: [B, C, h, w].
+        weights: [B], w(σ).
+        copied_weight: see `quadrant_weights`.
+    """
+    squared = (prediction.float() - target.float()) ** 2
+    if copied_weight != 1.0:
+        squared = squared * _weights_like(squared, copied_weight)
+    return squared.flatten(1).mean(1) * weights.float()
+
+
+# Latents ⇄ the tokens that FLUX reads: 2×2 latent positions a token, and ids that tell context from target.
+#
+# Channel order within a token is (channel, row, column) as in the published FLUX code and diffusers. Target tokens
+# come first with ids (0, y, x), context tokens follow with ids (1, y, x); text ids are zero.
+
+
+TARGET, CONTEXT = 0, 1
+
+
+def pack_latents(latents: Tensor) -> Tensor:
+    """Return tokens [B, (h/2)·(w/2), 4·C] of latents [B, C, h, w]; h and w even."""
+    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+
+
+def unpack_latents(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Return latents [B, C, height, width] of tokens [B, (height/2)·(width/2), 4·C]."""
+    return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height // 2, w=width // 2, p=2, q=2)
+
+
+def token_ids(height: int, width: int, kind: int, *, device: torch.device | None = None) -> Tensor:
+    """Return float ids [(height/2)·(width/2), 3] of a latent picture; kind is `TARGET` or `CONTEXT`."""
+    rows = torch.arange(height // 2, device=device, dtype=torch.float32)
+    columns = torch.arange(width // 2, device=device, dtype=torch.float32)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([torch.full_like(y, float(kind)), y, x], dim=-1).flatten(0, 1)
+
+
+# Noise → a picture's latents: Euler steps along the predicted flow, with FLUX's resolution-dependent shift.
+#
+#     σ' = e^μ / (e^μ + 1/σ − 1),  μ linear in the number of target tokens;   x ← x + (σ_next − σ)·v(x, σ)
+#
+# The same schedule as diffusers' FlowMatchEulerDiscreteScheduler with FLUX.1-Kontext's values.
+# Source: arXiv 2403.03206.
+
+
+#: (latents [B, C, h, w], sigmas [B]) → velocity [B, C, h, w]
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SigmaSchedule:
+    """How sigmas depend on steps and picture size; names and defaults are the scheduler config's of Kontext.
+
+    Attributes:
+        use_dynamic_shifting: shift by μ, else by the constant `shift`.
+        shift: of the constant form.
+        base_shift: μ at `base_image_seq_len` tokens.
+        max_shift: μ at `max_image_seq_len` tokens.
+        base_image_seq_len: tokens.
+        max_image_seq_len: tokens.
+    """
+
+    use_dynamic_shifting: bool = True
+    shift: float = 3.0
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+
+    def sigmas(self, steps: int, tokens: int) -> Tensor:
+        """Return steps + 1 sigmas from 1 to 0, float32."""
+        even = torch.from_numpy(np.linspace(1.0, 1 / steps, steps).astype(np.float32))
+        if self.use_dynamic_shifting:
+            slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
+            factor = math.exp(self.base_shift + (tokens - self.base_image_seq_len) * slope)
+            shifted = factor / (factor + (1 / even - 1))
+        else:
+            shifted = self.shift * even / (1 + (self.shift - 1) * even)
+        return torch.cat([shifted, torch.zeros(1)])
+
+
+def read_schedule(components: Path) -> SigmaSchedule:
+    """Return the schedule of a diffusers folder's `scheduler/`, Kontext's where the file is missing or silent.
+
+    Raises: ModelError: when the file cannot be read.
+    """
+    path = components / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        return SigmaSchedule()
+    values = read_json_object(path)
+    return SigmaSchedule(**{item.name: values[item.name] for item in fields(SigmaSchedule) if item.name in values})
+
+
+@torch.no_grad()
+def sample_latents(
+    predict: Predict,
+    noise: Tensor,
+    sigmas: Tensor,
+    *,
+    on_step: Callable[[int, Tensor], object] | None = None,
+) -> Tensor:
+    """Return latents [B, C, h, w] float32, from noise of that shape.
+
+    Args:
+        predict: the velocity at latents and sigmas [B].
+        noise: standard normal.
+        sigmas: [steps + 1], falling to 0.
+        on_step: called with the number of the step (from 0) and the latents after it.
+    """
+    latents = noise.float()
+    for index, (sigma, following) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
+        velocity = predict(latents, torch.full((latents.shape[0],), sigma, device=latents.device))
+        latents = latents + (following - sigma) * velocity.float()
+        if on_step is not None:
+            on_step(index, latents)
+    return latents
+
+
+def target_tokens(latents: Tensor) -> int:
+    """Return how many tokens latents [B, C, h, w] make."""
+    return latents.shape[-2] * latents.shape[-1] // 4

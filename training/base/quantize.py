@@ -1,0 +1,61 @@
+"""Smaller frozen bases: int8 by torchao, nf4 by bitsandbytes, for the Linears of the transformer blocks only.
+
+Measured on 512→1024 (relative error of output and input gradient against bf16): int8 0.5 % / 0.4 %, nf4 9 % / 8 %.
+Called before the basis is attached; the basis itself is never quantized. Each Linear is moved and packed by itself,
+so the device never holds the bf16 base.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorweb_core.errors import ModelError
+
+PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes"}
+INSTALL = {"int8": "pip install --no-deps torchao==0.18.0", "nf4": "pip install --no-deps bitsandbytes==0.50.2"}
+
+
+def quantize_blocks(transformer: Any, mode: str, device: torch.device) -> None:  # noqa: ANN401 (diffusers model)
+    """Quantize in place, leaving embeddings, norms and the output layer as they are.
+
+    Args:
+        transformer: a FLUX transformer with `transformer_blocks` and `single_transformer_blocks`.
+        mode: `none`, `int8` or `nf4`.
+        device: where the packed weights live.
+    Raises: ModelError: when the quantizer is not installed.
+    """
+    if mode == "none":
+        return
+    try:
+        (_quantize_int8 if mode == "int8" else _quantize_nf4)(transformer, device)
+    except ImportError as error:
+        raise ModelError(
+            expected=f"the package for base.quantize: {mode}",
+            got=f"an import error ({error})",
+            remedy=f"Run `{INSTALL[mode]}`, or set base.quantize: none.",
+        ) from error
+
+
+def _quantize_int8(transformer: Any, device: torch.device) -> None:  # noqa: ANN401
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    for blocks in (transformer.transformer_blocks, transformer.single_transformer_blocks):
+        quantize_(blocks, Int8WeightOnlyConfig(version=2), device=device)
+
+
+def _quantize_nf4(transformer: Any, device: torch.device) -> None:  # noqa: ANN401
+    from bitsandbytes.nn import Linear4bit, Params4bit  # type: ignore[attr-defined]
+
+    for blocks in (transformer.transformer_blocks, transformer.single_transformer_blocks):
+        for name, linear in [item for item in blocks.named_modules() if isinstance(item[1], nn.Linear)]:
+            dtype = linear.weight.dtype
+            packed = Linear4bit(
+                linear.in_features, linear.out_features, bias=linear.bias is not None,
+                compute_dtype=dtype, quant_type="nf4", device="meta",
+            )  # fmt: skip
+            packed.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=packed)
+            packed.bias = linear.bias
+            blocks.set_submodule(name, packed.to(device))

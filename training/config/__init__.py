@@ -1,0 +1,1 @@
+"""Every value that a run takes: typed schema, YAML reading, shipped files."""

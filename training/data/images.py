@@ -1,0 +1,61 @@
+"""Pairs of image files → cells and 2×2 grids: one resize (Lanczos) of the center crop into the cell, then tiling."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from lorweb_core.images import MAX_PIXELS, read_image
+
+from .buckets import Cell
+from .index import PairRecord
+
+#: Images much larger than this are shrunk by a whole factor on reading (see `read_image`).
+DECODE_AT_LEAST_PX = 1024
+
+
+def load_pair(
+    record: PairRecord, *, max_pixels: int = MAX_PIXELS, at_least_px: int | None = DECODE_AT_LEAST_PX
+) -> tuple[Image.Image, Image.Image]:
+    """The before and after picture of a pair, upright and RGB.
+
+    Raises: ImageFileError: when either file cannot be used.
+    """
+    if not record.strip:
+        before = read_image(record.before, max_pixels=max_pixels, at_least_px=at_least_px)
+        return before, read_image(record.after, max_pixels=max_pixels, at_least_px=at_least_px)
+    whole_px = None if at_least_px is None else 2 * at_least_px
+    return cut_strip(read_image(record.before, max_pixels=max_pixels, at_least_px=whole_px))
+
+
+def cut_strip(strip: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """Left and right half, equal in width; of an odd width the middle column is left out."""
+    half = max(1, strip.width // 2)
+    right = max(0, strip.width - half)
+    return strip.crop((0, 0, half, strip.height)), strip.crop((right, 0, right + half, strip.height))
+
+
+def fit_cell(picture: Image.Image, cell: Cell) -> np.ndarray:
+    """The center crop of a picture in the cell's aspect, resized once (Lanczos).
+
+    Returns: uint8 [height, width, 3], RGB.
+    """
+    return np.asarray(ImageOps.fit(picture, (cell.width, cell.height), method=Image.Resampling.LANCZOS))
+
+
+def tile_grid(top_left: np.ndarray, top_right: np.ndarray, bottom_left: np.ndarray, bottom_right: np.ndarray) -> Tensor:
+    """Four cells [h, w, 3] as one grid, uint8 [3, 2h, 2w]."""
+    rows = (np.concatenate(row, axis=1) for row in ((top_left, top_right), (bottom_left, bottom_right)))
+    return as_channels_first(np.concatenate(tuple(rows), axis=0))
+
+
+def as_channels_first(pixels: np.ndarray) -> Tensor:
+    """uint8 [h, w, 3] → uint8 [3, h, w], contiguous and owning its memory."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).copy())
+
+
+def to_model_range(grid: Tensor) -> Tensor:
+    """uint8 0…255 of any shape → float32 −1…1, as the VAE takes it."""
+    return grid.to(torch.float32) / 127.5 - 1.0

@@ -1,0 +1,218 @@
+"""Which quadruplet comes at which place of which epoch: a pure function, no state, no generator to save.
+
+A draw is (a's pair, b's pair) of one task with similar aspects. For place i of epoch e, uniform numbers are the
+bits of blake2b(seed, e, i, …): the same on every worker, rank and version, and resuming needs integers only.
+
+    P(task) ∝ count^α · mean weight,   P(b | task) ∝ weight of b,   P(a | b) uniform over the pairs that fit b
+
+A batch has one cell size: the bucket is drawn first with its share of the probability, then b within the bucket, so
+every b keeps exactly the probability above, and small buckets lose nothing at the end of an epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .buckets import ASPECT_TOLERANCE, Cell, nearest_bucket
+from .index import DataError, PairRecord, TripletRecord
+
+PAIRINGS = ("ordered", "i<j")
+CAPTION_SOURCES = ("a", "b", "task", "none")
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How quadruplets are drawn.
+
+    Attributes:
+        seed: of everything drawn from the data.
+        task_exponent: α; 0 draws every task equally often, 1 every pair, 0.5 lies between. The reference lists every
+            unordered pair of pairs once, which is α = 2 but for the smallest tasks.
+        pairing: `ordered`: any two different pairs; `i<j`: a's pair comes earlier in the index than b's and all such
+            couples of a task are equally likely (the reference).
+        caption_source: whose edit instruction the prompt is: `a` (the reference), `b`, `task` or `none`.
+        caption_dropout: how often the prompt is empty instead, 0…1.
+    Raises: DataError: for a value outside these sets.
+    """
+
+    seed: int = 0
+    task_exponent: float = 0.5
+    pairing: str = "ordered"
+    caption_source: str = "a"
+    caption_dropout: float = 0.05
+
+    def __post_init__(self) -> None:
+        checks = {
+            f"pairing to be one of {', '.join(PAIRINGS)}": (self.pairing in PAIRINGS, self.pairing),
+            f"caption_source to be one of {', '.join(CAPTION_SOURCES)}": (
+                self.caption_source in CAPTION_SOURCES,
+                self.caption_source,
+            ),
+            "caption_dropout between 0 and 1": (0 <= self.caption_dropout <= 1, self.caption_dropout),
+            "task_exponent between 0 and 4": (0 <= self.task_exponent <= 4, self.task_exponent),
+        }
+        for expected, (is_right, got) in checks.items():
+            if not is_right:
+                raise DataError(expected=expected, got=repr(got), remedy="Correct it in the configuration's data part.")
+
+
+@dataclass(frozen=True)
+class Quadruplet:
+    """One drawn analogy.
+
+    Attributes:
+        a: position of a's pair in the records.
+        b: position of b's pair in the records.
+        bucket: position of the cell size in the buckets.
+        caption: the prompt; "" when it was dropped or there is none.
+    """
+
+    a: int
+    b: int
+    bucket: int
+    caption: str
+
+
+class QuadrupletDrawer:
+    """Draws quadruplets from the pairs of one split.
+
+    Args:
+        records: pairs to draw from.
+        buckets: cell sizes, see `buckets.cell_buckets`.
+        settings: see `DrawSettings`.
+    Attributes:
+        bucket_shares: float64 [buckets], how likely each cell size is; sums to 1.
+        without_partner: positions of pairs that can never be b: no second pair of the task has a similar aspect.
+    Raises: DataError: when no task has two pairs of similar aspect.
+    """
+
+    def __init__(self, records: Sequence[PairRecord], buckets: Sequence[Cell], settings: DrawSettings) -> None:
+        self.records, self.buckets, self.settings = records, buckets, settings
+        self._partners: dict[int, np.ndarray] = {}
+        bucket_of = np.array([nearest_bucket(buckets, record.aspect) for record in records], dtype=np.int64)
+        mass = np.zeros(len(records))
+        for positions in positions_by_task(records).values():
+            self._partners |= partner_ranges(positions, records, bucket_of)
+            mass[positions] = self._mass_within_task(positions)
+        self.without_partner = tuple(int(i) for i in np.flatnonzero(mass == 0) if records[int(i)].weight > 0)
+        if not mass.any():
+            raise DataError(
+                expected="at least one task with two pairs of similar aspect",
+                got=f"{len(records)} pair(s), none of which has a partner",
+                remedy="Give a transformation two or more before/after pairs of about the same shape.",
+            )
+        candidates = [np.flatnonzero((bucket_of == bucket) & (mass > 0)) for bucket in range(len(buckets))]
+        self._candidates = [(positions, np.cumsum(mass[positions])) for positions in candidates]
+        sums = np.array([cumulative[-1] if len(cumulative) else 0.0 for _, cumulative in self._candidates])
+        self.bucket_shares = sums / sums.sum()
+
+    def draw_bucket(self, epoch: int, batch: int) -> int:
+        """The cell size of a whole batch, by its number in the epoch."""
+        return choose(np.cumsum(self.bucket_shares), uniforms(self.settings.seed, "bucket", epoch, batch)[0])
+
+    def draw(self, epoch: int, place: int, bucket: int, *, attempt: int = 0) -> Quadruplet:
+        """The quadruplet at a place of an epoch; a higher attempt gives its replacement when a picture is broken."""
+        for_b, for_a, for_caption = uniforms(self.settings.seed, "draw", epoch, place, bucket, attempt)[:3]
+        positions, cumulative = self._candidates[bucket]
+        b = int(positions[choose(cumulative, for_b)])
+        partners = self._allowed_partners(b)
+        a = int(partners[int(for_a * len(partners))])
+        is_dropped = for_caption < self.settings.caption_dropout
+        caption = "" if is_dropped else caption_of(self.records[a], self.records[b], self.settings.caption_source)
+        return Quadruplet(a, b, bucket, caption)
+
+    def _allowed_partners(self, b: int) -> np.ndarray:
+        near = self._partners[b]
+        return near[near < b] if self.settings.pairing == "i<j" else near[near != b]
+
+    def _mass_within_task(self, positions: np.ndarray) -> np.ndarray:
+        """Unnormalized P(b) of a task's pairs, in the order of `positions`."""
+        choices = np.array([len(self._allowed_partners(int(i))) for i in positions])
+        weights = np.array([self.records[int(i)].weight for i in positions])
+        share = weights * (choices if self.settings.pairing == "i<j" else choices > 0)
+        if not share.any():
+            return np.zeros(len(positions))
+        return share / share.sum() * weights.mean() * len(positions) ** self.settings.task_exponent
+
+
+def positions_by_task(records: Sequence[PairRecord]) -> dict[str, np.ndarray]:
+    """Task → positions of its pairs in the records, both in index order."""
+    positions: dict[str, list[int]] = defaultdict(list)
+    for position, record in enumerate(records):
+        positions[record.task].append(position)
+    return {task: np.array(found, dtype=np.int64) for task, found in positions.items()}
+
+
+def partner_ranges(
+    positions: np.ndarray, records: Sequence[PairRecord], bucket_of: np.ndarray
+) -> dict[int, np.ndarray]:
+    """Position → positions whose pictures fit its cell: same bucket, or aspect less than 15 % off (itself included).
+
+    With the task sorted by aspect both conditions are ranges, so the result is views of one array.
+    """
+    aspects = np.array([records[i].aspect for i in positions])
+    order = np.argsort(aspects, kind="stable")
+    ordered, aspects = positions[order], aspects[order]
+    buckets = bucket_of[ordered]
+    low = np.minimum(np.searchsorted(buckets, buckets), np.searchsorted(aspects, aspects / ASPECT_TOLERANCE, "right"))
+    high = np.maximum(
+        np.searchsorted(buckets, buckets, "right"), np.searchsorted(aspects, aspects * ASPECT_TOLERANCE, "left")
+    )
+    return {int(ordered[k]): ordered[low[k] : high[k]] for k in range(len(ordered))}
+
+
+def caption_of(a: PairRecord, b: PairRecord, source: str) -> str:
+    """The prompt of a quadruplet by `DrawSettings.caption_source`."""
+    if source == "none":
+        return ""
+    return task_caption(b) if source == "task" else (a if source == "a" else b).caption
+
+
+def missing_captions_line(records: Sequence[PairRecord | TripletRecord], source: str) -> str:
+    """What to say of records whose prompt is empty though captions are wanted; "" when there is none.
+
+    Args:
+        records: that are trained on.
+        source: `DrawSettings.caption_source`; `task` has the task's name where there is no caption.
+    """
+    without = [record.id for record in records if not record.caption]
+    if not without or source in ("none", "task"):
+        return ""
+    return (
+        f"captions: {len(without)} of {len(records)} have none (first: {without[0]}), so their prompt is empty; add "
+        "text files and import again, or set text.caption_source to task (the task's name) or none"
+    )
+
+
+def task_caption(record: PairRecord) -> str:
+    """The caption that fits every pair of the task, else the task's name as words."""
+    return record.task_caption or task_caption_from_name(record.task)
+
+
+def task_caption_from_name(task: str) -> str:
+    """A folder name as words: `115-Colored Pencil_Filter` → `Colored Pencil Filter`."""
+    return " ".join(re.sub(r"^\d+[-_. ]+", "", task).replace("_", " ").split()) or task
+
+
+def all_captions(records: Sequence[PairRecord], source: str) -> tuple[str, ...]:
+    """Every prompt that can be drawn, "" included, sorted; what a text cache has to hold."""
+    return tuple(sorted({"", *(caption_of(record, record, source) for record in records)}))
+
+
+def uniforms(*key: int | str) -> tuple[float, ...]:
+    """Eight independent numbers in [0, 1) that depend on nothing but the key."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=64).digest()
+    return tuple((word >> 11) / 2**53 for word in struct.unpack("<8Q", digest))
+
+
+def choose(cumulative: np.ndarray, uniform: float) -> int:
+    """Position drawn with the probabilities whose running sum (not necessarily to 1) is given."""
+    below_total = min(uniform * cumulative[-1], np.nextafter(cumulative[-1], 0.0))  # the product may round up to it
+    return int(np.searchsorted(cumulative, below_total, side="right"))

@@ -1,0 +1,1 @@
+"""A training run: session, loop, data parallelism, validation, checkpoints, logging."""
