@@ -11,9 +11,9 @@ from comfyui_lorweb.lorweb_core.checkpoint import save_basis
 from comfyui_lorweb.lorweb_core.errors import CheckpointError, ImageError, OutputError
 from comfyui_lorweb.lorweb_core.settings import RouterSettings
 from comfyui_lorweb.nodes import host
-from comfyui_lorweb.nodes.analogies import EncodeAnalogies
+from comfyui_lorweb.nodes.analogy import EncodeAnalogies
+from comfyui_lorweb.nodes.coefficients import PreviewCoefficients
 from comfyui_lorweb.nodes.loaders import LoadBasis, LoadImageEncoder
-from comfyui_lorweb.nodes.preview import PreviewCoefficients
 from refusals import expect
 from seeded_basis import make_coefficients, make_loaded_basis
 from tiny_flux import TINY, build_flux

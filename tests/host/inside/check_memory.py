@@ -13,7 +13,7 @@ from comfyui_lorweb.lorweb_core.coefficients import encode_coefficients
 from comfyui_lorweb.lorweb_core.errors import LoRWeBError
 from comfyui_lorweb.lorweb_core.settings import RouterSettings
 from comfyui_lorweb.nodes.analogy import EncodeAnalogy
-from comfyui_lorweb.nodes.coefficients_files import SaveCoefficients
+from comfyui_lorweb.nodes.coefficients import SaveCoefficients
 from comfyui_lorweb.nodes.export import SaveMixedLoRA
 from comfyui_lorweb.nodes.grid import BuildGrid
 from comfyui_lorweb.nodes.sockets import LoadedBasis
