@@ -134,8 +134,9 @@ class Server:
 
     def forget(self):
         """Have the server drop its models and kept results, as before the first prompt."""
-        self.post("/free", {"free_memory": True, "unload_models": True})
-        time.sleep(1.2)  # its worker looks for such a wish once a second
+        for _ in range(2):  # its worker misses the wish while it is busy with the prompt before
+            self.post("/free", {"free_memory": True})
+            time.sleep(0.7)
 
     def is_alive(self):
         """Return whether the server still answers."""

@@ -57,7 +57,7 @@ def test_a_sweep_gives_six_different_pictures_on_one_sheet_and_zero_is_the_bare_
     twin = graphs.load_twin(SWEEP)
     graph = graphs.make_runnable(twin)
     outcome = run(server, graph, twin)
-    assert "Mode: forward (6 mixes" in text_of(outcome, graphs.find_node(graph, "LoRWeBApplyMixedLoRA"))
+    assert "Mixes: 6" in text_of(outcome, graphs.find_node(graph, "LoRWeBApplyMixedLoRA"))
     sheet = picture_of(server, graph, outcome)
     tile, gap = Image.open(graphs.PICTURES / "lorweb_b_cat.jpg").size, 8
     assert sheet.size == (3 * tile[0] + 2 * gap, 2 * tile[1] + gap)

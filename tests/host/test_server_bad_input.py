@@ -141,7 +141,7 @@ def test_a_latent_batch_that_does_not_fit_the_mixes(server):
         "inputs": {"width": [grid, 2], "height": [grid, 3], "batch_size": 3},
     }
     graph = graphs.change({**batch, "empty": empty}, "KSampler", latent_image=["empty", 0])
-    assert_refused(server, graph, "KSampler", "2 mixes", "batch of 3")
+    assert_refused(server, graph, "KSampler", "2 mixes", "batch has 3")
 
 
 def test_coefficients_of_another_basis(server, edit):

@@ -60,7 +60,7 @@ def test_an_analogy_edit_gives_a_picture_of_b_s_size_and_a_report(server):
     (picture,) = pictures_of(server, outcome)
     assert picture.size == Image.open(CAT).size
     assert len(set(picture.convert("L").tobytes())) > 20
-    assert "Mode: weights" in texts_of(outcome) and "20 matched" in texts_of(outcome)
+    assert "Mode: forward" in texts_of(outcome) and "20 matched" in texts_of(outcome)
 
 
 def test_one_analogy_on_two_pictures_gives_two_different_pictures(server):
@@ -68,7 +68,7 @@ def test_one_analogy_on_two_pictures_gives_two_different_pictures(server):
     first, second = pictures_of(server, outcome)
     assert first.size == second.size == Image.open(CAT).size
     assert first.tobytes() != second.tobytes()
-    assert "Mode: forward (2 mixes" in texts_of(outcome)
+    assert "Mixes: 2" in texts_of(outcome)
 
 
 def test_an_analogy_is_saved_and_used_again_as_an_ordinary_lora(server):

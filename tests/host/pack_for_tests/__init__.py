@@ -75,23 +75,4 @@ class NameOnALink:
         return (text,)
 
 
-class PassAgain:
-    """Gives anything on unchanged; another `run` has everything after it run again."""
-
-    CATEGORY, FUNCTION, RETURN_TYPES = "LoRWeB tests", "give", (AnyType("*"),)
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        """Anything, and a number."""
-        return {"required": {"value": (AnyType("*"),), "run": ("INT", {"default": 0, "min": -1})}}
-
-    def give(self, value, run):
-        """Return the value."""
-        return (value,)
-
-
-NODE_CLASS_MAPPINGS = {
-    "LoRWeBTestTextEncoder": LoadSeededTextEncoder,
-    "LoRWeBTestNameOnALink": NameOnALink,
-    "LoRWeBTestPassAgain": PassAgain,
-}
+NODE_CLASS_MAPPINGS = {"LoRWeBTestTextEncoder": LoadSeededTextEncoder, "LoRWeBTestNameOnALink": NameOnALink}
