@@ -1,5 +1,8 @@
 """Absurd numbers in a config end in a message or in a training step, never in a traceback."""
 
+import re
+from contextlib import suppress
+
 import pytest
 
 from lorweb_core.errors import LoRWeBError
@@ -21,7 +24,7 @@ def _names():
     for name in dotted_names():
         section, _, item = name.partition(".")
         annotation = str(TrainConfig.model_fields[section].annotation.model_fields[item])
-        if "int" in annotation or "float" in annotation:
+        if re.search(r"\b(int|float)\b", annotation):
             yield name
 
 
@@ -38,15 +41,14 @@ def test_extreme_values_that_are_accepted_train(tiny_overrides, assembled, name)
             accepted.append(text)
         except LoRWeBError as error:
             assert name.partition(".")[2] in str(error)
-    for value in accepted[:1] + accepted[-1:] if name not in NOT_STEPPED else ():
-        config = read_config("tiny.yaml", [*overrides, f"{name}={value}", f"run.name=at {value}"])
-        loop, state = assembled(config)
-        state.model.transformer.register_forward_pre_hook(lambda *_, loop=loop: setattr(loop.stop, "reason", "test"))
-        try:
+    for text in {*accepted[:1], *accepted[-1:]} if name not in NOT_STEPPED else ():
+        config = read_config("tiny.yaml", [*overrides, f"{name}={text}", f"run.name=at {text}"])
+        with suppress(LoRWeBError):
+            loop, state = assembled(config)
+            hook = lambda *_, stop=loop.stop: setattr(stop, "reason", "test")  # noqa: E731
+            state.model.transformer.register_forward_pre_hook(hook)
             loop.run(state)
-        except LoRWeBError:
-            continue
-        assert state.step == 1
+            assert state.step == 1
 
 
 @pytest.mark.parametrize(

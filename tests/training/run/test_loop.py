@@ -315,6 +315,18 @@ def test_copied_weight_of_a_run_is_that_of_its_loss(tiny_config, assembled):
         assert losses[w] == pytest.approx((answer + 3 * w * copied) / (1 + 3 * w), rel=1e-5)
 
 
+def test_every_step_has_noise_of_its_own_and_posterior_samples_only_where_asked_for(tiny_config, assembled):
+    losses = {}
+    for latents in ("mode", "sample"):
+        loop, _ = assembled(tiny_config(f"flow.latents={latents}", f"run.name={latents}"))
+        batch = next(loop.batches)
+        losses[latents] = [loop._losses(step, batch, slice(0, 8)).tolist() for step in (0, 1, 0)]
+    for first, second, again in losses.values():
+        assert first == again
+        assert len({*first, *second}) == 16
+    assert losses["mode"][0] != losses["sample"][0]
+
+
 def test_guidance_of_a_run_is_what_the_base_is_told(tiny_config, assembled):
     for value in (1.0, 3.5):
         _, guidance, _, _ = _first_step(assembled, tiny_config(f"flow.guidance={value}", f"run.name=g{value}"))

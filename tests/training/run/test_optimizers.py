@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training.config.schema import OptimizerConfig
-from training.run.optimizers import build_optimizer, learning_rate_factor, set_learning_rate
+from training.run.optimizers import MovingAverage, build_optimizer, learning_rate_factor, set_learning_rate
 from training.train import train
 
 ROOT = Path(__file__).parents[3]
@@ -117,3 +117,11 @@ def test_run_with_eight_bit_states_resumes(tiny_config):
     resumed = train(config, resume=str(list_checkpoints(config.run_folder / "checkpoints")[0]))
     assert len(resumed.losses) == 2
     assert resumed.losses == straight.losses[2:]
+
+
+def test_moving_average_forgets_faster_in_its_first_updates():
+    state = {"x": torch.zeros(1)}
+    average = MovingAverage(state, 0.999)
+    for weight in (1 - 2 / 11, 1 - 2 / 11 * 3 / 12):
+        average.update({"x": torch.ones(1)})
+        assert float(average.tensors["x"]) == pytest.approx(weight)
