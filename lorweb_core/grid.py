@@ -180,7 +180,7 @@ def _round_up(length: int) -> int:
     return -(-length // TOKEN_PX) * TOKEN_PX
 
 
-__all__ = ["FITS", "MEGAPIXELS_RANGE", "Layout", "build_grid", "reference_grid", "undo_grid"]
+__all__ = ["FITS", "MEGAPIXELS_RANGE", "Layout", "build_grid", "reference_grid", "tile_2x2", "undo_grid"]
 
 FITS = ("pad", "crop", "stretch")
 MEGAPIXELS_RANGE = (0.01, 4.0)
@@ -239,6 +239,15 @@ def undo_grid(image: Tensor, layout: Layout, *, restore_size: bool = True) -> Te
     left, right = _span(image.shape[2], layout.quadrant_width, layout.content_width)
     content = image[:, top:bottom, left:right]
     return _resample(content, (layout.image_height, layout.image_width)) if restore_size else content.contiguous()
+
+
+def tile_2x2(
+    top_left: Tensor, top_right: Tensor, bottom_left: Tensor, bottom_right: Tensor, *, dims: tuple[int, int] = (-2, -1)
+) -> Tensor:
+    """Four cells of one shape as one grid; `dims` are the height and the width, the last two unless stated."""
+    height, width = dims
+    rows = torch.cat([top_left, top_right], width), torch.cat([bottom_left, bottom_right], width)
+    return torch.cat(rows, height)
 
 
 def reference_grid(

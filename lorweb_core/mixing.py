@@ -83,12 +83,24 @@ def add_contribution(
     """
     require_coefficients(layer, coefficients, dimensions=2)
     scale = (strength * coefficients.float()).to(x.device)
-    per_rank = per_sample_scale(expand_to_ranks(layer, scale), x)
-    hidden = torch.nn.functional.linear(x, stacked_down(layer).to(x.dtype)) * per_rank.to(x.dtype)
-    result = output + (hidden @ stacked_up(layer).to(x.dtype)).to(output.dtype)
+    result = add_low_rank(output, x, stacked_down(layer), expand_to_ranks(layer, scale), stacked_up(layer))
     if layer.lora_bias is None:
         return result
     return result + per_sample_scale(scale @ layer.lora_bias.float(), x).to(output.dtype)
+
+
+def add_low_rank(output: Tensor, x: Tensor, down: Tensor, scale: Tensor, up: Tensor) -> Tensor:
+    """output + ((x @ downᵀ) ∘ scale) @ up, in output's dtype; differentiable.
+
+    output [B, ..., out], x [B, ..., in], down [R, in], scale [mixes, R] (see `per_sample_scale`), up [R, out].
+    """
+    hidden = project_and_scale(x, down, scale).flatten(0, -2).to(output.dtype)
+    return torch.addmm(output.flatten(0, -2), hidden, up.to(output.dtype)).view(output.shape)
+
+
+def project_and_scale(x: Tensor, down: Tensor, scale: Tensor) -> Tensor:
+    """(x @ downᵀ) ∘ scale, [B, ..., R] in x's dtype: the half of `add_low_rank` that several up matrices can share."""
+    return torch.nn.functional.linear(x, down.to(x)) * per_sample_scale(scale, x).to(x)
 
 
 def stacked_down(layer: LayerBasis) -> Tensor:
