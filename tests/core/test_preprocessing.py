@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from lorweb_core.encoder import (
+from lorweb_core.errors import ModelError
+from lorweb_core.images import to_8bit
+from lorweb_core.preprocessing import (
     CLIP_PREPROCESSING,
     SIGLIP2_PREPROCESSING,
     Preprocessing,
     fit_images,
     preprocess_images,
+    read_preprocessing,
 )
-from lorweb_core.errors import ModelError
-from lorweb_core.images import to_8bit
-from lorweb_core.preprocessing import read_preprocessing
 from tests.images import GOLDEN, golden_picture, noise
 
 QUERY = load_file(GOLDEN / "query.safetensors")
