@@ -115,7 +115,8 @@ def resolve_settings(
             report.append(f"{path.name}: {sidecar.name} was not needed and is unusable: {error}")
 
     projections = {"linear" if SUFFIX_PROJECTION in layer.suffixes else "none" for layer in layers.values()}
-    facts = {**sizes_of(layers), "query_projection": sorted(projections), "external_query": [True]}
+    facts: dict[str, list[Any]] = {**sizes_of(layers)}
+    facts |= {"query_projection": sorted(projections), "external_query": [True]}
     values: dict[str, Any] = {}
     used: list[str] = []
     for stated in sources:

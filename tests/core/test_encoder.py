@@ -160,11 +160,11 @@ def cut_file(folder):
 BAD_FOLDERS = {
     "no projection": (
         lambda f: drop_weights(f, "visual_projection"),
-        "lacks 1 weights of .*: visual_projection.weight. Use",
+        "lacks 1 weights .*: visual_projection.weight",
     ),
     "a missing layer": (
         lambda f: drop_weights(f, "layers.1.mlp"),
-        "lacks 4 weights of .*: vision_model.encoder.layers.1.mlp",
+        "lacks 4 weights .*vision_model.encoder.layers.1.mlp",
     ),
     "no tensors": (lambda f: drop_weights(f, ""), "lacks"),
     "wrong width": (lambda f: change_config(f, projection_dim=13), r"describe one vision tower \(RuntimeError"),
@@ -185,7 +185,7 @@ BAD_FOLDERS = {
     ),
     "pickle only": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-        "model.safetensors, are missing in .* only config.json, preprocessor_config.json, pytorch_model.bin.*never read",
+        "model.safetensors, are missing in .* only config.json, .*pytorch_model.bin.*never read",
     ),
     "truncated": (cut_file, "not a whole safetensors file .*truncated"),
     "not safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"PK\3\4 pickled"), "whole safetensors file"),
@@ -273,7 +273,7 @@ def test_embeddings_that_are_not_finite_are_refused(tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights["visual_projection.weight"][3, 3] = float("nan")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match="image encoder clip gives NaN or infinite embeddings. Get"):
+    with pytest.raises(ModelError, match="image encoder clip gives NaN or infinite embeddings"):
         load_image_encoder(folder).embed(noise(32, 32))
 
 

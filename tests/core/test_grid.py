@@ -260,7 +260,7 @@ def test_bad_options_are_refused():
     for value in (0.009, 4.1, float("nan"), -1.0):
         with pytest.raises(SettingsError, match=rf"megapixels is {value}, but must be between 0.01 and 4.0"):
             build_grid(picture, picture, picture, megapixels=value)
-    with pytest.raises(SettingsError, match="fit is 'fill'. Known are pad, crop, stretch"):
+    with pytest.raises(SettingsError, match=r"fit is 'fill'. Known are pad, crop, stretch"):
         build_grid(picture, picture, picture, fit="fill")
 
 
