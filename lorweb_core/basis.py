@@ -103,9 +103,7 @@ class Basis:
 
     Attributes:
         layers: layer name (diffusers module path without the file's `transformer.` prefix) → `LayerBasis`.
-        settings: how a query becomes coefficients.
         basis_id: short hash of header, keys and projections; ties coefficients to their basis.
-        name: file name without folder, for messages and reports.
         metadata: the file's own header strings, untouched.
         report: lines that say which settings were assumed, and why; empty when none was.
         settings_source: where the settings were stated (header, sidecar, argument, defaults), for people.

@@ -47,7 +47,6 @@ class ImageEncoder:
     Attributes:
         model: takes `pixel_values` [B, 3, S, S]; may be moved between devices by its owner.
         output_name: field of the model's output that is the embedding: `image_embeds` or `pooler_output`.
-        embedding_dim: P.
         encoder_id: the Hugging Face id, or the name of the folder it came from.
     """
 

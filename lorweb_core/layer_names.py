@@ -62,12 +62,8 @@ PARTS = ("modulation", "attention", "mlp", "other")
 class LayerName:
     """A layer name taken apart.
 
-    Attributes:
-        block_kind: `double`, `single`, or `other` for a name outside of the blocks.
-        block_index: number of the block within its kind; -1 for `other`.
-        module: path inside the block; the whole name for `other`.
-        part: one of `PARTS`.
-        is_context: whether the layer acts on the text stream of a double block.
+    block_kind is `double`, `single`, or `other` for a name outside of the blocks, with index -1 and the whole name as
+    module; part is one of `PARTS`; is_context: the layer acts on the text stream of a double block.
     """
 
     block_kind: str
