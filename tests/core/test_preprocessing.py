@@ -91,14 +91,6 @@ def test_the_hosts_arithmetic_on_fitted_images_gives_hugging_faces_pixels():
     assert (normalized - preprocess_images(images, CLIP_PREPROCESSING)).abs().max() <= 2.4e-7
 
 
-def test_gray_is_preprocessed_as_rgb_and_cut_outs_on_white():
-    gray, rgba = noise(40, 50, channels=1), noise(40, 50, channels=4)
-    preprocess = preprocess_images
-    assert torch.equal(preprocess(gray, CLIP_PREPROCESSING), preprocess(gray.repeat(1, 1, 1, 3), CLIP_PREPROCESSING))
-    on_white = rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:])
-    assert torch.equal(preprocess(rgba, CLIP_PREPROCESSING), preprocess(on_white, CLIP_PREPROCESSING))
-
-
 @pytest.mark.parametrize(
     "values, expected",
     [
