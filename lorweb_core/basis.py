@@ -2,7 +2,6 @@
 
 Equation of one layer: y = base(x) + Σ_n c_n · (x A_n) B_n, with A_n [in, r] and B_n [r, out] as in the file and
 c the coefficients of `router`. In code A and B are called `lora_down` [N, r, in] and `lora_up` [N, out, r].
-Nothing here reads files (`checkpoint`) or computes (`router`, `mixing`).
 """
 
 from __future__ import annotations
@@ -17,10 +16,18 @@ from torch import Tensor
 from .errors import ShapeError
 from .settings import RouterSettings
 
+_DIMENSIONS = {
+    "lora_down": ("N", "r", "in"),
+    "lora_up": ("N", "out", "r"),
+    "keys": ("N", "K"),
+    "query_projection": ("K", "Q"),
+    "lora_bias": ("N", "out"),
+}
+
 
 @dataclass(frozen=True, eq=False)
 class LayerBasis:
-    """The N adapters of one Linear `in → out` and what is needed to choose among them.
+    """The N adapters of one Linear `in → out` and what routes among them; ShapeError when its tensors do not fit.
 
     Attributes:
         lora_down: [N, r, in]; row j of adapter n is column j of the file's lora_A[n].
@@ -28,8 +35,7 @@ class LayerBasis:
         keys: [N, K].
         query_projection: [K, Q], or None when the query embedding itself is the query (then Q = K).
         lora_bias: [N, out] or None; mixed with the same coefficients as the adapters.
-    Raises: ShapeError: when the tensors contradict each other.
-    Source: arXiv 2602.15727, Section 3.2; file names in `checkpoint`.
+    Source: arXiv 2602.15727, Section 3.2; their names in files: `layer_tensors`.
     """
 
     lora_down: Tensor
@@ -39,22 +45,21 @@ class LayerBasis:
     lora_bias: Tensor | None = None
 
     def __post_init__(self) -> None:
-        size, rank, _ = _require_dimensions("lora_down", self.lora_down, 3)
-        up_size, out_features, up_rank = _require_dimensions("lora_up", self.lora_up, 3)
-        key_size, key_dim = _require_dimensions("keys", self.keys, 2)
-        wanted = {"lora_up": (up_size, size), "lora_up's rank": (up_rank, rank), "keys": (key_size, size)}
-        if self.query_projection is not None:
-            wanted["query_projection"] = (_require_dimensions("query_projection", self.query_projection, 2)[0], key_dim)
-        if self.lora_bias is not None:
-            bias_size, bias_out = _require_dimensions("lora_bias", self.lora_bias, 2)
-            wanted |= {"lora_bias": (bias_size, size), "lora_bias's width": (bias_out, out_features)}
-        for name, (got, expected) in wanted.items():
-            if got != expected:
+        sizes: dict[str, int] = {}
+        for name, letters in _DIMENSIONS.items():
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            shape = list(tensor.shape)
+            is_usable = len(shape) == len(letters) and 0 not in shape
+            stated = dict(zip(letters, shape, strict=False))
+            if not is_usable or any(sizes.get(letter, size) != size for letter, size in stated.items()):
+                known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items())
                 raise ShapeError(
-                    expected=f"{name} to have {expected} entries, as the layer's other tensors",
-                    got=str(got),
-                    remedy="The file was written wrongly or edited; get it again or convert it from its source.",
+                    f"{name} of a layer is {shape}, not [{', '.join(letters)}]{' with ' + known if known else ''}. "
+                    "The file was written wrongly or edited; get it again or convert it from its source."
                 )
+            sizes |= stated
 
     @property
     def basis_size(self) -> int:
@@ -98,9 +103,7 @@ class Basis:
 
     Attributes:
         layers: layer name (diffusers module path without the file's `transformer.` prefix) → `LayerBasis`.
-        settings: how a query becomes coefficients.
         basis_id: short hash of header, keys and projections; ties coefficients to their basis.
-        name: file name without folder, for messages and reports.
         metadata: the file's own header strings, untouched.
         report: lines that say which settings were assumed, and why; empty when none was.
         settings_source: where the settings were stated (header, sidecar, argument, defaults), for people.
@@ -123,13 +126,3 @@ class Basis:
     def embedding_dim(self) -> int:
         """P, the width of one image embedding: Q ÷ 3 for the joined modes, Q for the others."""
         return self.query_dim // self.settings.embeddings_per_query
-
-
-def _require_dimensions(name: str, tensor: Tensor, dimensions: int) -> tuple[int, ...]:
-    if tensor.dim() != dimensions or 0 in tensor.shape:
-        raise ShapeError(
-            expected=f"{name} with {dimensions} non-empty dimensions",
-            got=f"shape {list(tensor.shape)}",
-            remedy="The file was written wrongly or edited; get it again or convert it from its source.",
-        )
-    return tuple(tensor.shape)

@@ -1,9 +1,9 @@
 """A basis file ⇄ `Basis`.
 
-Files are .safetensors in the reference's layout (`layer_tensors`), with settings in the header (`header_settings`),
-a sidecar or nowhere (`settings_sources`). Nothing is ever unpickled. While reading, the file is memory-mapped and
-copied tensor by tensor into its final form; afterwards no byte of the basis depends on the file, which may be replaced
-or cut while the basis is in use. The extra memory of loading is one tensor.
+Files are .safetensors in the reference's layout (`layer_tensors`), with settings in the header, a sidecar or nowhere
+(`settings_sources`). Nothing is ever unpickled. While reading, the file is memory-mapped and copied tensor by tensor
+into its final form; afterwards no byte of the basis depends on the file, which may be replaced or cut while the basis
+is in use. The extra memory of loading is one tensor.
 """
 
 from __future__ import annotations
@@ -39,16 +39,13 @@ from .settings_sources import METADATA_KEY, encode_header_settings, require_fitt
 
 _logger = logging.getLogger(__name__)
 
-#: Number type → integer type of its bits, and the exponent's bits, which are all set in NaN and infinity.
+#: Dtype → integer dtype of its bits, and the exponent's bits, which are all set in NaN and infinity.
 _EXPONENT_BITS = {
     torch.float64: (torch.int64, 0x7FF0_0000_0000_0000),
     torch.float32: (torch.int32, 0x7F80_0000),
     torch.bfloat16: (torch.int16, 0x7F80),
     torch.float16: (torch.int16, 0x7C00),
 }
-
-#: Characters of a basis id; 64 bits of SHA-256.
-_ID_CHARACTERS = 16
 
 
 def load_basis(
@@ -60,7 +57,6 @@ def load_basis(
     """Return the basis of a .safetensors file, checked, in its own dtype (float8 becomes bfloat16, exactly).
 
     Args:
-        path: the file.
         settings: replace whatever the file or a sidecar says; or a YAML file whose entries go before theirs.
         on_progress: called after each layer with (layers done, layers in all); may raise to stop.
     Raises:
@@ -88,7 +84,7 @@ def load_basis(
     return Basis(
         layers=layers,
         settings=resolved.settings,
-        basis_id=identity.hexdigest()[:_ID_CHARACTERS],
+        basis_id=identity.hexdigest()[:16],
         name=printable(path.name),
         metadata=header.metadata,
         report=resolved.report,
@@ -109,9 +105,6 @@ def save_basis(
     """Write a basis under the reference's tensor names, with its settings in the header, whole or not at all.
 
     Args:
-        path: target .safetensors; an existing one is replaced in one step.
-        layers: layer name → adapters, keys and projection.
-        settings: how coefficients are computed.
         dtype: of the written tensors; None keeps each as it is.
         training: free facts for the header (step, data set …), as JSON.
         metadata: further header strings.
@@ -133,32 +126,26 @@ def save_basis(
 
 
 def _read_layer(file: safe_open, name: str, group: LayerTensors, identity: hashlib._Hash) -> LayerBasis:
-    """Return one layer, copied out of the open file; hash its keys and projection on the way."""
-
-    def read(suffix: str) -> Tensor:
-        return _as_computable(file.get_tensor(tensor_name(name, suffix)))
+    def read(suffix: str, *, transposed: bool = False) -> Tensor:
+        tensor = file.get_tensor(tensor_name(name, suffix))
+        if tensor.dtype.itemsize == 1:  # torch cannot compute with float8; bfloat16 holds all its numbers exactly
+            tensor = tensor.to(torch.bfloat16)
+        return _checked_copy(tensor.transpose(1, 2) if transposed else tensor, tensor_name(name, suffix))
 
     # [N·r, in] and [N·r, out] are then views, which is what mixing multiplies with.
-    lora_down = _checked_copy(read(SUFFIX_A).transpose(1, 2), name, SUFFIX_A)
-    lora_up = _checked_copy(read(SUFFIX_B), name, SUFFIX_B).transpose(1, 2)
-    keys = _checked_copy(read(SUFFIX_KEYS), name, SUFFIX_KEYS)
-    projection = bias = None
-    identity.update(_bytes_of(keys))
-    if SUFFIX_PROJECTION in group.suffixes:
-        projection = _checked_copy(read(SUFFIX_PROJECTION), name, SUFFIX_PROJECTION)
-        identity.update(_bytes_of(projection))
-    if SUFFIX_BIAS in group.suffixes:
-        bias = _checked_copy(read(SUFFIX_BIAS), name, SUFFIX_BIAS)
+    lora_down = read(SUFFIX_A, transposed=True)
+    lora_up = read(SUFFIX_B).transpose(1, 2)
+    keys = read(SUFFIX_KEYS)
+    projection = read(SUFFIX_PROJECTION) if SUFFIX_PROJECTION in group.suffixes else None
+    bias = read(SUFFIX_BIAS) if SUFFIX_BIAS in group.suffixes else None
+    for tensor in (keys, projection):
+        if tensor is not None:
+            identity.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return LayerBasis(lora_down, lora_up, keys, projection, bias)
 
 
-def _as_computable(tensor: Tensor) -> Tensor:
-    """Return float8 as bfloat16, which holds every float8 number exactly; torch cannot compute with float8."""
-    return tensor.to(torch.bfloat16) if tensor.dtype.itemsize == 1 else tensor
-
-
-def _checked_copy(tensor: Tensor, name: str, suffix: str) -> Tensor:
-    """Return a contiguous copy outside of the file's mapping, known to be finite.
+def _checked_copy(tensor: Tensor, name: str) -> Tensor:
+    """A contiguous copy outside of the file's mapping, known to be finite.
 
     numpy copies and compares the bits with one thread; torch would start its thread pool for each of the 2,000 small
     tensors, which takes twenty times as long on a busy machine.
@@ -169,18 +156,13 @@ def _checked_copy(tensor: Tensor, name: str, suffix: str) -> Tensor:
     np.copyto(bits, tensor.view(bit_type).numpy())
     if (bits & exponent).max() == exponent:  # all exponent bits set: NaN or infinity
         raise CheckpointError(
-            f"{int((~torch.isfinite(copy)).sum())} of {copy.numel()} numbers of {tensor_name(name, suffix)} are NaN or "
-            "infinite. The training diverged or the file is damaged; use an earlier checkpoint or get the file again."
+            f"{int((~torch.isfinite(copy)).sum())} of {copy.numel()} numbers of {name} are NaN or infinite. "
+            "The training diverged or the file is damaged; use an earlier checkpoint or get the file again."
         )
     return copy
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
 def _file_tensors(layer: LayerBasis) -> list[tuple[str, Tensor]]:
-    """Return suffix and tensor of all that a layer puts into a file, in the file's orientation (views)."""
     tensors = [
         (SUFFIX_A, layer.lora_down.transpose(1, 2)),
         (SUFFIX_B, layer.lora_up.transpose(1, 2)),

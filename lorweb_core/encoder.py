@@ -1,4 +1,4 @@
-"""Pictures → image embeddings, by a frozen CLIP or SigLIP vision tower from transformers.
+"""Images → image embeddings, by a frozen CLIP or SigLIP vision tower from transformers.
 
 CLIP: the projected `image_embeds`, not L2-normalized. SigLIP2 with a fixed resolution has SigLIP's layout, so it is
 loaded with the SigLIP class and gives `pooler_output` (the NaFlex class would start from random weights).
@@ -24,29 +24,11 @@ from .preprocessing import (
     CLIP_PREPROCESSING,
     SIGLIP2_PREPROCESSING,
     Preprocessing,
-    fit_images,
     preprocess_images,
     read_json_object,
     read_preprocessing,
 )
 from .settings import CLIP_ENCODER_ID, SIGLIP_ENCODER_ID
-
-__all__ = [
-    "CLIP_FAMILY",
-    "CLIP_PREPROCESSING",
-    "CONFIG_FILE",
-    "ENCODER_FILES",
-    "SIGLIP2_PREPROCESSING",
-    "SIGLIP_FAMILY",
-    "ImageEncoder",
-    "Preprocessing",
-    "family_of",
-    "find_encoder_folder",
-    "fit_images",
-    "load_image_encoder",
-    "preprocess_images",
-    "read_encoder_size",
-]
 
 CONFIG_FILE = "config.json"
 CLIP_FAMILY, SIGLIP_FAMILY = "CLIP", "SigLIP"
@@ -64,9 +46,7 @@ class ImageEncoder:
 
     Attributes:
         model: takes `pixel_values` [B, 3, S, S]; may be moved between devices by its owner.
-        preprocessing: how pictures become `pixel_values`.
         output_name: field of the model's output that is the embedding: `image_embeds` or `pooler_output`.
-        embedding_dim: P.
         encoder_id: the Hugging Face id, or the name of the folder it came from.
     """
 
@@ -82,35 +62,29 @@ class ImageEncoder:
         return CLIP_FAMILY if self.output_name == "image_embeds" else SIGLIP_FAMILY
 
     def embed(self, images: Tensor, *, on_progress: Callable[[int, int], None] | None = None) -> Tensor:
-        """Return image embeddings [B, P], float32 on the CPU, not normalized.
+        """Return image embeddings [B, P] of images [B, H, W, C], float 0–1; float32 on the CPU, not normalized.
 
-        Args:
-            images: [B, H, W, C], float 0–1; pictures already fitted by `fit_images` are left as they are.
-            on_progress: called after each batch of pictures with (pictures done, pictures in all); may raise to stop.
-        Raises: ImageError: see `images.require_images`. ModelError: when an embedding is NaN or infinite.
+        `on_progress` is called after each batch with (images done, images in all) and may raise to stop.
+        Raises ImageError for unusable images, ModelError when an embedding is NaN or infinite.
         """
         images = require_images("images", images)
+        weight = next(self.model.parameters())
         embeddings: list[Tensor] = []
         done = 0
         for part in images.split(_MAX_BATCH):
-            embeddings.append(self._embed(preprocess_images(part, self.preprocessing)))
+            pixel_values = preprocess_images(part, self.preprocessing)
+            with torch.no_grad():
+                output = self.model(pixel_values=pixel_values.to(weight.device, weight.dtype))
+            embeddings.append(getattr(output, self.output_name).to("cpu", torch.float32))
+            if not embeddings[-1].isfinite().all():
+                raise ModelError(
+                    f"The image encoder {self.encoder_id} gives NaN or infinite embeddings. Get its weights again, or "
+                    "load them in float32 or bfloat16 instead of float16."
+                )
             done += len(part)
             if on_progress is not None:
                 on_progress(done, len(images))
         return torch.cat(embeddings)
-
-    def _embed(self, pixel_values: Tensor) -> Tensor:
-        weight = next(self.model.parameters())
-        with torch.no_grad():
-            output = self.model(pixel_values=pixel_values.to(weight.device, weight.dtype))
-        embedding = getattr(output, self.output_name).to("cpu", torch.float32)
-        if not embedding.isfinite().all():
-            raise ModelError(
-                expected=f"finite embeddings from the image encoder {self.encoder_id}",
-                got="NaN or infinite values",
-                remedy="Get its weights again, or load them in float32 or bfloat16 instead of float16.",
-            )
-        return embedding
 
 
 def family_of(encoder_id: str) -> str:
@@ -131,7 +105,6 @@ def load_image_encoder(
     Args:
         folder_or_id: folder with `config.json` and `model.safetensors`, or an id such as CLIP_ENCODER_ID.
         dtype: of weights and computation; embeddings are float32 in any case.
-        device: where the model is put.
         revision: branch, tag or commit of the repository; ignored for folders.
         local_files_only: look into the cache, but download nothing.
     Raises: ModelError: when folder, weights or projection are missing or the model is no CLIP or fixed-size SigLIP.
@@ -155,9 +128,8 @@ def find_encoder_folder(folder_or_id: str | Path, revision: str | None = None, l
         return folder
     if folder.is_file() or not _REPOSITORY_ID.fullmatch(str(folder_or_id)):
         raise ModelError(
-            expected="the folder of an image encoder, with config.json and model.safetensors",
-            got=f"{'a file' if folder.is_file() else 'no folder'} at {folder}",
-            remedy=f"Download {CLIP_ENCODER_ID} as a folder and name that.",
+            f"There is {'a file, not a folder,' if folder.is_file() else 'no folder'} at {folder}. Name the folder of "
+            f"an image encoder, with config.json and model.safetensors, such as a download of {CLIP_ENCODER_ID}."
         )
     from huggingface_hub import snapshot_download
 
@@ -170,9 +142,8 @@ def find_encoder_folder(folder_or_id: str | Path, revision: str | None = None, l
         )
     except (OSError, ValueError) as error:  # missing or gated repository, no network, unknown revision
         raise ModelError(
-            expected=f"{folder_or_id} to be a folder here, or a Hugging Face repository that can be read",
-            got=f"{type(error).__name__}: {shorten(str(error), 200, placeholder=' …')}",
-            remedy="Check the name and the network; for a gated repository accept its license and log in.",
+            f"{folder_or_id} is not a folder here, and cannot be read as a Hugging Face repository ({_reason(error)}). "
+            "Check the name and the network; for a gated repository accept its license and log in."
         ) from error
     return Path(snapshot)
 
@@ -180,7 +151,7 @@ def find_encoder_folder(folder_or_id: str | Path, revision: str | None = None, l
 def read_encoder_size(folder_or_id: str | Path, *, revision: str | None = None) -> tuple[int, int]:
     """Return (P, number of weights) of an image encoder on this machine, from its config.json alone.
 
-    Raises: ModelError: when it is not on this machine, or is no CLIP or fixed-size SigLIP.
+    Raises ModelError when it is not on this machine, or is no CLIP or fixed-size SigLIP.
     """
     folder = find_encoder_folder(folder_or_id, revision, local_files_only=True)
     is_clip, vision_values = _read_vision_config(folder)
@@ -191,35 +162,32 @@ def read_encoder_size(folder_or_id: str | Path, *, revision: str | None = None) 
             weights = sum(parameter.numel() for parameter in model_class(vision_config).parameters())
     except Exception as error:  # transformers has no common class for configs that do not fit
         raise ModelError(
-            f"{folder / CONFIG_FILE} does not describe a vision tower ({type(error).__name__}: "
-            f"{shorten(str(error), 200, placeholder=' …')}). Copy the model folder again, whole, from its source."
+            f"{folder / CONFIG_FILE} does not describe a vision tower ({_reason(error)}). Copy the model folder again, "
+            "whole, from its source."
         ) from error
     return vision_config.projection_dim if is_clip else vision_config.hidden_size, weights
 
 
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {shorten(str(error), 200, placeholder=' …')}"
+
+
 def _read_vision_config(folder: Path) -> tuple[bool, dict[str, Any]]:
     """Whether it is a CLIP, and the values of the vision tower's config."""
-    config = _read_config(folder)
+    config = read_json_object(folder / CONFIG_FILE)
+    model_type = config.get("model_type")
+    if model_type not in _MODEL_TYPES:
+        advice = f"Use the folder of {CLIP_ENCODER_ID} or {SIGLIP_ENCODER_ID}, the one the basis was trained with."
+        if model_type == "siglip2":
+            advice = f"NaFlex checkpoints are not supported; use the fixed-size {SIGLIP_ENCODER_ID}."
+        raise ModelError(
+            f"model_type is {model_type!r} in {folder / CONFIG_FILE}, not one of {', '.join(_MODEL_TYPES)}. {advice}"
+        )
     is_clip = config["model_type"].startswith("clip")
     values = dict(config.get("vision_config") or config)
     if is_clip and "projection_dim" in config:
         values["projection_dim"] = config["projection_dim"]  # of the whole CLIP; the nested value is a default
     return is_clip, values
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    config = read_json_object(folder / CONFIG_FILE)
-    model_type = config.get("model_type")
-    if model_type not in _MODEL_TYPES:
-        remedy = f"Use the folder of {CLIP_ENCODER_ID} or {SIGLIP_ENCODER_ID}, the one the basis was trained with."
-        if model_type == "siglip2":
-            remedy = f"NaFlex checkpoints are not supported; use the fixed-size {SIGLIP_ENCODER_ID}."
-        raise ModelError(
-            expected=f"an image encoder with model_type {', '.join(_MODEL_TYPES)}",
-            got=f"{model_type!r} in {folder / 'config.json'}",
-            remedy=remedy,
-        )
-    return config
 
 
 def _read_vision_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -229,10 +197,10 @@ def _read_vision_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """
     path = folder / "model.safetensors"
     if not path.is_file():
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8])
         raise ModelError(
-            expected=f"the image encoder's weights as model.safetensors in {folder}",
-            got=f"only {', '.join(sorted(entry.name for entry in folder.iterdir())[:8])}",
-            remedy="Download the model's safetensors file; .bin and .pt files are never read.",
+            f"The image encoder's weights, model.safetensors, are missing in {folder}, which has only {found}. "
+            "Download the model's safetensors file; .bin and .pt files are never read."
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -241,9 +209,8 @@ def _read_vision_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
             return {name: file.get_tensor(name).to(dtype, copy=True) for name in names}
     except (OSError, SafetensorError) as error:
         raise ModelError(
-            expected=f"{path} to be a whole safetensors file",
-            got=str(error),
-            remedy="Download it again; the copy is truncated or another kind of file.",
+            f"{path} is not a whole safetensors file ({error}). Download it again; the copy is truncated or another "
+            "kind of file."
         ) from error
 
 
@@ -261,18 +228,16 @@ def _build_model(
         vision_config.image_size = int(vision_config.image_size)
     except Exception as error:  # transformers has no common class for configs and weights that do not fit
         raise ModelError(
-            expected=f"config.json and model.safetensors in {folder} to describe one vision tower",
-            got=f"{type(error).__name__}: {shorten(str(error), 200, placeholder=' …')}",
-            remedy="Copy the model folder again, whole, from its source.",
+            f"config.json and model.safetensors in {folder} do not describe one vision tower ({_reason(error)}). Copy "
+            "the model folder again, whole, from its source."
         ) from error
     has_output = is_clip or getattr(vision_config, "vision_use_head", True)
     missing = sorted(loading["missing_keys"]) if has_output else ["head, which config.json switches off"]
     if missing:
         raise ModelError(
-            expected=f"every weight of {model_class.__name__} in {folder / 'model.safetensors'}",
-            got=f"{len(missing)} missing: {', '.join(missing[:3])}",
-            remedy="Use a file with the projection or pooling head, such as the published "
-            f"{CLIP_ENCODER_ID if is_clip else SIGLIP_ENCODER_ID}; missing weights would be random numbers.",
+            f"{folder / 'model.safetensors'} lacks {len(missing)} weights of {model_class.__name__}, which would be "
+            f"random numbers: {', '.join(missing[:3])}. Use a file with the projection or pooling head, such as the "
+            f"published {CLIP_ENCODER_ID if is_clip else SIGLIP_ENCODER_ID}."
         )
     return model, vision_config
 
@@ -293,8 +258,7 @@ def _preprocessing_of(folder: Path, is_clip: bool, image_size_px: int) -> Prepro
     )
     if preprocessing.size_px != image_size_px:
         raise ModelError(
-            expected=f"preprocessing to {image_size_px} px, the size of the image encoder in {folder}",
-            got=f"{preprocessing.size_px} px in its preprocessor file",
-            remedy="Copy the model folder again, whole; files of two models are mixed in it.",
+            f"The image encoder in {folder} takes {image_size_px} px, but its preprocessor file says "
+            f"{preprocessing.size_px} px. Copy the model folder again, whole; files of two models are mixed in it."
         )
     return preprocessing

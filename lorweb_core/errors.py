@@ -55,7 +55,7 @@ class ShapeError(LoRWeBError):
 
 
 class ImageError(LoRWeBError):
-    """A picture has an unusable shape, channel count, value range or file."""
+    """An image has an unusable shape, channel count, value range or file."""
 
 
 class ModelError(LoRWeBError):
@@ -63,7 +63,7 @@ class ModelError(LoRWeBError):
 
 
 class FileError(LoRWeBError):
-    """A file is missing, is no regular file, is too large, or is not text of its format."""
+    """A file is missing, not a regular file, is too large, or not text of its format."""
 
 
 class OutputError(LoRWeBError):

@@ -2,8 +2,13 @@
 
     transformer.<layer>.lora_A.weight [R, in]     transformer.<layer>.lora_B.weight [out, R]     (scale 1, no alpha)
 
-R is N·r, or less when a rank is asked for (`rank_reduction`). The header says where the LoRA comes from.
-A basis with per-adapter biases cannot be told as an ordinary LoRA and is refused.
+R is N·r, or less when a rank is asked for. The header says where the LoRA comes from. A basis with per-adapter biases
+cannot be written as an ordinary LoRA and is refused. Reducing the rank never forms the full product:
+
+    up = Q_u R_u,   downᵀ = Q_d R_d,   R_u R_dᵀ = U S Vᵀ   (R × R)   ⇒   up @ down = (Q_u U) S (Q_d V)ᵀ
+
+Keeping the largest singular values is optimal in the Frobenius norm (Eckart–Young). The split √S · √S balances the
+two factors, which half precision needs.
 """
 
 from __future__ import annotations
@@ -21,23 +26,13 @@ from .errors import CheckpointError, OutputError, SettingsError
 from .files import DeferredTensor, require_writable, write_safetensors_atomically
 from .mixing import mix_layer
 
-# The best approximation of up @ down by fewer ranks, without ever forming the full product.
-#
-#     up = Q_u R_u,   downᵀ = Q_d R_d,   R_u R_dᵀ = U S Vᵀ   (R × R)   ⇒   up @ down = (Q_u U) S (Q_d V)ᵀ
-#
-# Keeping the largest singular values is optimal in the Frobenius norm (Eckart–Young). The split √S · √S balances the
-# two factors, which half precision likes.
+EXPORT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+METADATA_KEY = "lorweb_mix"
 
 
 @dataclass(frozen=True, eq=False)
 class ReducedPair:
-    """A factored matrix of lower rank and the share of its squared Frobenius norm that it keeps.
-
-    Attributes:
-        down: [k, in] float32.
-        up: [out, k] float32.
-        kept_energy: Σ_kept s² ÷ Σ_all s², in 0…1; 1.0 for a zero matrix.
-    """
+    """up [out, k] @ down [k, in], float32; kept_energy is Σ_kept s² ÷ Σ_all s², 1.0 for a zero matrix."""
 
     down: Tensor
     up: Tensor
@@ -45,12 +40,8 @@ class ReducedPair:
 
 
 def reduce_rank(down: Tensor, up: Tensor, *, rank: int) -> ReducedPair:
-    """Return the best rank-`rank` approximation of up @ down.
+    """Return the best rank-`rank` (1 or more) approximation of up [out, R] @ down [R, in].
 
-    Args:
-        down: [R, in], any float dtype.
-        up: [out, R], any float dtype.
-        rank: at least 1; more than R, in or out is cut to what the matrix can have.
     Source: SVD of a product through QR of its factors, Golub & Van Loan, Matrix Computations, section 8.6.
     """
     up_basis, up_core = torch.linalg.qr(up.float())
@@ -78,26 +69,16 @@ def balance_pair(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return down * ratio[:, None], up / ratio
 
 
-EXPORT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-METADATA_KEY = "lorweb_mix"
-
-
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export wrote.
-
-    Attributes:
-        path: the file.
-        rank: highest rank of a layer in it.
-        kept_energy: layer name → share of the delta's squared Frobenius norm that is kept, in 0…1.
-    """
+    """What an export wrote: the highest rank of a layer, and layer name → share of the delta's energy kept, 0…1."""
 
     path: Path
     rank: int
     kept_energy: Mapping[str, float]
 
     def describe(self) -> str:
-        """Return one line for people: layers, rank, and the energy kept when a rank was asked for."""
+        """Return one line: layers, rank, and the energy kept."""
         worst = min(self.kept_energy, key=lambda name: self.kept_energy[name])
         mean = sum(self.kept_energy.values()) / len(self.kept_energy)
         return (
@@ -119,24 +100,22 @@ def export_mixed_lora(
     """Write the mixed LoRA of one analogy as an ordinary LoRA, whole or not at all.
 
     Args:
-        path: the .safetensors file to write; an existing one is replaced in one step.
-        basis: the basis that the coefficients belong to.
         coefficients: layer name → [N].
-        strength: factor on the whole delta.
         rank: ranks kept per layer; 0 keeps all N·r.
-        dtype: of the written tensors.
         on_layer: called after each layer (progress, interruption).
-    Returns: what was written.
     Raises:
         CheckpointError: for a basis with biases.
         SettingsError: for a negative rank.
         OutputError: when the file cannot be written, or numbers leave float32's or the dtype's range.
     """
     if rank < 0:
-        raise SettingsError(
-            expected="rank 0 (keep all) or a positive number", got=str(rank), remedy="Set rank to 0 or above."
+        raise SettingsError(f"rank is {rank}. Use rank 0 to keep all, or a positive number.")
+    biased = [name for name, layer in basis.layers.items() if layer.lora_bias is not None]
+    if biased:
+        raise CheckpointError(
+            f"{len(biased)} layers of this basis have per-adapter biases (such as {biased[0]}), for which an ordinary "
+            "LoRA file has no place. Use Apply Mixed LoRA to Kontext, which adds the biases itself."
         )
-    _require_no_bias(basis)
     require_writable(path)  # now rather than after minutes of decompositions
     tensors: dict[str, Tensor | DeferredTensor] = {}
     kept_energy: dict[str, float] = {}
@@ -151,7 +130,15 @@ def export_mixed_lora(
             kept_energy[name] = 1.0
         tensors[f"transformer.{name}.lora_A.weight"], tensors[f"transformer.{name}.lora_B.weight"] = pair
     highest = max(tensor.shape[0] for key, tensor in tensors.items() if key.endswith("lora_A.weight"))
-    provenance = _describe_provenance(basis, strength, rank, kept_energy)
+    provenance = {
+        "format_version": 1,
+        "basis_id": basis.basis_id,
+        "basis_name": basis.name,
+        "base_model": basis.settings.base_model,
+        "strength": strength,
+        "rank": rank,
+        "mean_kept_energy": sum(kept_energy.values()) / len(kept_energy),
+    }
     metadata = {"format": "pt", METADATA_KEY: json.dumps(provenance)}
     write_safetensors_atomically(path, tensors, metadata, dtype=dtype)
     return ExportReport(path=path, rank=highest, kept_energy=kept_energy)
@@ -171,7 +158,7 @@ def _reduce_layer(name: str, layer: LayerBasis, coefficients: Tensor, *, strengt
 def _defer_pair(
     name: str, layer: LayerBasis, coefficients: Tensor, *, strength: float, on_made: Callable[[], None]
 ) -> tuple[DeferredTensor, DeferredTensor]:
-    """Return down and up of full rank, made one after the other while the file is written."""
+    """down and up of full rank, made one after the other while the file is written."""
     waiting: list[Tensor] = []
 
     def make_down() -> Tensor:
@@ -195,31 +182,6 @@ def _require_finite(name: str, strength: float, *tensors: Tensor) -> None:
 
 def _overflow(name: str, strength: float) -> OutputError:
     return OutputError(
-        expected=f"a mix of layer {name} that float32 can hold",
-        got=f"infinity or NaN at strength {strength:g}",
-        remedy="Use a smaller strength, or smaller coefficients.",
+        f"The mix of layer {name} overflows float32 at strength {strength:g}. Use a smaller strength, or smaller "
+        "coefficients."
     )
-
-
-def _require_no_bias(basis: Basis) -> None:
-    biased = [name for name, layer in basis.layers.items() if layer.lora_bias is not None]
-    if biased:
-        raise CheckpointError(
-            expected="a basis without per-adapter biases, since an ordinary LoRA file has no place for them",
-            got=f"{len(biased)} layers with lora_B_bias (such as {biased[0]})",
-            remedy="Use Apply Mixed LoRA to Kontext, which adds the biases itself.",
-        )
-
-
-def _describe_provenance(
-    basis: Basis, strength: float, rank: int, kept_energy: Mapping[str, float]
-) -> dict[str, object]:
-    return {
-        "format_version": 1,
-        "basis_id": basis.basis_id,
-        "basis_name": basis.name,
-        "base_model": basis.settings.base_model,
-        "strength": strength,
-        "rank": rank,
-        "mean_kept_energy": sum(kept_energy.values()) / len(kept_energy),
-    }

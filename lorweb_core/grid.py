@@ -1,8 +1,12 @@
-"""Three pictures → one 2×2 grid `a | a′` over `b | b`, and back from the generated grid to b′.
+"""Three images → one 2×2 grid `a | a′` over `b | b`, and back from the generated grid to b′.
 
-`build_grid` is ours: quadrants of b's aspect on the token raster, b whole, one resample per picture (antialiased
+`build_grid` is ours: quadrants of b's aspect on the token raster, b whole, one resample per image (antialiased
 bicubic as PIL's, a = -0.5, in float; none when a size already fits), exactly undone by `undo_grid`. `reference_grid`
 repeats the reference's (8 bit, everything stretched to a's size), for single-grid query modes and comparisons.
+
+A `Layout` holds whole pixels only, enough to undo the grid exactly: all quadrants have one size, a multiple of 16 px
+(one token of FLUX.1-Kontext), and one content box of b's aspect at their top left; the < 16 px right of it and below
+are padding. Placing is centered, so each axis is planned alone.
 """
 
 from __future__ import annotations
@@ -20,16 +24,14 @@ from torch.nn import functional
 from .errors import ImageError, SettingsError, ShapeError
 from .images import require_analogy, require_images
 
-# Where every picture lies in a 2×2 grid: whole pixels only, enough to undo the grid exactly.
-#
-# All quadrants have one size, a multiple of 16 px (one token of FLUX.1-Kontext), and one content box of b's aspect at
-# their top left; the < 16 px right of it and below are padding. Placing is centered, so each axis is planned alone.
-
-
 TOKEN_PX = 16
 PIXELS_PER_MEGAPIXEL = 1024 * 1024
 #: Aspects that differ by less are made equal by cropping (the paper's rule), others as `fit` says.
 CROP_TOLERANCE = 0.15
+FITS = ("pad", "crop", "stretch")
+MEGAPIXELS_RANGE = (0.01, 4.0)
+#: A host may round the sides of a grid that it rescales; more than this is another image.
+ASPECT_TOLERANCE = 0.01
 
 
 class Box(NamedTuple):
@@ -42,7 +44,7 @@ class Box(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """The part of a picture that is used, and where in the content box it goes; the rest repeats its edges."""
+    """The part of an image that is used, and where in the content box it goes; the rest repeats its edges."""
 
     source: Box
     target: Box
@@ -57,7 +59,7 @@ class Layout:
 
     Attributes:
         quadrant_height, quadrant_width: a quarter of the grid; multiples of 16.
-        content_height, content_width: b's picture at the top left of its quadrant; the rest is padding.
+        content_height, content_width: b at the top left of its quadrant; the rest is padding.
         image_height, image_width: b as it came in.
         image_a, image_a_prime: which part of a and a′ is used, and where in the content box it lies.
     """
@@ -73,12 +75,12 @@ class Layout:
 
     @property
     def grid_height(self) -> int:
-        """Height of the whole grid."""
+        """Height of the whole grid in pixels."""
         return 2 * self.quadrant_height
 
     @property
     def grid_width(self) -> int:
-        """Width of the whole grid."""
+        """Width of the whole grid in pixels."""
         return 2 * self.quadrant_width
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,10 +92,7 @@ class Layout:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Layout:
-        """Return the layout that `to_dict` wrote.
-
-        Raises: ShapeError: when an entry is missing or no whole number.
-        """
+        """Return the layout that `to_dict` wrote. Raises ShapeError when an entry is missing or not a whole number."""
         names = [field.name for field in fields(cls)]
         try:
             entries: dict[str, Any] = {name: int(values[name]) for name in names if name not in _PLACEMENTS}
@@ -102,21 +101,17 @@ class Layout:
             return cls(**entries)
         except (KeyError, TypeError, ValueError) as error:
             raise ShapeError(
-                expected=f"a grid layout with {', '.join(names)}",
-                got=f"{values!r:.200}",
-                remedy="Connect the layout of Build Analogy Grid.",
+                f"This is not a grid layout with {', '.join(names)}: {values!r:.200}. "
+                "Connect the layout of Build Analogy Grid."
             ) from error
 
 
 def plan_layout(
     size_a: tuple[int, int], size_a_prime: tuple[int, int], size_b: tuple[int, int], *, megapixels: float, fit: str
 ) -> Layout:
-    """Return where three pictures go in one grid.
+    """Return where three images of sizes (height, width) go in one grid.
 
-    Args:
-        size_a, size_a_prime, size_b: (height, width).
-        megapixels: of the whole grid, 1024² pixels each; met to the nearest 16 px of b's longer side.
-        fit: for aspects that differ by 15 % or more: `pad`, `crop` or `stretch`.
+    `megapixels` (1024² pixels each) of the whole grid are met to the nearest 16 px of b's longer side.
     """
     content = _content_size(size_b, megapixels * PIXELS_PER_MEGAPIXEL / 4)
     onto_content = _fit_axes(size_a, content, fit)
@@ -146,7 +141,7 @@ def _content_size(size: tuple[int, int], area: float) -> tuple[int, int]:
 
 
 def _fit_axes(size: tuple[int, int], frame: tuple[int, int], fit: str) -> tuple[tuple[float, float], ...]:
-    """Per axis (length used of the picture, length it gets in the frame), both centered."""
+    """Per axis (length used of the image, length it gets in the frame), both centered."""
     ratios = (frame[0] / size[0], frame[1] / size[1])
     if max(ratios) / min(ratios) < 1 + CROP_TOLERANCE:
         fit = "crop"
@@ -159,8 +154,8 @@ def _fit_axes(size: tuple[int, int], frame: tuple[int, int], fit: str) -> tuple[
 
 
 def _compose(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
-    """One axis of placing a picture into a frame, and that frame into another: done at once, to resample once."""
-    seen = min(first[1], second[0])  # of the first frame, what is picture and is used by the second step
+    """One axis of placing an image into a frame, and that frame into another: done at once, to resample once."""
+    seen = min(first[1], second[0])  # of the first frame, what is image and is used by the second step
     return first[0] * seen / first[1], second[1] * seen / second[0]
 
 
@@ -168,24 +163,16 @@ def _place(axes: tuple[tuple[float, float], ...], size: tuple[int, int], frame: 
     """Lengths rounded to whole pixels and centered; at most half a pixel off at each edge."""
     used = [min(side, max(1, round(axis[0]))) for axis, side in zip(axes, size, strict=True)]
     given = [min(side, max(1, round(axis[1]))) for axis, side in zip(axes, frame, strict=True)]
-    return Placement(_centred(used, size), _centred(given, frame))
+    return Placement(_centered(used, size), _centered(given, frame))
 
 
-def _centred(lengths: list[int], frame: tuple[int, int]) -> Box:
+def _centered(lengths: list[int], frame: tuple[int, int]) -> Box:
     height, width = lengths
     return Box((frame[0] - height) // 2, (frame[1] - width) // 2, height, width)
 
 
 def _round_up(length: int) -> int:
     return -(-length // TOKEN_PX) * TOKEN_PX
-
-
-__all__ = ["FITS", "MEGAPIXELS_RANGE", "Layout", "build_grid", "reference_grid", "undo_grid"]
-
-FITS = ("pad", "crop", "stretch")
-MEGAPIXELS_RANGE = (0.01, 4.0)
-#: A host may round the sides of a grid that it rescales; more than this is another picture.
-ASPECT_TOLERANCE = 0.01
 
 
 def build_grid(
@@ -197,14 +184,20 @@ def build_grid(
     aspects differ by less than 15 %, else as `fit` says; an a′ of another size than a is first fitted to a.
 
     Args:
-        image_a, image_a_prime: [1 or B, H, W, C], float 0–1.
-        image_b: [B, H, W, C], float 0–1.
+        image_a, image_a_prime: [1 or B, H, W, C], float 0–1; image_b: [B, H, W, C].
         megapixels: of the whole grid (1.0 = 1024×1024), 0.01…4.
-        fit: `pad` (whole picture, edges repeated), `crop` (center) or `stretch`.
+        fit: `pad` (whole image, edges repeated), `crop` (center) or `stretch`.
     Returns: grid [B, 2h, 2w, 3] with device and dtype of image_b, h and w multiples of 16; its layout.
     Raises: ImageError, ShapeError: see `images.require_analogy`. SettingsError: for `megapixels` or `fit`.
     """
-    _require_options(megapixels, fit)
+    lowest, highest = MEGAPIXELS_RANGE
+    if not lowest <= megapixels <= highest:  # also refuses NaN
+        raise SettingsError(
+            f"megapixels is {megapixels}, but must be between {lowest} and {highest}. 1.0 is what FLUX.1-Kontext was "
+            "trained on; 0.25 is four times as fast."
+        )
+    if fit not in FITS:
+        raise SettingsError(f"fit is {fit!r}. Known are {', '.join(FITS)}; the default is pad.")
     image_a, image_a_prime, image_b = require_analogy(image_a, image_a_prime, image_b)
     sizes = [(images.shape[1], images.shape[2]) for images in (image_a, image_a_prime, image_b)]
     layout = plan_layout(*sizes, megapixels=megapixels, fit=fit)
@@ -218,22 +211,18 @@ def build_grid(
 
 
 def undo_grid(image: Tensor, layout: Layout, *, restore_size: bool = True) -> Tensor:
-    """Return b′, the bottom right quadrant of a generated grid without its padding.
+    """Return b′ [B, H, W, 3], the bottom right quadrant of a generated grid without its padding.
 
-    Args:
-        image: [B, 2h', 2w', C], float 0–1; the layout's grid, at its own or another resolution of the same aspect.
-        layout: from `build_grid`.
-        restore_size: resample to b's size (one resample; none when the content has that size already).
-    Returns: [B, H, W, 3]: b's size, or the size in which the content was sampled.
-    Raises: ImageError: for unusable pictures. ShapeError: when the aspect is not that of the layout's grid.
+    `image` [B, 2h', 2w', C], float 0–1, is the layout's grid at its own or another resolution of the same aspect. b′
+    is resampled to b's size once, or left in the size in which it was sampled (`restore_size=False`).
+    Raises ImageError for unusable images, ShapeError when the aspect is not that of the layout's grid.
     """
     image = require_images("image", image)
     scales = (image.shape[1] / layout.grid_height, image.shape[2] / layout.grid_width)
     if max(scales) > min(scales) * (1 + ASPECT_TOLERANCE):
         raise ShapeError(
-            expected=f"the grid of this layout, {layout.grid_width}×{layout.grid_height} px or a multiple",
-            got=f"{image.shape[2]}×{image.shape[1]} px",
-            remedy="Connect the whole decoded grid, and the layout of the grid it was made from.",
+            f"The image is {image.shape[2]}×{image.shape[1]} px, but the grid of this layout is {layout.grid_width}×"
+            f"{layout.grid_height} px or a multiple. Connect the whole decoded grid, and the layout it was made from."
         )
     top, bottom = _span(image.shape[1], layout.quadrant_height, layout.content_height)
     left, right = _span(image.shape[2], layout.quadrant_width, layout.content_width)
@@ -241,47 +230,42 @@ def undo_grid(image: Tensor, layout: Layout, *, restore_size: bool = True) -> Te
     return _resample(content, (layout.image_height, layout.image_width)) if restore_size else content.contiguous()
 
 
+def tile_2x2(
+    top_left: Tensor, top_right: Tensor, bottom_left: Tensor, bottom_right: Tensor, *, dims: tuple[int, int] = (-2, -1)
+) -> Tensor:
+    """Four cells of one shape as one grid; `dims` are the height and the width, the last two unless stated."""
+    height, width = dims
+    rows = torch.cat([top_left, top_right], width), torch.cat([bottom_left, bottom_right], width)
+    return torch.cat(rows, height)
+
+
 def reference_grid(
     image_a: Image.Image, image_a_prime: Image.Image, image_b: Image.Image, *, max_size: int | None = None
 ) -> Image.Image:
     """Return the grid as the reference builds it: quadrants of a's size, a′ and b stretched to it, 8 bit, bicubic.
 
-    Args:
-        max_size: when a side of the grid is longer, the grid is resized so that its longer side is this.
+    A grid with a side longer than `max_size` is resized so that its longer side is that.
     Source: the reference run, tests/golden/grid.json.
     """
     quadrant = image_a.size
     width, height = 2 * quadrant[0], 2 * quadrant[1]
     grid = Image.new("RGB", (width, height))
     corners = ((0, 0), (quadrant[0], 0), (0, quadrant[1]), quadrant)
-    for picture, corner in zip((image_a, image_a_prime, image_b, image_b), corners, strict=True):
-        grid.paste(picture.convert("RGB").resize(quadrant, Image.Resampling.BICUBIC), corner)
+    for image, corner in zip((image_a, image_a_prime, image_b, image_b), corners, strict=True):
+        grid.paste(image.convert("RGB").resize(quadrant, Image.Resampling.BICUBIC), corner)
     if max_size is None or max(width, height) <= max_size:
         return grid
     size = (max_size, int(height * max_size / width)) if width > height else (int(width * max_size / height), max_size)
     if min(size) < 1:
         raise ImageError(
-            expected=f"a grid that keeps at least one pixel when resized to {max_size} px",
-            got=f"{width}×{height} px",
-            remedy="Use a larger max_size, or crop the pictures.",
+            f"Nothing is left of a grid of {width}×{height} px when resized to {max_size} px. Use a larger max_size, "
+            "or crop the images."
         )
     return grid.resize(size, Image.Resampling.BICUBIC)
 
 
-def _require_options(megapixels: float, fit: str) -> None:
-    lowest, highest = MEGAPIXELS_RANGE
-    if not lowest <= megapixels <= highest:  # also refuses NaN
-        raise SettingsError(
-            expected=f"megapixels between {lowest} and {highest}",
-            got=str(megapixels),
-            remedy="1.0 is what FLUX.1-Kontext was trained on; 0.25 is four times as fast.",
-        )
-    if fit not in FITS:
-        raise SettingsError(expected=f"fit to be one of {', '.join(FITS)}", got=repr(fit), remedy="The default is pad.")
-
-
 def _fill(quadrants: Tensor, images: Tensor, layout: Layout, placement: Placement | None) -> None:
-    """Write pictures [1 or B, H, W, 3] into quadrants [B, h, w, 3]: placed in the content box, edges repeated."""
+    """Write images [1 or B, H, W, 3] into quadrants [B, h, w, 3]: placed in the content box, edges repeated."""
     images = images.to(quadrants)
     source, target = placement or (None, None)
     if source is not None:
@@ -289,8 +273,8 @@ def _fill(quadrants: Tensor, images: Tensor, layout: Layout, placement: Placemen
     top, left, height, width = target or (0, 0, layout.content_height, layout.content_width)
     rows = _repeated_edges(top, height, quadrants.shape[1], images.device)
     columns = _repeated_edges(left, width, quadrants.shape[2], images.device)
-    for index, picture in enumerate(images.split(1)):  # one at a time: no resized copy of the whole batch
-        placed = _resample(picture, (height, width))[0]
+    for index, image in enumerate(images.split(1)):  # one at a time: no resized copy of the whole batch
+        placed = _resample(image, (height, width))[0]
         quadrant = placed.index_select(0, rows).index_select(1, columns)
         quadrants[index if len(images) > 1 else slice(None)] = quadrant
 
@@ -301,7 +285,7 @@ def _repeated_edges(start: int, length: int, total: int, device: torch.device) -
 
 
 def _resample(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures [B, H, W, 3] at (height, width), by antialiased bicubic in float; untouched when they have that size."""
+    """Images [B, H, W, 3] at (height, width), by antialiased bicubic in float; untouched when they have that size."""
     if tuple(images.shape[1:3]) == size:
         return images.contiguous()
     wide = images.movedim(-1, 1).to(torch.promote_types(images.dtype, torch.float32))

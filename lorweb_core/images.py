@@ -74,10 +74,9 @@ class ImageFileError(ImageError):
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, at_least_px: int | None = None) -> Image.Image:
-    """An image file as upright 8-bit RGB, transparency on white.
+    """An image file in one of `IMAGE_FORMATS` as upright 8-bit RGB, transparency on white.
 
     Args:
-        path: a file in one of `IMAGE_FORMATS`.
         max_pixels: refuse larger ones by their header, before anything is decoded.
         at_least_px: shrink by a whole factor (JPEG while decoding, others after) while both sides stay at least this
             long: what follows is then faster by that factor squared. None keeps every pixel.
@@ -98,10 +97,7 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, at_least_px: int | N
 
 
 def read_image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Upright width and height of an image file, from its header alone.
-
-    Raises: ImageFileError: missing, unreadable, too large or of a wrong mode.
-    """
+    """Upright width and height of an image file, from its header alone. Raises ImageFileError as `read_image`."""
     with _open(path, max_pixels) as image:
         width, height = image.size
         return (height, width) if _orientation(image) >= 5 else (width, height)
@@ -143,7 +139,7 @@ def _open(path: Path, max_pixels: int) -> ImageFile.ImageFile:
 def _orientation(image: ImageFile.ImageFile) -> int:
     """EXIF orientation 1–8; 1 where there is none or the EXIF block is damaged (the pixels may still be fine)."""
     try:
-        if image.format == "PNG" and "exif" not in image.info:  # Pillow's own look behind the pixels decodes them all
+        if image.format == "PNG" and "exif" not in image.info:  # Pillow decodes all pixels to look behind them
             _find_late_exif(image)
         return int(Image.Image.getexif(image).get(_ORIENTATION_TAG, 1))
     except _DECODER_ERRORS:
@@ -186,11 +182,8 @@ def _one_line(error: BaseException) -> str:
 def require_images(name: str, images: Tensor) -> Tensor:
     """Return usable images as RGB: one channel is repeated, a fourth (alpha) is composed on white.
 
-    Args:
-        name: what the user calls these images, for the message.
-        images: [B, H, W, C], float 0–1, C one of 1, 3, 4.
-    Returns: [B, H, W, 3]; a view of the input unless it has alpha.
-    Raises: ImageError: for anything else, for 1-pixel sides, and for values that are NaN, infinite or not 0–1.
+    images [B, H, W, C], float 0–1, C one of 1, 3, 4 → [B, H, W, 3], a view unless it has alpha. Raises ImageError,
+    which calls them `name`, for anything else, for 1-pixel sides, and for values that are NaN, infinite or not 0–1.
     """
     if not isinstance(images, Tensor) or images.dim() != 4:
         found = f"has shape {list(images.shape)}" if isinstance(images, Tensor) else f"is a {type(images).__name__}"
@@ -230,7 +223,7 @@ def require_images(name: str, images: Tensor) -> Tensor:
 def require_analogy(image_a: Tensor, image_a_prime: Tensor, image_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return a, a′ and b as RGB images whose batches pair: a and a′ have one image, or as many as b.
 
-    Raises: ImageError: see `require_images`. ShapeError: when the batches do not pair.
+    Raises ImageError as `require_images`, ShapeError when the batches do not pair.
     """
     image_a = require_images("image_a", image_a)
     image_a_prime = require_images("image_a_prime", image_a_prime)

@@ -1,8 +1,8 @@
-"""Layer names of FLUX.1 in diffusers' spelling: their order, and which part of the model a layer belongs to.
+"""Layer names of FLUX.1 in diffusers' spelling: their order, and the part of the model each layer belongs to.
 
 A layer name is a module path such as `transformer_blocks.3.ff_context.net.0.proj`: block kind, block index, module.
 The order is that of the computation: double blocks by index, inside a block by the lists below, then single blocks.
-Unknown names are kept: they sort last and belong to the part `other`. Host names are `nodes/`'s subject.
+Unknown names are kept: they sort last and belong to the part `other`.
 """
 
 from __future__ import annotations
@@ -62,12 +62,8 @@ PARTS = ("modulation", "attention", "mlp", "other")
 class LayerName:
     """A layer name taken apart.
 
-    Attributes:
-        block_kind: `double`, `single`, or `other` for a name outside of the blocks.
-        block_index: number of the block within its kind; -1 for `other`.
-        module: path inside the block; the whole name for `other`.
-        part: one of `PARTS`.
-        is_context: whether the layer acts on the text stream of a double block.
+    block_kind is `double`, `single`, or `other` for a name outside of the blocks, with index -1 and the whole name as
+    module; part is one of `PARTS`; is_context: the layer acts on the text stream of a double block.
     """
 
     block_kind: str

@@ -6,12 +6,13 @@
     transformer.<layer>.att_lora_to_q.weight   [K, Q]      absent when the query embedding itself is the query
     transformer.<layer>.lora_B_bias            [N, out]    optional
 
-A suffix is taken from the end only: the layer itself may be called `….attn.to_q`. All mistakes of one kind are told
-at once, before a weight is read. Source: the format's description in the README (spec 5 and 7).
+A suffix is taken from the end only: the layer itself may be called `….attn.to_q`. All errors of one kind are reported
+at once, before a weight is read. Source: docs/file-format.md.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,27 +36,13 @@ _DIMENSIONS = {
 }
 _REQUIRED = (SUFFIX_A, SUFFIX_B, SUFFIX_KEYS)
 FLOAT_DTYPES = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
-_ORDINARY_LORA_SUFFIXES = (
-    ".lora_A.weight",
-    ".lora_B.weight",
-    ".lora_A.default.weight",
-    ".lora_B.default.weight",
-    ".lora_down.weight",
-    ".lora_up.weight",
-    ".lora.down.weight",
-    ".lora.up.weight",
-)
+_ORDINARY_LORA = re.compile(r".*\.(lora_[AB](\.default)?|lora_(down|up)|lora\.(down|up))\.weight", re.DOTALL)
 _REWRITE = "The file was written wrongly or edited; get it again or convert it from its source."
 
 
 @dataclass(frozen=True)
 class LayerTensors:
-    """The tensors of one layer in a file.
-
-    Attributes:
-        suffixes: which of the format's tensors the layer has.
-        sizes: N, in, r, out, K, Q by their letters.
-    """
+    """Which of the format's tensors a layer has, and its sizes N, in, r, out, K, Q by their letters."""
 
     suffixes: frozenset[str]
     sizes: Mapping[str, int]
@@ -64,11 +51,8 @@ class LayerTensors:
 def group_layers(entries: Mapping[str, TensorEntry], file_name: str) -> dict[str, LayerTensors]:
     """Return layer name → its tensors, in computing order.
 
-    Args:
-        entries: of the file's header.
-        file_name: for messages.
-    Raises: CheckpointError: for an ordinary LoRA, missing or extra tensors, number types other than floats, and
-        shapes that contradict each other.
+    Raises CheckpointError for an ordinary LoRA, missing or extra tensors, dtypes other than floats, and shapes that
+    contradict each other.
     """
     by_layer: dict[str, dict[str, TensorEntry]] = {}
     unknown = []
@@ -79,7 +63,7 @@ def group_layers(entries: Mapping[str, TensorEntry], file_name: str) -> dict[str
         else:
             unknown.append(name)
     basis = f"a LoRWeB basis ({PREFIX}<layer>{SUFFIX_A}, {SUFFIX_KEYS} …)"
-    if not by_layer and any(name.endswith(_ORDINARY_LORA_SUFFIXES) for name in unknown):
+    if not by_layer and any(_ORDINARY_LORA.fullmatch(name) for name in unknown):
         raise CheckpointError(
             f"{file_name} is an ordinary LoRA ({_first_three(unknown)}), not {basis}. Load it with an ordinary LoRA "
             "loader; a basis holds several adapters per layer and their keys."
@@ -121,7 +105,8 @@ def query_widths(layers: Mapping[str, LayerTensors]) -> set[int]:
 
 def require_one_query_width(layers: Mapping[str, LayerTensors], file_name: str) -> None:
     """Raise a CheckpointError unless all layers take query embeddings of the same width."""
-    if len(query_widths(layers)) == 1:
+    widths = [tensors.sizes["Q"] for tensors in layers.values()]
+    if len(set(widths)) == 1:
         return
     if all(tensors.sizes["Q"] == tensors.sizes["in"] for tensors in layers.values()):
         raise CheckpointError(
@@ -129,7 +114,6 @@ def require_one_query_width(layers: Mapping[str, LayerTensors], file_name: str) 
             "depend on the activations and cannot be computed once per analogy. Use a basis trained with "
             "external_query: true."
         )
-    widths = [tensors.sizes["Q"] for tensors in layers.values()]
     usual = max(sorted(set(widths)), key=widths.count)
     odd = [name for name, tensors in layers.items() if tensors.sizes["Q"] != usual]
     bare = [name for name in odd if SUFFIX_PROJECTION not in layers[name].suffixes]
@@ -141,7 +125,6 @@ def require_one_query_width(layers: Mapping[str, LayerTensors], file_name: str) 
 
 
 def _split_tensor_name(name: str) -> tuple[str, str]:
-    """Return (layer name, suffix), or (name, "") for a name the format does not know."""
     if name.startswith(PREFIX):
         for suffix in _DIMENSIONS:
             if name.endswith(suffix) and len(name) > len(PREFIX) + len(suffix):
@@ -150,7 +133,6 @@ def _split_tensor_name(name: str) -> tuple[str, str]:
 
 
 def _fit_shapes(layer_name: str, parts: Mapping[str, TensorEntry]) -> LayerTensors:
-    """Return the layer's sizes, once all its tensors agree on them."""
     sizes: dict[str, int] = {}
     stated_by: dict[str, str] = {}
     for suffix, letters in _DIMENSIONS.items():

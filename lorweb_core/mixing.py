@@ -5,7 +5,7 @@
 
 Three forms of the same thing: a factored pair with c folded in (`mix_layer`), the full weight change
 (`layer_delta`), and the contribution to a forward pass with one c per sample (`add_contribution`). Source:
-arXiv 2602.15727, Eq. 2. No files, no host.
+arXiv 2602.15727, Eq. 2.
 """
 
 from __future__ import annotations
@@ -21,13 +21,7 @@ from .errors import ShapeError
 
 @dataclass(frozen=True, eq=False)
 class MixedLayer:
-    """The mixed LoRA of one layer: delta = up @ down, plus an output bias when the basis has one.
-
-    Attributes:
-        down: [N·r, in].
-        up: [out, N·r].
-        bias: [out] or None.
-    """
+    """The mixed LoRA of one layer: delta = up [out, N·r] @ down [N·r, in], plus a bias [out] when the basis has one."""
 
     down: Tensor
     up: Tensor
@@ -37,16 +31,9 @@ class MixedLayer:
 def mix_layer(layer: LayerBasis, coefficients: Tensor, *, strength: float = 1.0) -> MixedLayer:
     """Return the mixed LoRA of one layer as an ordinary (down, up) pair.
 
-    delta = strength · Σ_n coefficients[n] · up[n] @ down[n]; the sum is kept factored, so the rank is N·r. The
-    coefficients are folded, in float32, into the side with fewer numbers; the other side is a view of the basis.
-
-    Args:
-        layer: adapters of one layer.
-        coefficients: [N], any real numbers (softmax output sums to 1).
-        strength: factor on the whole delta; negative reverses the edit.
-    Returns: the pair; the folded side is float32, the other has the basis' dtype.
-    Raises: ShapeError: when there are not N coefficients.
-    Source: arXiv 2602.15727, Eq. 2.
+    delta = strength · Σ_n coefficients[n] · up[n] @ down[n]   (arXiv 2602.15727, Eq. 2), kept factored: rank N·r.
+    The coefficients are folded, in float32, into the side with fewer numbers; the other side is a view of the basis
+    in its dtype. A negative strength reverses the edit. Raises ShapeError if coefficients is not [N].
     """
     require_coefficients(layer, coefficients, dimensions=1)
     scale = strength * coefficients.float()
@@ -69,26 +56,31 @@ def layer_delta(layer: LayerBasis, coefficients: Tensor, *, strength: float = 1.
 def add_contribution(
     output: Tensor, x: Tensor, layer: LayerBasis, coefficients: Tensor, *, strength: float = 1.0
 ) -> Tensor:
-    """Return output + the mixed LoRA's contribution, one mix per sample.
+    """Return output [B, ..., out] + the contribution for x [B, ..., in], one mix per sample; a new tensor.
 
-    Args:
-        output: the base layer's result, [B, ..., out].
-        x: the base layer's input, [B, ..., in].
-        layer: adapters of this layer, on x's device; cast to x's dtype.
-        coefficients: [B, N], or [1, N] for all samples.
-        strength: factor on the contribution.
-    Returns: [B, ..., out], a new tensor of the output's dtype.
-    Raises: ShapeError: when the batch is no multiple of the mixes, or there are not N coefficients.
-    Source: arXiv 2602.15727, Eq. 2.
+    `layer` lies on x's device; coefficients are [mixes, N] (see `per_sample_scale`). Raises ShapeError when the batch
+    is not a multiple of the mixes, or there are not N coefficients.
     """
     require_coefficients(layer, coefficients, dimensions=2)
     scale = (strength * coefficients.float()).to(x.device)
-    per_rank = per_sample_scale(expand_to_ranks(layer, scale), x)
-    hidden = torch.nn.functional.linear(x, stacked_down(layer).to(x.dtype)) * per_rank.to(x.dtype)
-    result = output + (hidden @ stacked_up(layer).to(x.dtype)).to(output.dtype)
+    result = add_low_rank(output, x, stacked_down(layer), expand_to_ranks(layer, scale), stacked_up(layer))
     if layer.lora_bias is None:
         return result
     return result + per_sample_scale(scale @ layer.lora_bias.float(), x).to(output.dtype)
+
+
+def add_low_rank(output: Tensor, x: Tensor, down: Tensor, scale: Tensor, up: Tensor) -> Tensor:
+    """output + ((x @ downᵀ) ∘ scale) @ up, in output's dtype; differentiable.
+
+    output [B, ..., out], x [B, ..., in], down [R, in], scale [mixes, R] (see `per_sample_scale`), up [R, out].
+    """
+    hidden = project_and_scale(x, down, scale).flatten(0, -2).to(output.dtype)
+    return torch.addmm(output.flatten(0, -2), hidden, up.to(output.dtype)).view(output.shape)
+
+
+def project_and_scale(x: Tensor, down: Tensor, scale: Tensor) -> Tensor:
+    """(x @ downᵀ) ∘ scale, [B, ..., R] in x's dtype: the half of `add_low_rank` that several up matrices can share."""
+    return torch.nn.functional.linear(x, down.to(x)) * per_sample_scale(scale, x).to(x)
 
 
 def stacked_down(layer: LayerBasis) -> Tensor:
@@ -109,11 +101,9 @@ def expand_to_ranks(layer: LayerBasis, coefficients: Tensor) -> Tensor:
 def per_sample_scale(scale: Tensor, x: Tensor) -> Tensor:
     """Return scale [mixes, R] shaped to multiply x's projection [B, ..., R], repeating the mixes over the batch.
 
-    Row i gets mix i modulo the number of mixes. Samplers lay whole latent batches, conditional and unconditional, end
-    to end: that is each latent's own mix only where the latent batch itself is a multiple of the mixes, which cannot
-    be seen here (`require_multiple_of_mixes`).
-
-    Raises: ShapeError: when B is no multiple of the number of mixes.
+    Row i gets mix i modulo the number of mixes. Samplers concatenate whole latent batches, conditional and
+    unconditional: each latent gets its own mix only where the latent batch itself is a multiple of the mixes, which
+    only the caller can check (`require_multiple_of_mixes`). Raises ShapeError when B is not such a multiple.
     """
     mixes, batch = scale.shape[0], x.shape[0]
     require_multiple_of_mixes(batch, mixes=mixes)
@@ -125,9 +115,8 @@ def require_multiple_of_mixes(batch: int, *, mixes: int) -> None:
     """Raise a ShapeError unless a latent batch can share out the mixes evenly."""
     if batch % mixes:
         raise ShapeError(
-            expected=f"a latent batch that is a multiple of the {mixes} mixes (one per analogy)",
-            got=f"a batch of {batch}",
-            remedy=f"Make the latent batch {mixes}, or encode one analogy only.",
+            f"The latent batch is {batch}, not a multiple of the {mixes} mixes (one per analogy). "
+            f"Make the latent batch {mixes}, or encode one analogy only."
         )
 
 
@@ -137,7 +126,6 @@ def require_coefficients(layer: LayerBasis, coefficients: Tensor, *, dimensions:
         return
     wanted = f"[{layer.basis_size}]" if dimensions == 1 else f"[batch, {layer.basis_size}]"
     raise ShapeError(
-        expected=f"coefficients {wanted}, one for each adapter of the layer",
-        got=f"shape {list(coefficients.shape)}",
-        remedy="Compute them with this basis' own router.",
+        f"The coefficients have shape {list(coefficients.shape)}, but the layer's adapters need {wanted}. "
+        "Compute them with this basis' own router."
     )

@@ -54,15 +54,13 @@ def side_folders(folder: Path) -> dict[Path, str]:
     }
 
 
-def find_sides(folder: Path, list_pictures: Callable[[Path], list[Path]]) -> list[tuple[str, str, Path]]:
-    """(`before` or `after`, name of the pair, picture) of a folder's own pictures and of those in its side folders.
+def find_sides(folder: Path, list_images: Callable[[Path], list[Path]]) -> list[tuple[str, str, Path]]:
+    """(`before` or `after`, name of the pair, image) of a folder's own images and of those in its side folders.
 
-    Args:
-        folder: one folder; what lies deeper than its side folders is not looked at.
-        list_pictures: the pictures directly in a folder.
+    Deeper folders are not read; `list_images` returns the images directly in a folder.
     """
     inside = [
-        (side, stem_of(path), path) for place, side in side_folders(folder).items() for path in list_pictures(place)
+        (side, stem_of(path), path) for place, side in side_folders(folder).items() for path in list_images(place)
     ]
     stems = {side: {stem for other, stem, _ in inside if other == side} for side in ("before", "after")}
     found = []
@@ -70,7 +68,7 @@ def find_sides(folder: Path, list_pictures: Callable[[Path], list[Path]]) -> lis
         own_side, name = _read_end(stem)
         is_repeated = own_side == side and stem not in stems["before"] & stems["after"]
         found.append((side, name if is_repeated else stem, path))
-    beside = list_pictures(folder)
+    beside = list_images(folder)
     known = {reading for path in beside for reading in _readings(stem_of(path))}
     for path in beside:
         stem = stem_of(path)
@@ -89,7 +87,7 @@ def stem_of(path: Path) -> str:
 
 
 def find_near(name: str, side: str, left_over: list[Path]) -> str:
-    """The renaming that would make a left-over picture the missing side of a pair; "" when none is called alike."""
+    """The renaming that would make a left-over image the missing side of a pair; "" when none is called alike."""
 
     def is_near(path: Path) -> bool:
         stem = stem_of(path)
@@ -105,9 +103,13 @@ def find_near(name: str, side: str, left_over: list[Path]) -> str:
 def find_pairs(folder: Path) -> list[PicturePair]:
     """Return the example pairs in a folder and in those below it, by name.
 
-    Raises: ImageError: when the folder is missing, has no pairs, or a picture has no counterpart or several.
+    Raises ImageError when the folder is missing, has no pairs, or an image has no counterpart or several.
     """
-    if not _is_folder(folder):
+    try:
+        is_folder = folder.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or that no file can have
+        is_folder = False
+    if not is_folder:
         raise ImageError(
             f"There is no folder {quote(folder.name)} with example pairs. Put x_a.png and x_a_prime.png into a folder "
             "below ComfyUI's input folder and name it here."
@@ -115,18 +117,18 @@ def find_pairs(folder: Path) -> list[PicturePair]:
     places = [folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir())]
     pairs: dict[str, dict[str, list[Path]]] = {}
     for place in places:
-        for side, name, path in find_sides(place, _list_pictures) if place not in side_folders(place.parent) else []:
+        for side, name, path in find_sides(place, _list_images) if place not in side_folders(place.parent) else []:
             full_name = (place.relative_to(folder) / name).as_posix()
             pairs.setdefault(full_name, {"before": [], "after": []})[side].append(path)
     if not pairs:
-        count = sum(len(_list_pictures(place)) for place in places)
+        count = sum(len(_list_images(place)) for place in places)
         raise ImageError(f"There are no pairs among the {count} images in {quote(folder.name)}. {_RENAME}")
     odd = [name for name, files in pairs.items() if [*map(len, files.values())] != [1, 1]]
     if odd:
         files = pairs[odd[0]]
         own = files["before"] + files["after"]
         whole = {path for name, files in pairs.items() if name not in odd for path in files["before"] + files["after"]}
-        left_over = [path for path in _list_pictures(own[0].parent) if path not in whole and path not in own]
+        left_over = [path for path in _list_images(own[0].parent) if path not in whole and path not in own]
         missing = next((side for side, paths in files.items() if not paths), "")
         problem = f"{len(files['before'])} images before and {len(files['after'])} after"
         if missing:
@@ -154,13 +156,6 @@ def _join(start: str, end: str) -> str:
     return (start + end if start else end.lstrip(_SEPARATORS)) or "pair"
 
 
-def _list_pictures(folder: Path) -> list[Path]:
+def _list_images(folder: Path) -> list[Path]:
     files = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES)
     return [path for path in files if path.is_file() and not path.name.startswith(".")]  # ._x.png is macOS' own
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # a name that is too long, or that no file can have
-        return False

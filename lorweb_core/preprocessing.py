@@ -1,8 +1,8 @@
-"""Pictures → the pixels an image encoder was trained on.
+"""Images → the pixels an image encoder was trained on.
 
 resize with PIL (8 bit, the short edge or both) → center crop → ÷ 255 → (x - mean) / std, equal bit for bit to
-Hugging Face's PIL image processors, without torchvision. The host's own resize differs by up to half a pixel on
-non-square pictures; `fit_images` gives it pictures on which it has nothing left to resize.
+Hugging Face's PIL image processors, without torchvision. ComfyUI's own resize differs by up to half a pixel on
+non-square images; `fit_images` gives it images on which it has nothing left to resize.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from torch import Tensor
 from .errors import FileError, ModelError, printable
 from .files import read_json
 from .images import require_images, to_8bit
+from .settings import CLIP_ENCODER_ID, SIGLIP_ENCODER_ID
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the square input of an image encoder.
+    """How an image becomes the square input of an image encoder.
 
     Attributes:
         size_px: side S of the encoder's input.
-        shortest_edge_px: the short edge is resized to this and the center S×S is kept; None: the whole picture is
+        shortest_edge_px: the short edge is resized to this and the center S×S is kept; None: the whole image is
             resized to S×S and its aspect is lost.
         resample: PIL's number of the filter: 2 bilinear, 3 bicubic.
         mean, std: per channel, of values 0–1.
@@ -66,12 +67,7 @@ _UNIT_VALUES = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
 
 
 def preprocess_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return `pixel_values` [B, 3, S, S], float32 on the CPU, as Hugging Face's PIL processor makes them.
-
-    Args:
-        images: [B, H, W, C], float 0–1.
-    Raises: ImageError: see `images.require_images`.
-    """
+    """Return `pixel_values` [B, 3, S, S], float32 on the CPU, of images [B, H, W, C], float 0–1."""
     pixels = _UNIT_VALUES[_fit(images, preprocessing)]
     mean, std = (np.asarray(values, dtype=np.float32) for values in (preprocessing.mean, preprocessing.std))
     normalized = (pixels - mean) / std
@@ -79,25 +75,21 @@ def preprocess_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def fit_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return the pictures as the encoder sees them, [B, S, S, 3], float32 0–1 on the CPU, on the 8-bit grid.
+    """Return images [B, H, W, C] as the encoder sees them: [B, S, S, 3], float32 0–1 on the CPU, in 8-bit steps.
 
-    Fitting twice changes nothing, and the host's CLIP vision encoder resizes nothing on these.
-
-    Args:
-        images: [B, H, W, C], float 0–1.
-    Raises: ImageError: see `images.require_images`.
+    Fitting twice changes nothing, and ComfyUI's CLIP vision encoder resizes nothing on these.
     """
     return torch.from_numpy(_UNIT_VALUES[_fit(images, preprocessing)])
 
 
-def fit_picture(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Return one 8-bit picture resized and cropped to S×S."""
+def fit_picture(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Return one 8-bit image resized and cropped to S×S."""
     size, edge = preprocessing.size_px, preprocessing.shortest_edge_px
     if edge is None:
-        return picture.resize((size, size), preprocessing.resample)
-    width, height = picture.size
+        return image.resize((size, size), preprocessing.resample)
+    width, height = image.size
     long_edge = int(edge * max(width, height) / min(width, height))  # truncated, as Hugging Face does
-    resized = picture.resize((edge, long_edge) if width <= height else (long_edge, edge), preprocessing.resample)
+    resized = image.resize((edge, long_edge) if width <= height else (long_edge, edge), preprocessing.resample)
     left, top = (resized.width - size) // 2, (resized.height - size) // 2
     return resized.crop((left, top, left + size, top + size))
 
@@ -105,10 +97,8 @@ def fit_picture(picture: Image.Image, preprocessing: Preprocessing) -> Image.Ima
 def read_preprocessing(folder: Path, preset: Preprocessing) -> Preprocessing:
     """Return the preprocessing that a model folder asks for, or the preset (and a log line) when it says nothing.
 
-    Args:
-        folder: holds `preprocessor_config.json`, or `processor_config.json` as newer transformers write.
-        preset: used for what the files leave out.
-    Raises: ModelError: when a file is unreadable or asks for something else than resize, crop, rescale, normalize.
+    `preset` also fills in what the files leave out. Raises ModelError when a file is unreadable or asks for something
+    else than resize, crop, rescale, normalize.
     """
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = folder / name
@@ -127,10 +117,7 @@ def read_preprocessing(folder: Path, preset: Preprocessing) -> Preprocessing:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object of a model folder's file.
-
-    Raises: ModelError: when it cannot be read or is no object.
-    """
+    """Return the JSON object of a model folder's file. Raises ModelError when it is unreadable or not an object."""
     try:
         values = read_json(path)
     except FileError as error:
@@ -141,16 +128,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _fit(images: Tensor, preprocessing: Preprocessing) -> np.ndarray:
-    """Pictures as uint8 [B, S, S, 3]; one at a time, so that no resized copy of a batch exists."""
-    pictures = (Image.fromarray(to_8bit(picture)) for picture in require_images("images", images))
-    return np.stack([np.asarray(fit_picture(picture, preprocessing)) for picture in pictures])
+    """Images as uint8 [B, S, S, 3]; one at a time, so that no resized copy of a batch exists."""
+    whole = (Image.fromarray(to_8bit(image)) for image in require_images("images", images))
+    return np.stack([np.asarray(fit_picture(image, preprocessing)) for image in whole])
 
 
 def _parse_preprocessing(values: Mapping[str, Any], preset: Preprocessing, path: Path) -> Preprocessing:
     values = {name: value for name, value in values.items() if value is not None}
     try:
         size_px, shortest_edge_px = _parse_sizes(values, preset)
-        mean, std = _three_numbers(values["image_mean"]), _three_numbers(values["image_std"])
+        mean, std = (_three_numbers(values[name]) for name in ("image_mean", "image_std"))
         resample = Image.Resampling(int(values.get("resample", preset.resample))).value
         is_usual = all(values.get(step, True) for step in ("do_resize", "do_rescale", "do_normalize"))
         is_usual &= abs(float(values.get("rescale_factor", 1 / 255)) * 255 - 1) < 1e-6
@@ -159,9 +146,8 @@ def _parse_preprocessing(values: Mapping[str, Any], preset: Preprocessing, path:
         is_usual = False
     if not is_usual:
         raise ModelError(
-            expected="a preprocessor that resizes, crops to a square, divides by 255 and normalizes three channels",
-            got=f"{json.dumps(values)[:300]} in {path}",
-            remedy="Use the folder of openai/clip-vit-large-patch14 or google/siglip2-base-patch16-224.",
+            f"{path} does more than resize, crop to a square, divide by 255 and normalize three channels: "
+            f"{json.dumps(values)[:300]}. Use the folder of {CLIP_ENCODER_ID} or {SIGLIP_ENCODER_ID}."
         )
     return Preprocessing(size_px, shortest_edge_px, resample, mean, std)
 

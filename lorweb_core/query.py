@@ -1,8 +1,8 @@
-"""An analogy's three pictures → the query embedding that every layer's router takes.
+"""An analogy's three images → the query embedding that every layer's router takes.
 
 Modes, with E(x) the image embedding: `cat-aa'b` [E(a), E(a'), E(b)] joined; `ca'-ca` E(a') - E(a); `ca'-ca+cb` the same
 + E(b); `aa'bb'` (or `caa'bb'`) E(grid); `caa'b` E(grid with its bottom right black); `caa'` E(upper half of the grid).
-The pictures themselves are embedded. The reference cuts them out of the grid with one side length for both axes, which
+The images themselves are embedded. The reference cuts them out of the grid with one side length for both axes, which
 is wrong unless the quadrants are square; `reference_crops` repeats that for comparisons. Source: the reference run,
 tests/golden/query.json.
 """
@@ -22,8 +22,8 @@ from .images import MAX_ASPECT, from_pil, require_analogy, to_pil
 from .preprocessing import Preprocessing, fit_images, fit_picture
 from .settings import QUERY_MODES, RouterSettings
 
-#: Modes that join embeddings of separate pictures, and which: a, a′, b.
-_PICTURE_COUNT = {"cat-aa'b": 3, "ca'-ca": 2, "ca'-ca+cb": 3}
+#: Modes that join embeddings of separate images, and how many of a, a′, b they take.
+_IMAGE_COUNT = {"cat-aa'b": 3, "ca'-ca": 2, "ca'-ca+cb": 3}
 _PATCH_TOKEN_MODES = ("paa'b", "paa'b3", "cat-paa'b", "cat-paa'b3")
 
 
@@ -36,49 +36,46 @@ def pictures_to_embed(
     reference_crops: bool = False,
     preprocessing: Preprocessing | None = None,
 ) -> list[Tensor]:
-    """Return the pictures whose embeddings `join_embeddings` takes, in its order.
+    """Return the images whose embeddings `join_embeddings` takes, in its order: batches [1 or B, H, W, 3], float 0–1.
+
+    image_a and image_a_prime are [1 or B, H, W, C], image_b [B, H, W, C]; a pair given once stays one image where b
+    does not enter.
 
     Args:
-        query_mode: one of `settings.QUERY_MODES`.
-        image_a, image_a_prime: [1 or B, H, W, C], float 0–1. image_b: [B, H, W, C].
-        reference_crops: cut the pictures out of the reference's grid as the reference does.
-        preprocessing: when given, the pictures come fitted to [·, S, S, 3], so they can be embedded as one batch
+        reference_crops: cut the images out of the reference's grid as the reference does.
+        preprocessing: when given, the images come fitted to [·, S, S, 3], so they can be embedded as one batch
             and no full-size grid is kept.
-    Returns: batches [1 or B, H, W, 3], float 0–1; a pair given once stays one picture where b does not enter.
     Raises: ImageError, ShapeError: see `images.require_analogy`, and when a reference crop would be empty.
         SettingsError: for an unknown mode.
     """
     _require_mode(query_mode)
     analogy = require_analogy(image_a, image_a_prime, image_b)
-    if query_mode in _PICTURE_COUNT and not reference_crops:
-        pictures = analogy[: _PICTURE_COUNT[query_mode]]
-        return [fit_images(images, preprocessing) if preprocessing else images for images in pictures]
-    samples = []
+    if query_mode in _IMAGE_COUNT and not reference_crops:
+        whole = analogy[: _IMAGE_COUNT[query_mode]]
+        return [fit_images(images, preprocessing) if preprocessing else images for images in whole]
+    rows = []
     for index in range(len(image_b)):
         triplet = (to_pil(images[index if len(images) > 1 else 0]) for images in analogy)
         cuts = _cut_grid(query_mode, reference_grid(*triplet), reference_crops)
-        samples.append([from_pil(fit_picture(cut, preprocessing) if preprocessing else cut) for cut in cuts])
-    return [torch.stack(batch) for batch in zip(*samples, strict=True)]
+        rows.append([from_pil(fit_picture(cut, preprocessing) if preprocessing else cut) for cut in cuts])
+    return [torch.stack(batch) for batch in zip(*rows, strict=True)]
 
 
 def join_embeddings(query_mode: str, embeddings: Sequence[Tensor]) -> Tensor:
     """Return the query embedding [B, Q], float32; Q is 3·P for `cat-aa'b`, else P.
 
-    Args:
-        query_mode: one of `settings.QUERY_MODES`.
-        embeddings: per entry of `pictures_to_embed` [1 or B, P], not normalized.
-    Raises: ShapeError: when their number, widths or batches do not fit.
+    `embeddings` are one [1 or B, P] per entry of `pictures_to_embed`, not normalized. Raises ShapeError when their
+    number, widths or batches do not fit.
     """
     _require_mode(query_mode)
-    count = _PICTURE_COUNT.get(query_mode, 1)
+    count = _IMAGE_COUNT.get(query_mode, 1)
     batch = max((len(embedding) for embedding in embeddings), default=0)
     shapes = [tuple(embedding.shape) for embedding in embeddings]
     widths = {shape[1] for shape in shapes if len(shape) == 2}
     if len(shapes) != count or len(widths) != 1 or any(len(s) != 2 or s[0] not in (1, batch) for s in shapes):
         raise ShapeError(
-            expected=f"{count} image embedding{'s' if count > 1 else ''} [1 or B, P] for query mode {query_mode}",
-            got=f"{shapes}",
-            remedy="Embed all pictures with one image encoder, one pair for all b or one pair per b.",
+            f"Query mode {query_mode} takes {count} image embeddings [1 or B, P], but their shapes are {shapes}. "
+            "Embed all images with one image encoder, one pair for all b or one pair per b."
         )
     rows = [embedding.to(torch.float32).expand(batch, -1) for embedding in embeddings]
     if query_mode == "cat-aa'b":
@@ -102,13 +99,9 @@ def embed_analogy(
     """Return the query embedding [B, Q] of analogies, float32; [1, Q] when b does not enter (`ca'-ca`, one pair).
 
     Args:
-        settings: whose `query_mode` says what is embedded.
-        encode: pictures [n, H, W, 3], float 0–1 → image embeddings [n, P], such as `ImageEncoder.embed`.
-        image_a, image_a_prime: [1 or B, H, W, C], float 0–1; a pair given once is encoded once.
-        image_b: [B, H, W, C].
-        reference_crops: repeat the reference's crops, see `pictures_to_embed`.
-        preprocessing: the encoder's; pictures of several sizes are then fitted first and encoded as one batch.
-    Raises: ImageError, ShapeError, SettingsError: see `pictures_to_embed`.
+        encode: images [n, H, W, 3], float 0–1 → image embeddings [n, P], such as `ImageEncoder.embed`.
+        preprocessing: the encoder's; images of several sizes are then fitted first and encoded as one batch.
+    The other arguments and the errors are those of `pictures_to_embed`.
     """
     batches = pictures_to_embed(
         settings.query_mode,
@@ -125,12 +118,7 @@ def embed_analogy(
 
 
 def embed_once(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return `encode` with a memory: of pictures that come again, such as b with every pair, the embedding is kept.
-
-    Args:
-        encode: pictures [n, H, W, 3], float 0–1 → image embeddings [n, P].
-    Returns: the same function; it holds P numbers for each different picture, for as long as it lives.
-    """
+    """Return `encode` with a memory: images that come again, such as b with every pair, are encoded once."""
     known: dict[tuple[torch.Size, bytes], Tensor] = {}
 
     def encode_new(images: Tensor) -> Tensor:
@@ -146,18 +134,15 @@ def embed_once(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
 def _require_mode(query_mode: str) -> None:
     if query_mode in QUERY_MODES:
         return
-    expected = f"query_mode to be one of {', '.join(QUERY_MODES)}"
-    remedy = "Correct it in the settings of the basis."
+    advice = f"Known are {', '.join(QUERY_MODES)}; correct it in the settings of the basis."
     if query_mode in _PATCH_TOKEN_MODES:
-        remedy = "Patch-token modes never worked: their tokens do not fit any query projection. Train with cat-aa'b."
-    raise SettingsError(expected=expected, got=repr(query_mode), remedy=remedy)
+        advice = "Patch-token modes never worked: their tokens do not fit any query projection. Train with cat-aa'b."
+    raise SettingsError(f"query_mode is {query_mode!r}. {advice}")
 
 
 def _cut_grid(query_mode: str, grid: Image.Image, reference_crops: bool) -> list[Image.Image]:
-    """What of the grid is embedded; the reference takes half the width for both sides of every quadrant.
-
-    So its b is empty from an aspect of 2:1 on, where it crashes.
-    """
+    """What of the grid is embedded. The reference takes half the width for both sides of every quadrant, so its b is
+    empty from an aspect of 2:1 on, where it crashes."""
     width, height = grid.size
     half_width = width // 2
     half_height = half_width if reference_crops else height // 2
@@ -166,14 +151,14 @@ def _cut_grid(query_mode: str, grid: Image.Image, reference_crops: bool) -> list
         grid.paste((0, 0, 0), (half_width, half_height, width, max(height, half_height)))
     elif query_mode == "caa'":
         boxes = [(0, 0, width, min(half_height, height))]
-    elif query_mode in _PICTURE_COUNT:
+    elif query_mode in _IMAGE_COUNT:
         lower = min(half_height, height)
         boxes = [(0, 0, half_width, lower), (half_width, 0, width, lower), (0, half_height, half_width, height)]
-        boxes = boxes[: _PICTURE_COUNT[query_mode]]
+        boxes = boxes[: _IMAGE_COUNT[query_mode]]
     if any((right - left) > MAX_ASPECT * (bottom - top) for left, top, right, bottom in boxes):
         raise ImageError(
-            expected="pictures less than twice as wide as high when reference_crops is on",
-            got=f"a grid of {width}×{height} px, from which the reference would cut an empty or hair-thin b",
-            remedy="Switch reference_crops off: the pictures themselves are then embedded, at any aspect.",
+            f"With reference_crops, images must be less than twice as wide as high; from this grid of {width}×{height} "
+            "px the reference would cut an empty or hair-thin b. Switch reference_crops off: the images themselves are "
+            "then embedded, at any aspect."
         )
     return [grid.crop(box) for box in boxes]

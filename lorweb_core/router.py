@@ -4,7 +4,7 @@
 
 e [Q] is the query embedding of one analogy, W_q [K, Q] the layer's query projection, k [N, K] its keys. The
 scores depend on nothing else, so c holds for every step and token. Always float32, whatever the file's dtype:
-bf16 costs up to 1e-3 on a coefficient. Mixing with c is `mixing`'s subject.
+bf16 costs up to 1e-3 on a coefficient.
 
 Source: arXiv 2602.15727, Eq. 3 and 4; heads, tanh, sum and clamp as the published checkpoint format defines them.
 """
@@ -27,14 +27,10 @@ _STACK_BYTES = 16 * 2**20
 
 @torch.no_grad()
 def route_query(basis: Basis, query_embedding: Tensor) -> dict[str, Tensor]:
-    """Return the coefficients of every layer for a batch of analogies.
+    """Return the coefficients for a batch of analogies: layer name → float32 CPU [B, N], in the basis' layer order.
 
-    Args:
-        basis: keys and query projections of all layers.
-        query_embedding: [B, images, P] or [B, Q], any float dtype; several images are joined in their order.
-    Returns: layer name → float32 CPU [B, N], in the basis' layer order.
-    Raises: ShapeError: when the width is not the basis' Q, or a value is NaN or infinite.
-    Source: arXiv 2602.15727, Eq. 3 and 4.
+    query_embedding is [B, images, P] (joined in their order) or [B, Q], any float dtype. Raises ShapeError when the
+    width is not the basis' Q, or a value is NaN or infinite.
     """
     embedding = join_query_embedding(query_embedding, basis.query_dim).to("cpu", torch.float32)
     coefficients: dict[str, Tensor] = {}
@@ -51,28 +47,25 @@ def join_query_embedding(query_embedding: Tensor, query_dim: int) -> Tensor:
     """Return the query embedding as [B, Q], checked to be finite and as wide as the basis expects."""
     if query_embedding.dim() not in (2, 3) or query_embedding.shape[0] == 0:
         raise ShapeError(
-            expected="a query embedding [batch, width] or [batch, images, width] with at least one sample",
-            got=f"shape {list(query_embedding.shape)}",
-            remedy="Embed at least one triplet a, a', b and stack the results along the first axis.",
+            f"The query embedding has shape {list(query_embedding.shape)}, not [batch, width] or [batch, images, "
+            "width] with at least one row. Embed at least one triplet a, a', b and stack the results."
         )
     joined = query_embedding.flatten(1)
     if joined.shape[1] != query_dim:
         raise ShapeError(
-            expected=f"a query embedding of width {query_dim} in all",
-            got=f"{joined.shape[1]} (shape {list(query_embedding.shape)})",
-            remedy="Embed with the image encoder and the query mode that the basis was trained with.",
+            f"This basis needs a query embedding of width {query_dim}, but it is {joined.shape[1]} wide (shape "
+            f"{list(query_embedding.shape)}). Use the image encoder and the query mode that the basis was trained with."
         )
     if not bool(torch.isfinite(joined).all()):
         raise ShapeError(
-            expected="a query embedding of finite numbers",
-            got="NaN or infinity",
-            remedy="Check the pictures and the image encoder's file; run the encoder in float32 or bfloat16.",
+            "The query embedding holds NaN or infinity. Check the images and the image encoder's file; run the encoder "
+            "in float32 or bfloat16."
         )
     return joined
 
 
 def _project_queries(embedding: Tensor, layers: Sequence[LayerBasis], workspace: Tensor) -> Tensor:
-    """Return the queries [layers, B, K] of layers of equal shapes for embeddings [B, Q], by one stacked product.
+    """The queries [layers, B, K] of layers of equal shapes for embeddings [B, Q], by one stacked product.
 
     The float32 copies of the projections lie in the workspace: a new block for every stack would fragment the heap
     until a whole second set of projections is held.
@@ -105,20 +98,20 @@ def coefficients_from_queries(queries: Tensor, keys: Tensor, *, settings: Router
 
 
 def _stackable_runs(basis: Basis) -> Iterator[tuple[list[str], list[LayerBasis]]]:
-    """Yield consecutive layers of equal N, K, Q, as many at a time as the stack's memory bound allows."""
+    """Consecutive layers of equal N, K, Q, as many at a time as the stack's memory bound allows."""
+
+    def routing_shape(layer: LayerBasis) -> tuple[int, int, int, bool]:
+        return layer.basis_size, layer.key_dim, layer.query_dim, layer.query_projection is not None
+
     names: list[str] = []
     layers: list[LayerBasis] = []
     for name, layer in basis.layers.items():
         bytes_per_layer = 4 * layer.key_dim * (layer.query_dim if layer.query_projection is not None else 1)
         is_full = (len(layers) + 1) * bytes_per_layer > _STACK_BYTES
-        if layers and (is_full or _routing_shape(layer) != _routing_shape(layers[0])):
+        if layers and (is_full or routing_shape(layer) != routing_shape(layers[0])):
             yield names, layers
             names, layers = [], []
         names.append(name)
         layers.append(layer)
     if layers:
         yield names, layers
-
-
-def _routing_shape(layer: LayerBasis) -> tuple[int, int, int, bool]:
-    return layer.basis_size, layer.key_dim, layer.query_dim, layer.query_projection is not None

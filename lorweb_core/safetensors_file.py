@@ -1,8 +1,8 @@
-"""The header of a .safetensors file: what tensors it holds, without reading one.
+"""The header of a .safetensors file: which tensors it holds, without reading one.
 
 Layout: 8 bytes header length (little endian), that many bytes of JSON {name: {dtype, shape, data_offsets}}, then the
-data. The safetensors library checks all of it; here a pickle, a web page or a pointer file saved under the wrong name
-is told apart.
+data. The safetensors library checks all of it; this module recognizes a pickle, a web page or a pointer file saved
+under the wrong name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _KNOWN_STARTS = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor as the header describes it: number type, shape, first byte and end within the data."""
+    """One tensor as the header describes it; `start` and `end` are byte offsets within the data."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -42,13 +42,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header.
-
-    Attributes:
-        entries: tensor name → its entry, in the file's order.
-        metadata: the header's strings.
-        raw: the header's bytes as stored (for hashing).
-    """
+    """A checked header: tensor name → entry in the file's order, the metadata strings, and the raw bytes (to hash)."""
 
     entries: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
@@ -58,9 +52,8 @@ class Header:
 def read_header(path: Path) -> Header:
     """Return the checked header of a .safetensors file.
 
-    Raises:
-        FileError: when the file is missing, unreadable or no regular file.
-        CheckpointError: when it is of another kind, cut off, or its header contradicts itself.
+    Raises FileError when the file is missing, unreadable or not a regular file; CheckpointError when it is of another
+    kind, truncated, or its header contradicts itself.
     """
     with open_regular(path) as file:
         start = file.read(24)
@@ -87,7 +80,7 @@ def read_header(path: Path) -> Header:
 
 def _describe_failure(name: str, start: bytes, error: Exception) -> str:
     kind = next((kind for magic, kind in _KNOWN_STARTS.items() if start.lower().startswith(magic)), None)
-    if not start or kind is None or start[8:9] == b"{":  # a header of 640 bytes, for one, begins like a pickle: 80 02
+    if not start or kind is None or start[8:9] == b"{":  # the length of a 640-byte header, 80 02, looks like a pickle
         reason = str(error) if start else "it is empty"
         return (
             f"{name} is not a whole .safetensors file: {reason}. It is damaged, was cut off or is something else; "

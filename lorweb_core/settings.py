@@ -1,7 +1,6 @@
-"""Router settings: what the tensors cannot tell about how a query becomes coefficients.
+"""Router settings: what the tensors of a basis do not show about how a query becomes coefficients.
 
-Where they come from (argument, header, sidecar, shapes) is the subject of `settings_sources`; here are the values and
-their checks. Source: the format's description in the README.
+Where they come from (argument, header, sidecar, shapes) is `settings_sources`.
 """
 
 from __future__ import annotations
@@ -14,25 +13,23 @@ CLIP_ENCODER_ID = "openai/clip-vit-large-patch14"
 SIGLIP_ENCODER_ID = "google/siglip2-base-patch16-224"
 KONTEXT_ID = "black-forest-labs/FLUX.1-Kontext-dev"
 
-ACTIVATIONS = ("softmax", "tanh")
-REDUCTIONS = ("mean", "sum")
 #: Query modes and how many image embeddings each joins into one query embedding.
 QUERY_MODES = {"cat-aa'b": 3, "aa'bb'": 1, "caa'bb'": 1, "caa'b": 1, "caa'": 1, "ca'-ca": 1, "ca'-ca+cb": 1}
+_CHOICES = {"activation": ("softmax", "tanh"), "reduction": ("mean", "sum"), "query_mode": tuple(QUERY_MODES)}
 
 
 @dataclass(frozen=True)
 class RouterSettings:
-    """How a query embedding becomes coefficients.
+    """How a query embedding becomes coefficients. Raises SettingsError for a value outside these sets.
 
     Attributes:
         activation: `softmax` over the N adapters, or elementwise `tanh`, of the scaled scores.
         heads: H; keys and queries are split into H contiguous slices of K/H.
         reduction: over heads, `mean`, or `sum` clamped to [0, 1] (softmax) or [-1, 1] (tanh).
-        query_mode: which pictures are embedded and how they are joined; one of `QUERY_MODES`.
+        query_mode: which images are embedded and how they are joined; one of `QUERY_MODES`.
         encoder_id: Hugging Face id of the image encoder.
         encoder_revision: its commit, or "" when unknown.
         base_model: Hugging Face id of the base model the basis was trained on.
-    Raises: SettingsError: for a value outside these sets.
     """
 
     activation: str = "softmax"
@@ -44,8 +41,7 @@ class RouterSettings:
     base_model: str = KONTEXT_ID
 
     def __post_init__(self) -> None:
-        choices = {"activation": ACTIVATIONS, "reduction": REDUCTIONS, "query_mode": tuple(QUERY_MODES)}
-        for name, known in choices.items():
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise SettingsError(f"{name} is {getattr(self, name)!r:.80}. Known are {', '.join(known)}.")
         if isinstance(self.heads, bool) or not isinstance(self.heads, int) or self.heads < 1:

@@ -1,10 +1,19 @@
-"""Where the settings of a basis file come from: the first source that states a setting gives it.
+"""Where the settings of a basis file come from: the first source that states a setting decides it.
 
 1. an explicit argument (settings, or a YAML file); 2. our header key `lorweb`; 3. a sidecar: `<name>.yaml` beside the
 file, or `config.yaml` when the file is the only .safetensors of its folder; 4. defaults from shapes.
 
+YAML is read in the reference's form or as a plain mapping with our names, any subset of the fields below:
+
+    config: {process: [{network: {linear: 4, network_kwargs: {lora_softmax: true, query_mode: cat-aa'b, …}}}]}
+    activation: softmax
+
+The header key is one JSON object, {"format_version": 1, "basis_size": 32, "activation": "softmax", "encoder": {"id":
+"…", "revision": "…"}, …, "training": {…}}: fields are only ever added, and a newer format_version is refused.
+
 Sizes come from the tensors alone: the published config.yaml may say `linear: 1` beside tensors of rank 4, since the
-reference takes them from its command line. What a source says otherwise, and what was assumed, is reported.
+reference takes them from its command line. Where a source differs, and what was assumed, is reported. `linear_alpha`
+is ignored: the scale is always 1.
 """
 
 from __future__ import annotations
@@ -25,42 +34,41 @@ from .files import parse_json, read_yaml
 from .layer_tensors import SUFFIX_PROJECTION, LayerTensors, query_widths
 from .settings import RouterSettings
 
-# Router settings as files state them: the reference's `config.yaml`, or a plain mapping with our own names.
-#
-#     config: {process: [{network: {linear: 4, network_kwargs: {lora_softmax: true, query_mode: cat-aa'b, …}}}]}
-#     activation: softmax      # the plain form, any subset; our header key is the same as JSON (`header_settings`)
-#
-# Sizes in them are only compared with the tensors, which decide (`settings_sources`). `linear_alpha` is ignored: the
-# scale is always 1. Source: the format's description in the README (spec 6).
-
-
-#: Our names and those in the reference's network_kwargs (`rank` stands beside them, as `linear`).
-_REFERENCE_NAMES = {
+#: Router settings: our name → the name in the reference's network_kwargs, "" where it has none.
+_ROUTER_FIELDS = {
     "activation": "lora_softmax",
     "heads": "lora_heads",
     "reduction": "mixing_coeffs_type",
     "query_mode": "query_mode",
     "encoder": "external_query_model",
+    "base_model": "",
+}
+#: Facts that the tensors decide; `rank` is `linear`, beside the network_kwargs.
+_TENSOR_FIELDS = {
     "basis_size": "loras_num",
+    "rank": "",
     "key_dim": "lora_keys_dim",
     "query_projection": "query_projection_type",
     "external_query": "external_query",
 }
-_ROUTER_FIELDS = ("activation", "heads", "reduction", "query_mode", "encoder", "base_model")
-#: Facts that the tensors decide.
-_TENSOR_FIELDS = ("basis_size", "rank", "key_dim", "query_projection", "external_query")
-#: Fields of our header that say nothing about routing.
-_OTHER_FIELDS = ("format_version", "training")
+_REFERENCE_NAMES = {ours: theirs for ours, theirs in (_ROUTER_FIELDS | _TENSOR_FIELDS).items() if theirs}
+_SIZE_LETTERS = {"basis_size": "N", "rank": "r", "key_dim": "K"}
+#: Settings without which coefficients would be guesses.
+_NEEDED = ("activation", "heads", "reduction", "query_mode", "encoder_id")
+
+METADATA_KEY = "lorweb"
+FORMAT_VERSION = 1
+#: T5 tokens per prompt of diffusers' Kontext pipeline, with which the reference trains.
+PIPELINE_TOKENS = 512
+#: Widths of common image embeddings that are divisible by 3 although they are not three joined ones.
+_SINGLE_EMBEDDING_WIDTHS = (768, 1152)
 
 
 @dataclass(frozen=True)
 class StatedSettings:
-    """What one source says about a basis; anything may be missing.
+    """What one source says; anything may be missing.
 
-    Attributes:
-        source: where it stands, for messages ("settings file config.yaml").
-        router: field of `RouterSettings` → value.
-        facts: basis_size, rank, key_dim, query_projection, external_query → value, whatever it is.
+    `source` names it in messages, `router` holds fields of `RouterSettings`, `facts` what the tensors decide.
     """
 
     source: str
@@ -68,26 +76,180 @@ class StatedSettings:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ResolvedSettings:
+    """Settings, the sources they came from (for people), and lines that say what was assumed or disagreed."""
+
+    settings: RouterSettings
+    source: str
+    report: tuple[str, ...]
+
+
+def resolve_settings(
+    path: Path,
+    metadata: Mapping[str, str],
+    layers: Mapping[str, LayerTensors],
+    explicit: RouterSettings | Path | None,
+) -> ResolvedSettings:
+    """Return the settings of a basis file; sidecars are looked for beside it.
+
+    `explicit` settings replace all others; the entries of an explicit YAML file go before those of the other sources.
+    Raises SettingsError, CheckpointError or FileError for a source that is unusable or asks for an internal query.
+    """
+    if isinstance(explicit, RouterSettings):
+        require_fitting(explicit, layers)
+        return ResolvedSettings(explicit, "argument", ())
+    report = []
+    sources = [] if explicit is None else [read_settings_file(explicit)]
+    if explicit is not None and not sources[0].router:
+        raise SettingsError(f"{explicit.name} states no router settings. Name the config.yaml of the basis.")
+    header = _read_header_settings(metadata, path.name)
+    sources += [header] if header else []
+    sidecar = find_sidecar(path)
+    if sidecar:
+        try:
+            sources.append(read_settings_file(sidecar))
+        except (FileError, SettingsError) as error:
+            if not all(any(name in stated.router for stated in sources) for name in _NEEDED):
+                raise
+            report.append(f"{path.name}: {sidecar.name} was not needed and is unusable: {error}")
+
+    projections = {"linear" if SUFFIX_PROJECTION in layer.suffixes else "none" for layer in layers.values()}
+    facts: dict[str, list[Any]] = {**sizes_of(layers)}
+    facts |= {"query_projection": sorted(projections), "external_query": [True]}
+    values: dict[str, Any] = {}
+    used: list[str] = []
+    for stated in sources:
+        wrong = {name: value for name, value in stated.facts.items() if value not in facts[name]}
+        may_be_internal = all(layer.sizes["Q"] == layer.sizes["in"] for layer in layers.values())
+        if wrong.get("external_query") is False and may_be_internal:
+            raise SettingsError(
+                f"{stated.source} says external_query: false: the query is pooled from each layer's own input, and "
+                "the coefficients change with every step. Use a basis whose query comes from an image encoder."
+            )
+        if wrong:
+            found = {name: "/".join(map(str, facts[name])) for name in wrong}
+            report.append(f"{path.name}: the tensors have {_list(found)}; {stated.source} says {_list(wrong)}.")
+        overruled = {name: value for name, value in stated.router.items() if values.get(name, value) != value}
+        if overruled and explicit is None:
+            report.append(f"{path.name}: {stated.source} says {_list(overruled)}, but {used[0]} counts.")
+        added = {name: value for name, value in stated.router.items() if name not in values}
+        values |= added
+        used += [stated.source] if added else []
+
+    width = max(query_widths(layers))
+    is_joined = width % 3 == 0 and width not in _SINGLE_EMBEDDING_WIDTHS
+    defaults = asdict(RouterSettings(query_mode="cat-aa'b" if is_joined else "aa'bb'"))
+    assumed = {name: defaults[name] for name in _NEEDED if name not in values}
+    settings = RouterSettings(**values, **assumed)
+    require_fitting(settings, layers)
+    if assumed:
+        read = " and ".join(stated.source for stated in sources) or "header or sidecar"
+        report.append(
+            f"{path.name}: {len(assumed)} settings not stated by {read}; assumed {_list(assumed)}. "
+            f"To be sure, put its config.yaml beside it as {path.stem}.yaml."
+        )
+    if assumed.get("query_mode") == "aa'bb'":
+        report.append(
+            f"{path.name}: query width {width} is one image embedding; which single-image query mode was trained "
+            "cannot be read from the file."
+        )
+    if assumed and not sidecar and path.with_name("config.yaml").is_file():
+        count = len(_bases_beside(path))
+        report.append(f"{path.name}: config.yaml was not read, since the folder holds {count} .safetensors files.")
+    return ResolvedSettings(settings, " and ".join([*used, "defaults"] if assumed else used), tuple(report))
+
+
+def require_fitting(settings: RouterSettings, layers: Mapping[str, LayerTensors]) -> None:
+    """Raise a SettingsError unless heads divide the keys and the query mode divides the query width."""
+    for name, layer in layers.items():
+        if layer.sizes["K"] % settings.heads:
+            raise SettingsError(
+                f"heads is {settings.heads}, which does not divide the key width {layer.sizes['K']} of layer {name}. "
+                "Correct heads in the settings; the published basis uses 1."
+            )
+    width = max(query_widths(layers))
+    if width % settings.embeddings_per_query:
+        raise SettingsError(
+            f"query_mode is {settings.query_mode}, which joins {settings.embeddings_per_query} embeddings of equal "
+            f"width, but the query width is {width}. Set the query_mode that the basis was trained with."
+        )
+
+
+def sizes_of(layers: Mapping[str, LayerTensors]) -> dict[str, list[int]]:
+    """Return basis_size, rank and key_dim → the values found among the layers."""
+    return {name: sorted({layer.sizes[letter] for layer in layers.values()}) for name, letter in _SIZE_LETTERS.items()}
+
+
+def find_sidecar(path: Path) -> Path | None:
+    """Return the YAML file that belongs to a basis file, if there is one."""
+    own, shared = path.with_suffix(".yaml"), path.with_name("config.yaml")
+    if own.is_file():
+        return own
+    return shared if shared.is_file() and len(_bases_beside(path)) == 1 else None
+
+
+def _bases_beside(path: Path) -> list[Path]:
+    return [file for file in path.parent.iterdir() if file.suffix.lower() == ".safetensors"]
+
+
+def _list(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {str(value)[:80]}" for name, value in values.items())
+
+
 def read_settings_file(path: Path) -> StatedSettings:
     """Return what a YAML file says, in the reference's form or the plain one; nothing when it is about other things.
 
-    Raises:
-        FileError: when it is unreadable or not YAML.
-        SettingsError: for router settings that do not exist or have values that none can have.
+    Raises FileError when it is unreadable or not YAML, SettingsError for unknown names or unusable values.
     """
     content = read_yaml(path)
     source = f"settings file {path.name}"
     content = content if isinstance(content, dict) else {}
     is_reference_form = bool({"config", "job"} & set(content))
-    return read_plain_form(_from_reference_form(content, source) if is_reference_form else content, source)
+    return _read_plain_form(_from_reference_form(content, source) if is_reference_form else content, source)
 
 
-def read_plain_form(content: Mapping[Any, Any], source: str) -> StatedSettings:
-    """Return what a mapping with our names says; nothing when it has none of them.
+def _from_reference_form(content: Mapping[Any, Any], source: str) -> dict[str, Any]:
+    """The plain form of a config.yaml, any of whose sections may be missing."""
+    config = content.get("config")
+    processes = config.get("process") if isinstance(config, dict) else None
+    networks = [process.get("network") for process in processes or () if isinstance(process, dict)]
+    network = next((network for network in networks if isinstance(network, dict)), {})
+    arguments = network.get("network_kwargs")
+    arguments = arguments if isinstance(arguments, dict) else {}
+    plain = {ours: arguments[theirs] for ours, theirs in _REFERENCE_NAMES.items() if arguments.get(theirs) is not None}
+    plain["rank"] = network.get("linear")
+    for name in ("activation", "external_query"):
+        if name in plain:
+            truth = {"true": True, "1": True, "false": False, "0": False}.get(str(_as_number(plain[name])).lower())
+            if truth is None:
+                value = repr(plain[name])[:80]
+                raise SettingsError(f"{source}: {_REFERENCE_NAMES[name]} is {value}. Write true or false.")
+            plain[name] = ("softmax" if truth else "tanh") if name == "activation" else truth
+    return plain
 
-    Raises: SettingsError: for misspelled names and values that no basis can have.
-    """
-    known = (*_ROUTER_FIELDS, *_TENSOR_FIELDS, *_OTHER_FIELDS)
+
+def _read_header_settings(metadata: Mapping[str, str], file_name: str) -> StatedSettings | None:
+    if METADATA_KEY not in metadata:
+        return None
+    content = parse_json(metadata[METADATA_KEY], f"The header key {METADATA_KEY} of {file_name}")
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if type(version) is not int or version < 1:
+        text = metadata[METADATA_KEY][:80]
+        raise CheckpointError(
+            f"The header key {METADATA_KEY} of {file_name} has no format_version: {text!r}. Get the file again."
+        )
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file_name} has format_version {version}, and this version reads up to {FORMAT_VERSION}. "
+            "Update this node pack."
+        )
+    known = {name: value for name, value in content.items() if name in _ROUTER_FIELDS or name in _TENSOR_FIELDS}
+    return _read_plain_form(known, f"the header of {file_name}")
+
+
+def _read_plain_form(content: Mapping[Any, Any], source: str) -> StatedSettings:
+    known = (*_ROUTER_FIELDS, *_TENSOR_FIELDS, "format_version", "training")
     for name in islice(content, 20):
         nearest = get_close_matches(str(name), known, n=1)
         if name not in known and (nearest or set(known) & set(content)):
@@ -109,6 +271,33 @@ def read_plain_form(content: Mapping[Any, Any], source: str) -> StatedSettings:
     return StatedSettings(source, router, {n: _as_number(stated[n]) for n in _TENSOR_FIELDS if n in stated})
 
 
+def _as_number(value: object) -> object:
+    """4 for 4.0 and "4", as YAML written by others has them; anything else as it is."""
+    if isinstance(value, float | str):
+        with suppress(ValueError, OverflowError):
+            number = float(value)
+            return int(number) if number.is_integer() else value
+    return value
+
+
+def encode_header_settings(
+    settings: RouterSettings, sizes: Mapping[str, Collection[int]], training: Mapping[str, Any] | None
+) -> str:
+    """Return the text of the header key: settings, `sizes_of` the layers (null where layers differ), training facts."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        **{name: next(iter(values)) if len(values) == 1 else None for name, values in sizes.items()},
+        "heads": settings.heads,
+        "activation": settings.activation,
+        "reduction": settings.reduction,
+        "query_mode": settings.query_mode,
+        "encoder": {"id": settings.encoder_id, "revision": settings.encoder_revision},
+        "base_model": settings.base_model,
+        "training": dict(training or {}),
+    }
+    return json.dumps(content, ensure_ascii=False)
+
+
 def reference_config(settings: RouterSettings, *, basis_size: int, rank: int, key_dim: int, projects: bool) -> str:
     """Return the text of the `config.yaml` that the reference's inference insists on, with all its keys."""
     arguments = {
@@ -125,104 +314,6 @@ def reference_config(settings: RouterSettings, *, basis_size: int, rank: int, ke
     }
     network = {"type": "attlora", "linear": rank, "linear_alpha": rank, "network_kwargs": arguments}
     return yaml.safe_dump({"config": {"process": [{"network": network}]}}, sort_keys=False)
-
-
-def _from_reference_form(content: Mapping[Any, Any], source: str) -> dict[str, Any]:
-    """Return the plain form of a config.yaml; its sections may be missing, as the command line can give them."""
-    config = content.get("config")
-    processes = config.get("process") if isinstance(config, dict) else None
-    networks = [process.get("network") for process in processes or () if isinstance(process, dict)]
-    network = next((network for network in networks if isinstance(network, dict)), {})
-    arguments = network.get("network_kwargs")
-    arguments = arguments if isinstance(arguments, dict) else {}
-    plain = {ours: arguments[theirs] for ours, theirs in _REFERENCE_NAMES.items() if arguments.get(theirs) is not None}
-    plain["rank"] = network.get("linear")
-    for name in ("activation", "external_query"):
-        if name in plain:
-            truth = {"true": True, "1": True, "false": False, "0": False}.get(str(_as_number(plain[name])).lower())
-            if truth is None:
-                value = repr(plain[name])[:80]
-                raise SettingsError(f"{source}: {_REFERENCE_NAMES[name]} is {value}. Write true or false.")
-            plain[name] = ("softmax" if truth else "tanh") if name == "activation" else truth
-    return plain
-
-
-def _as_number(value: object) -> object:
-    """Return 4 for 4.0 and "4", as YAML written by others has them; anything else as it is."""
-    if isinstance(value, float | str):
-        with suppress(ValueError, OverflowError):
-            number = float(value)
-            return int(number) if number.is_integer() else value
-    return value
-
-
-# Our own header key `lorweb`: everything about a basis that its tensors cannot tell, as one JSON object.
-#
-#     {"format_version": 1, "basis_size": 32, "rank": 4, "key_dim": 128, "heads": 1, "activation": "softmax",
-#      "reduction": "mean", "query_mode": "cat-aa'b", "encoder": {"id": "…", "revision": "…"}, "base_model": "…",
-#      "training": {…}}
-#
-# A size is null when layers differ. The list is append-only: a reader ignores fields it does not know, and refuses a
-# newer format_version, which means that old fields changed their meaning. `training` holds free facts for people.
-
-
-METADATA_KEY = "lorweb"
-FORMAT_VERSION = 1
-#: T5 tokens per prompt of diffusers' Kontext pipeline, with which the reference trains.
-PIPELINE_TOKENS = 512
-
-
-def encode_header_settings(
-    settings: RouterSettings, sizes: Mapping[str, Collection[int]], training: Mapping[str, Any] | None
-) -> str:
-    """Return the header key's text.
-
-    Args:
-        settings: of the basis.
-        sizes: basis_size, rank, key_dim → the values found among the layers; several become null.
-        training: free facts, such as step and data set; must be JSON.
-    """
-    content = {
-        "format_version": FORMAT_VERSION,
-        **{name: next(iter(values)) if len(values) == 1 else None for name, values in sizes.items()},
-        "heads": settings.heads,
-        "activation": settings.activation,
-        "reduction": settings.reduction,
-        "query_mode": settings.query_mode,
-        "encoder": {"id": settings.encoder_id, "revision": settings.encoder_revision},
-        "base_model": settings.base_model,
-        "training": dict(training or {}),
-    }
-    return json.dumps(content, ensure_ascii=False)
-
-
-def read_header_settings(metadata: Mapping[str, str], file_name: str) -> StatedSettings | None:
-    """Return what the header key says, or None when the file has none.
-
-    Raises:
-        FileError, CheckpointError: when it is no JSON object, or of a newer format.
-        SettingsError: when a value is of the wrong kind.
-    """
-    if METADATA_KEY not in metadata:
-        return None
-    content = parse_json(metadata[METADATA_KEY], f"The header key {METADATA_KEY} of {file_name}")
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if type(version) is not int or version < 1:
-        text = metadata[METADATA_KEY][:80]
-        raise CheckpointError(
-            f"The header key {METADATA_KEY} of {file_name} has no format_version: {text!r}. Get the file again."
-        )
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{file_name} has format_version {version}, and this version reads up to {FORMAT_VERSION}. "
-            "Update this node pack."
-        )
-    known = {name: content[name] for name in _FIELDS if name in content}
-    return read_plain_form(known, f"the header of {file_name}")
-
-
-#: What is read of it; `encode_header_settings` writes these.
-_FIELDS = ("basis_size", "rank", "key_dim", "heads", "activation", "reduction", "query_mode", "encoder", "base_model")
 
 
 def read_training_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -247,143 +338,3 @@ def trained_text_tokens(metadata: Mapping[str, str]) -> int | None:
     if type(stated) is int and 1 <= stated <= PIPELINE_TOKENS:
         return stated
     return None if METADATA_KEY in metadata else PIPELINE_TOKENS
-
-
-#: Settings without which coefficients would be guesses.
-NEEDED = ("activation", "heads", "reduction", "query_mode", "encoder_id")
-#: Widths of common image embeddings that are divisible by 3, so no three joined ones.
-_SINGLE_EMBEDDING_WIDTHS = (768, 1152)
-_SIZE_LETTERS = {"basis_size": "N", "rank": "r", "key_dim": "K"}
-
-
-@dataclass(frozen=True)
-class ResolvedSettings:
-    """Settings, the sources they came from (for people), and lines that say what was assumed or disagreed."""
-
-    settings: RouterSettings
-    source: str
-    report: tuple[str, ...]
-
-
-def resolve_settings(
-    path: Path,
-    metadata: Mapping[str, str],
-    layers: Mapping[str, LayerTensors],
-    explicit: RouterSettings | Path | None,
-) -> ResolvedSettings:
-    """Return the settings of a basis file.
-
-    Args:
-        path: the basis file; sidecars are looked for beside it.
-        metadata: its header strings.
-        layers: its layers' tensors.
-        explicit: settings that replace all others, or a YAML file whose entries go before them.
-    Raises: SettingsError, CheckpointError, FileError: for a source that is unusable or asks for an internal query.
-    """
-    if isinstance(explicit, RouterSettings):
-        require_fitting(explicit, layers)
-        return ResolvedSettings(explicit, "argument", ())
-    report = []
-    sources = [] if explicit is None else [read_settings_file(explicit)]
-    if explicit is not None and not sources[0].router:
-        raise SettingsError(f"{explicit.name} states no router settings. Name the config.yaml of the basis.")
-    header = read_header_settings(metadata, path.name)
-    sources += [header] if header else []
-    sidecar = find_sidecar(path)
-    if sidecar:
-        try:
-            sources.append(read_settings_file(sidecar))
-        except (FileError, SettingsError) as error:
-            if not all(any(name in stated.router for stated in sources) for name in NEEDED):
-                raise
-            report.append(f"{path.name}: {sidecar.name} was not needed and is unusable: {error}")
-
-    facts = _tensor_facts(layers)
-    values: dict[str, Any] = {}
-    used: list[str] = []
-    for stated in sources:
-        wrong = {name: value for name, value in stated.facts.items() if value not in facts[name]}
-        if wrong.get("external_query") is False and _may_be_internal(layers):
-            raise SettingsError(
-                f"{stated.source} says external_query: false: the query is pooled from each layer's own input, and "
-                "the coefficients change with every step. Use a basis whose query comes from an image encoder."
-            )
-        if wrong:
-            found = {name: "/".join(map(str, facts[name])) for name in wrong}
-            report.append(f"{path.name}: the tensors have {_list(found)}; {stated.source} says {_list(wrong)}.")
-        overruled = {name: value for name, value in stated.router.items() if values.get(name, value) != value}
-        if overruled and explicit is None:
-            report.append(f"{path.name}: {stated.source} says {_list(overruled)}, but {used[0]} counts.")
-        added = {name: value for name, value in stated.router.items() if name not in values}
-        values |= added
-        used += [stated.source] if added else []
-
-    width = max(query_widths(layers))
-    is_joined = width % 3 == 0 and width not in _SINGLE_EMBEDDING_WIDTHS
-    defaults = asdict(RouterSettings(query_mode="cat-aa'b" if is_joined else "aa'bb'"))
-    assumed = {name: defaults[name] for name in NEEDED if name not in values}
-    settings = RouterSettings(**values, **assumed)
-    require_fitting(settings, layers)
-    if assumed:
-        read = " and ".join(stated.source for stated in sources) or "header or sidecar"
-        report.append(
-            f"{path.name}: {len(assumed)} settings not stated by {read}; assumed {_list(assumed)}. "
-            f"To be sure, put its config.yaml beside it as {path.stem}.yaml."
-        )
-    if assumed.get("query_mode") == "aa'bb'":
-        report.append(
-            f"{path.name}: query width {width} is one image embedding; which single-picture query mode was trained "
-            "cannot be read from the file."
-        )
-    if assumed and not sidecar and path.with_name("config.yaml").is_file():
-        count = len(_bases_beside(path))
-        report.append(f"{path.name}: config.yaml was not read, since the folder holds {count} .safetensors files.")
-    return ResolvedSettings(settings, " and ".join([*used, "defaults"] if assumed else used), tuple(report))
-
-
-def sizes_of(layers: Mapping[str, LayerTensors]) -> dict[str, list[int]]:
-    """Return basis_size, rank and key_dim → the values found among the layers."""
-    return {name: sorted({layer.sizes[letter] for layer in layers.values()}) for name, letter in _SIZE_LETTERS.items()}
-
-
-def require_fitting(settings: RouterSettings, layers: Mapping[str, LayerTensors]) -> None:
-    """Raise a SettingsError unless heads divide the keys and the query mode divides the query width."""
-    for name, layer in layers.items():
-        if layer.sizes["K"] % settings.heads:
-            raise SettingsError(
-                f"heads is {settings.heads}, which does not divide the key width {layer.sizes['K']} of layer {name}. "
-                "Correct heads in the settings; the published basis uses 1."
-            )
-    width = max(query_widths(layers))
-    if width % settings.embeddings_per_query:
-        raise SettingsError(
-            f"query_mode is {settings.query_mode}, which joins {settings.embeddings_per_query} embeddings of equal "
-            f"width, but the query width is {width}. Correct query_mode; the mode is that of the training."
-        )
-
-
-def find_sidecar(path: Path) -> Path | None:
-    """Return the YAML file that belongs to a basis file, if there is one."""
-    own = path.with_suffix(".yaml")
-    if own.is_file():
-        return own
-    shared = path.with_name("config.yaml")
-    return shared if shared.is_file() and len(_bases_beside(path)) == 1 else None
-
-
-def _tensor_facts(layers: Mapping[str, LayerTensors]) -> dict[str, list[Any]]:
-    """Return the facts that sources may state → the values that the tensors agree with."""
-    projections = sorted({"linear" if SUFFIX_PROJECTION in layer.suffixes else "none" for layer in layers.values()})
-    return {**sizes_of(layers), "query_projection": projections, "external_query": [True]}
-
-
-def _may_be_internal(layers: Mapping[str, LayerTensors]) -> bool:
-    return all(layer.sizes["Q"] == layer.sizes["in"] for layer in layers.values())
-
-
-def _bases_beside(path: Path) -> list[Path]:
-    return [file for file in path.parent.iterdir() if file.suffix.lower() == ".safetensors"]
-
-
-def _list(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {str(value)[:80]}" for name, value in values.items())

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..lorweb_core.coefficients import Coefficients, count_mixes
 from ..lorweb_core.errors import ModelError, ShapeError
-from ..lorweb_core.mixing import expand_to_ranks, per_sample_scale, stacked_down, stacked_up
+from ..lorweb_core.mixing import expand_to_ranks, per_sample_scale, project_and_scale, stacked_down, stacked_up
 from . import host
 from .sockets import LoadedBasis
 from .targets import Linear, Model, Target, find_targets
@@ -56,8 +56,8 @@ class BankEntry(torch.nn.Module):
 
         Writes into `output`: it is fresh from the wrapped forward.
         """
-        hidden = torch.nn.functional.linear(x, self.down.to(x)) * per_sample_scale(scale, x)
-        flat_hidden, flat_output = hidden.flatten(0, -2), output.flatten(0, -2)
+        flat_hidden = project_and_scale(x, self.down, scale).flatten(0, -2)
+        flat_output = output.flatten(0, -2)
         first = 0
         for index, ((start, length), rank) in enumerate(zip(self.rows, self.ranks, strict=True)):
             up = getattr(self, f"up_{index}").to(x)

@@ -10,14 +10,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from lorweb_core.encoder import (
-    CLIP_PREPROCESSING,
-    Preprocessing,
-    family_of,
-    load_image_encoder,
-    preprocess_images,
-)
-from lorweb_core.errors import ImageError, ModelError
+from lorweb_core.encoder import family_of, load_image_encoder
+from lorweb_core.errors import ModelError
+from lorweb_core.preprocessing import CLIP_PREPROCESSING, Preprocessing, preprocess_images
 from tests.images import GOLDEN, golden_picture, noise, write_tiny_clip
 
 QUERY = load_file(GOLDEN / "query.safetensors")
@@ -62,7 +57,7 @@ def test_embeddings_equal_the_golden_ones(tiny_clip, index, name):
     assert (embedding - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
-def test_several_pictures_are_embedded_as_one_batch_without_influence_on_each_other(tiny_clip):
+def test_several_images_are_embedded_as_one_batch_without_influence_on_each_other(tiny_clip):
     encoder = load_image_encoder(tiny_clip)
     images = noise(48, 60, batch=35)  # more than one internal batch
     together = encoder.embed(images)
@@ -71,12 +66,7 @@ def test_several_pictures_are_embedded_as_one_batch_without_influence_on_each_ot
         assert (encoder.embed(images[index : index + 1]) - together[index]).abs().max() < 5e-6
 
 
-def test_embeddings_are_not_normalized(tiny_clip):
-    norms = load_image_encoder(tiny_clip).embed(noise(40, 40, batch=4)).norm(dim=1)
-    assert (norms - 1).abs().min() > 0.5
-
-
-def test_a_folder_tells_its_encoder(tiny_clip):
+def test_a_folder_describes_its_encoder(tiny_clip):
     encoder = load_image_encoder(str(tiny_clip))
     assert encoder.encoder_id == "tiny_clip"
     assert encoder.embedding_dim == 12
@@ -107,7 +97,7 @@ def test_a_family_is_known_by_its_name_and_by_what_it_gives(whole_siglip, whole_
     assert load_image_encoder(whole_clip).family == family_of("openai/clip-vit-large-patch14") == "CLIP"
 
 
-def test_embedding_many_pictures_tells_its_progress_and_can_be_stopped(tiny_clip):
+def test_embedding_many_images_reports_progress_and_can_be_stopped(tiny_clip):
     encoder, seen = load_image_encoder(tiny_clip), []
     images = noise(32, 32, batch=70)
     encoder.embed(images, on_progress=lambda done, total: seen.append((done, total)))
@@ -163,19 +153,25 @@ def cut_file(folder):
 
 
 BAD_FOLDERS = {
-    "no projection": (lambda f: drop_weights(f, "visual_projection"), "got 1 missing: visual_projection.weight. Use"),
-    "a missing layer": (lambda f: drop_weights(f, "layers.1.mlp"), "got 4 missing: vision_model.encoder.layers.1.mlp"),
-    "no tensors": (lambda f: drop_weights(f, ""), "missing"),
-    "wrong width": (lambda f: change_config(f, projection_dim=13), "describe one vision tower; got RuntimeError"),
+    "no projection": (
+        lambda f: drop_weights(f, "visual_projection"),
+        "lacks 1 weights .*: visual_projection.weight",
+    ),
+    "a missing layer": (
+        lambda f: drop_weights(f, "layers.1.mlp"),
+        "lacks 4 weights .*vision_model.encoder.layers.1.mlp",
+    ),
+    "no tensors": (lambda f: drop_weights(f, ""), "lacks"),
+    "wrong width": (lambda f: change_config(f, projection_dim=13), r"describe one vision tower \(RuntimeError"),
     "wrong type": (
         lambda f: change_config(f, model_type="dinov2"),
-        "siglip_vision_model; got 'dinov2'.*Use the folder",
+        "is 'dinov2' in .*siglip_vision_model. Use the folder",
     ),
-    "naflex": (lambda f: change_config(f, model_type="siglip2"), "got 'siglip2'.*NaFlex checkpoints are not supported"),
-    "no type": (lambda f: (f / "config.json").write_text("{}"), "model_type .*; got None"),
-    "nonsense width": (lambda f: change_config(f, hidden_size="wide"), "describe one vision tower; got .*Error"),
-    "zero width": (lambda f: change_config(f, hidden_size=0), "describe one vision tower; got .*Error"),
-    "unknown activation": (lambda f: change_config(f, hidden_act="none"), "describe one vision tower; got KeyError"),
+    "naflex": (lambda f: change_config(f, model_type="siglip2"), "is 'siglip2'.*NaFlex checkpoints are not supported"),
+    "no type": (lambda f: (f / "config.json").write_text("{}"), "model_type is None"),
+    "nonsense width": (lambda f: change_config(f, hidden_size="wide"), r"describe one vision tower \(.*Error"),
+    "zero width": (lambda f: change_config(f, hidden_size=0), r"describe one vision tower \(.*Error"),
+    "unknown activation": (lambda f: change_config(f, hidden_act="none"), r"describe one vision tower \(KeyError"),
     "no config": (lambda f: (f / "config.json").unlink(), "There is no file .*config.json.*Copy the model folder"),
     "broken config": (lambda f: (f / "config.json").write_text("{,"), "config.json is not usable JSON"),
     "config is a list": (
@@ -184,19 +180,19 @@ BAD_FOLDERS = {
     ),
     "pickle only": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-        "as model.safetensors in .*; got only config.json, preprocessor_config.json, pytorch_model.bin.*never read",
+        "model.safetensors, are missing in .* only config.json, .*pytorch_model.bin.*never read",
     ),
-    "truncated": (cut_file, "a whole safetensors file; got .*truncated"),
+    "truncated": (cut_file, "not a whole safetensors file .*truncated"),
     "not safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"PK\3\4 pickled"), "whole safetensors file"),
     "other size": (
         lambda f: (f / "preprocessor_config.json").write_text(CLIP_PROCESSOR().to_json_string()),
-        "preprocessing to 32 px, .*; got 224 px",
+        "takes 32 px, but .* 224 px",
     ),
     "unusual preprocessing": (
         lambda f: (f / "preprocessor_config.json").write_text(
             json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "do_normalize": False})
         ),
-        "divides by 255 and normalizes three channels; got .*do_normalize",
+        "divide by 255 and normalize three channels: .*do_normalize",
     ),
 }
 
@@ -216,7 +212,7 @@ def test_a_siglip_without_its_pooling_head_is_refused(whole_siglip, tmp_path):
     for folder in (headless, switched_off):
         shutil.copytree(whole_siglip, folder)
     drop_weights(headless, "vision_model.head")
-    with pytest.raises(ModelError, match=r"every weight of SiglipVisionModel.* missing: .*head.*siglip2-base"):
+    with pytest.raises(ModelError, match=r"weights of SiglipVisionModel.*: .*head.*siglip2-base"):
         load_image_encoder(headless)
     config = json.loads((switched_off / "config.json").read_text())
     change_config(switched_off, vision_config={**config["vision_config"], "vision_use_head": False})
@@ -242,28 +238,25 @@ def test_code_in_a_folder_is_never_run(tmp_path):
     change_config(folder, auto_map=auto_map)
     assert load_image_encoder(folder).embedding_dim == 12
     change_config(folder, auto_map=auto_map, model_type="evil")
-    with pytest.raises(ModelError, match="got 'evil'"):
+    with pytest.raises(ModelError, match="is 'evil'"):
         load_image_encoder(folder)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "a/b/c", "clip", "", "https://example.org/x"])
-def test_a_missing_folder_is_refused_before_any_network(name):
+def test_a_missing_folder_is_refused_before_any_network(tiny_clip, name):
+    with pytest.raises(ModelError, match=r"a file, not a folder, at .*model.safetensors. .*openai/clip"):
+        load_image_encoder(tiny_clip / "model.safetensors")
     if name == "":  # the current folder, which holds no model
         with pytest.raises(ModelError, match=r"There is no file config\.json"):
             load_image_encoder(name)
         return
-    with pytest.raises(ModelError, match=f"the folder of an image encoder, .*; got no folder at .*{name[-4:]}"):
+    with pytest.raises(ModelError, match=f"There is no folder at .*{name[-4:]}.*Name the folder of an image encoder"):
         load_image_encoder(name)
-
-
-def test_a_file_is_not_a_folder(tiny_clip):
-    with pytest.raises(ModelError, match=r"got a file at .*model.safetensors. Download openai/clip"):
-        load_image_encoder(tiny_clip / "model.safetensors")
 
 
 def test_a_repository_that_is_not_in_the_cache_is_refused_offline(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=r"no-such/repository to be a folder here.*; got LocalEntryNotFound.*gated"):
+    with pytest.raises(ModelError, match=r"no-such/repository is not a folder here.*LocalEntryNotFound.*gated"):
         load_image_encoder("no-such/repository", local_files_only=True)
 
 
@@ -272,16 +265,5 @@ def test_embeddings_that_are_not_finite_are_refused(tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights["visual_projection.weight"][3, 3] = float("nan")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match="finite embeddings from the image encoder clip; got NaN"):
+    with pytest.raises(ModelError, match="image encoder clip gives NaN or infinite embeddings"):
         load_image_encoder(folder).embed(noise(32, 32))
-
-
-def test_unusable_pictures_are_refused_by_the_encoder(tiny_clip):
-    encoder = load_image_encoder(tiny_clip)
-    for images, message in (
-        (noise(8, 8, channels=2), "2 channels"),
-        (noise(1, 8), "8×1 px"),
-        (noise(8, 8)[:0], "empty"),
-    ):
-        with pytest.raises(ImageError, match=message):
-            encoder.embed(images)

@@ -108,7 +108,7 @@ def test_the_header_says_where_the_file_comes_from(tmp_path):
 
 def test_a_basis_with_biases_is_refused_with_the_reason(tmp_path):
     basis = make_basis(bias=True)
-    with pytest.raises(CheckpointError, match=r"without per-adapter biases.*4 layers.*Use Apply Mixed LoRA"):
+    with pytest.raises(CheckpointError, match=r"4 layers .* per-adapter biases.*Use Apply Mixed LoRA"):
         export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis))
     assert not list(tmp_path.iterdir())
 
@@ -126,7 +126,7 @@ def test_numbers_beyond_half_precision_are_refused_and_nothing_is_left(tmp_path)
 def test_a_file_never_holds_nan_or_infinity(tmp_path, rank, strength, dtype):
     basis, path = make_basis(), tmp_path / "lora.safetensors"
     mixes = {name: 1e9 * mix for name, mix in mixes_of(basis).items()}
-    with pytest.raises(OutputError, match=r"that float32 can hold; got infinity or NaN at strength .*smaller strength"):
+    with pytest.raises(OutputError, match=r"overflows float32 at strength .*smaller strength"):
         export_mixed_lora(path, basis, mixes, strength=strength, rank=rank, dtype=dtype)
     assert not list(tmp_path.iterdir())
 

@@ -125,10 +125,10 @@ def test_mixes_repeat_over_a_larger_batch_in_turn():
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_batch_that_is_no_multiple_of_the_mixes_is_refused(batch):
     layer = make_layer(6, 8)
-    with pytest.raises(ShapeError, match=rf"multiple of the 2 mixes.*got a batch of {batch}.*Make the latent batch 2"):
+    with pytest.raises(ShapeError, match=rf"batch is {batch}, not a multiple of the 2 mixes.*Make the latent batch 2"):
         add_contribution(torch.zeros(batch, 3, 8), torch.zeros(batch, 3, 6), layer, torch.ones(2, 4))
 
 
 def test_coefficients_of_another_size_are_refused():
-    with pytest.raises(ShapeError, match=r"Expected coefficients \[4\].*got shape \[5\].*router"):
+    with pytest.raises(ShapeError, match=r"shape \[5\], but .* need \[4\].*router"):
         mix_layer(make_layer(6, 8), torch.ones(5))

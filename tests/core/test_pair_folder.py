@@ -17,7 +17,7 @@ def draw(folder, *names):
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         ([], "There are no pairs among the 0 images"),
         (["x.png", "cat_a_primed.png"], "There are no pairs among the 2 images"),
@@ -30,13 +30,13 @@ def draw(folder, *names):
         ),
     ],
 )
-def test_folders_without_clear_pairs_are_refused(tmp_path, files, told):
+def test_folders_without_clear_pairs_are_refused(tmp_path, files, message):
     draw(tmp_path, *files)
-    with pytest.raises(ImageError, match=told):
+    with pytest.raises(ImageError, match=message):
         find_pairs(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "told"), [("x" * 300, r"x'… \(300 characters\)"), ("a\0b", r"'a\\x00b'")])
-def test_names_that_no_folder_can_have_are_refused_like_missing_folders(tmp_path, name, told):
-    with pytest.raises(ImageError, match=f"There is no folder .*{told} with example pairs. Put"):
+@pytest.mark.parametrize(("name", "shown"), [("x" * 300, r"x'… \(300 characters\)"), ("a\0b", r"'a\\x00b'")])
+def test_names_that_no_folder_can_have_are_refused_like_missing_folders(tmp_path, name, shown):
+    with pytest.raises(ImageError, match=f"There is no folder .*{shown} with example pairs. Put"):
         find_pairs(tmp_path / name)

@@ -119,13 +119,13 @@ def test_float16_files_are_routed_in_float32():
     ("query", "words"),
     [
         (torch.ones(1, 17), ["width 18", "17", "image encoder"]),
-        (torch.ones(18), ["[batch, width]", "[18]"]),
-        (torch.ones(0, 18), ["at least one sample", "[0, 18]"]),
-        (torch.full((1, 18), float("nan")), ["finite", "NaN"]),
+        (torch.ones(18), ["shape [18]", "[batch, width]"]),
+        (torch.ones(0, 18), ["[0, 18]", "at least one row"]),
+        (torch.full((1, 18), float("nan")), ["NaN or infinity", "float32"]),
     ],
 )
-def test_unusable_queries_are_refused_in_three_parts(query, words):
+def test_unusable_queries_are_refused(query, words):
     with pytest.raises(ShapeError) as raised:
         route_query(make_basis(), query)
-    for word in ["Expected", "got", *words]:
+    for word in words:
         assert word in str(raised.value)

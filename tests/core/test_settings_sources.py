@@ -81,13 +81,6 @@ def test_the_written_config_is_read_back_and_has_every_key_the_reference_needs(t
     assert ours.keys() == golden.keys() and ours["network_kwargs"].keys() == golden["network_kwargs"].keys()
 
 
-def test_numbers_and_truths_written_as_text_are_understood(tmp_path):
-    path = tmp_path / "x.yaml"
-    path.write_text(network_yaml(lora_heads="2", lora_softmax="True", external_query="true", extra="1e-3"))
-    stated = read_settings_file(path)
-    assert stated.router == {"heads": 2, "activation": "softmax"}
-
-
 def test_the_plain_form_takes_any_subset(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("﻿activation: tanh\nencoder: {id: some/encoder, revision: abc}\nrank: 2\n", encoding="utf-8")
@@ -285,12 +278,6 @@ def test_without_any_source_the_query_width_decides_the_mode_with_a_warning(tmp_
     assert basis.settings_source == "defaults"
     assert f"query_mode {mode}" in caplog.text and "basis.yaml" in caplog.text
     assert len(basis.report) == (1 if mode == "cat-aa'b" else 2)
-
-
-def test_linear_alpha_is_ignored(tmp_path):
-    path = write_reference(tmp_path / "basis.safetensors")
-    (tmp_path / "basis.yaml").write_text(network_yaml(**FULL).replace("linear_alpha: 4", "linear_alpha: 64"))
-    assert load_basis(path).settings == FULL_SETTINGS
 
 
 def test_a_mode_that_does_not_divide_the_query_width_is_refused(tmp_path):

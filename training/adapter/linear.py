@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lorweb_core.errors import ModelError
+from lorweb_core.mixing import add_low_rank
 from lorweb_core.router import coefficients_from_queries
 from lorweb_core.settings import RouterSettings
 
@@ -73,10 +74,7 @@ class LoRWeBLinear(nn.Module):
         output = self.base(x)
         if self.scale is None:
             return output
-        scale = self.scale.reshape(self.scale.shape[0], *(1,) * (x.dim() - 2), -1).to(output.dtype)
-        hidden = nn.functional.linear(x.to(output.dtype), self.down.to(output.dtype)) * scale
-        flat = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), self.up.to(output.dtype))
-        return flat.view(output.shape)
+        return add_low_rank(output, x.to(output.dtype), self.down, self.scale, self.up)
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw down within ±1/√(in·r) (Kaiming on the file's [N, in, r]) and set up to zero, as the reference does."""

@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lorweb_core.grid import tile_2x2
 from lorweb_core.images import MAX_PIXELS, read_image
 
 from .buckets import Cell
@@ -47,8 +48,8 @@ def fit_cell(picture: Image.Image, cell: Cell) -> np.ndarray:
 
 def tile_grid(top_left: np.ndarray, top_right: np.ndarray, bottom_left: np.ndarray, bottom_right: np.ndarray) -> Tensor:
     """Four cells [h, w, 3] as one grid, uint8 [3, 2h, 2w]."""
-    rows = (np.concatenate(row, axis=1) for row in ((top_left, top_right), (bottom_left, bottom_right)))
-    return as_channels_first(np.concatenate(tuple(rows), axis=0))
+    cells = (top_left, top_right, bottom_left, bottom_right)
+    return tile_2x2(*(as_channels_first(cell) for cell in cells))
 
 
 def as_channels_first(pixels: np.ndarray) -> Tensor:

@@ -20,6 +20,7 @@ from lorweb_core.basis import Basis
 from lorweb_core.checkpoint import load_basis
 from lorweb_core.coefficients import Coefficients, encode_coefficients
 from lorweb_core.encoder import ImageEncoder, load_image_encoder
+from lorweb_core.grid import tile_2x2
 from lorweb_core.query import embed_analogy
 
 from ..adapter.trainable import BasisShape, TrainableKontext
@@ -71,8 +72,7 @@ def draw_analogies(edits: Sequence[Edit], *, per_edit: int, seed: int, photos: S
 
 def grid_latents(top_left: Tensor, top_right: Tensor, bottom_left: Tensor, bottom_right: Tensor) -> Tensor:
     """Return the latents [B, 16, 24, 24] of the 2 × 2 grids of art pixels [B, 12, 12, 3]."""
-    top = torch.cat([top_left, top_right], dim=2)
-    return encode_art(torch.cat([top, torch.cat([bottom_left, bottom_right], dim=2)], dim=1))
+    return encode_art(tile_2x2(top_left, top_right, bottom_left, bottom_right, dims=(1, 2)))
 
 
 def context_latents(analogies: Sequence[Analogy]) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lorweb_core.files import write_safetensors_atomically
+from lorweb_core.grid import tile_2x2
 
 from ..base.flow import CONTEXT, TARGET, pack_latents, token_ids
 from .codec import encode_art
@@ -92,12 +93,6 @@ def edit_code(edit: Edit | None, *, has_parameter: bool = True) -> Tensor:
     return code
 
 
-def join_grid(top_left: Tensor, top_right: Tensor, bottom_left: Tensor, bottom_right: Tensor) -> Tensor:
-    """Return the 2 × 2 grid [..., 2h, 2w] of four latents or pictures [..., h, w]."""
-    top = torch.cat([top_left, top_right], dim=-1)
-    return torch.cat([top, torch.cat([bottom_left, bottom_right], dim=-1)], dim=-2)
-
-
 def draw_cells(rng: np.random.Generator, count: int) -> Batch:
     """Draw single pictures with their edits."""
     before, after, codes = [], [], []
@@ -127,7 +122,7 @@ def draw_grids(rng: np.random.Generator, count: int) -> Batch:
     a, a_prime, b, b_prime = (_latents(place) for place in pictures)
     weights = torch.full((ART_SIZE, ART_SIZE), COPIED_WEIGHT)
     weights[ART_SIZE // 2 :, ART_SIZE // 2 :] = 1.0
-    context, target = join_grid(a, a_prime, b, b), join_grid(a, a_prime, b, b_prime)
+    context, target = tile_2x2(a, a_prime, b, b), tile_2x2(a, a_prime, b, b_prime)
     return Batch(context, target, torch.stack(codes), weights.flatten(), origin=0)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorweb_core.grid import tile_2x2
 from lorweb_core.query import join_embeddings, pictures_to_embed
 from lorweb_core.settings import RouterSettings
 
@@ -75,8 +76,8 @@ class GridLatents:
                 )
             ]  # fmt: skip
             a, a_prime, b, b_prime = cells
-            targets.append(tile_cells(a, a_prime, b, b_prime))
-            contexts.append(tile_cells(a, a_prime, b, b))
+            targets.append(tile_2x2(a, a_prime, b, b_prime))
+            contexts.append(tile_2x2(a, a_prime, b, b))
         return torch.stack(targets), torch.stack(contexts)
 
     def _encode_cell(self, cache: TensorCache, key: str, cell: Tensor) -> Tensor:
@@ -86,11 +87,6 @@ class GridLatents:
             latents = self.codec.encode(to_model_range(cell[None]))[0].cpu()
             cache.put(name, latents)
         return latents
-
-
-def tile_cells(top_left: Tensor, top_right: Tensor, bottom_left: Tensor, bottom_right: Tensor) -> Tensor:
-    """Return four cells [C, h, w] as one [C, 2h, 2w]."""
-    return torch.cat([torch.cat([top_left, top_right], -1), torch.cat([bottom_left, bottom_right], -1)], -2)
 
 
 #: [pictures, S, S, 3] float 0–1 → [pictures, P]

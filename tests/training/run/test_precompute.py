@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from lorweb_core.encoder import load_image_encoder
+from lorweb_core.grid import tile_2x2
 from training.base import text as captions
 from training.base.source import find_source
 from training.base.transformer import Codec
@@ -18,7 +19,7 @@ from training.data.index import PairIndex
 from training.data.pairing import DrawSettings
 from training.data.quadruplets import DrawKey, QuadrupletDataset, collate_quadruplets
 from training.data.tensor_cache import TensorCache
-from training.run.batches import GridLatents, tile_cells
+from training.run.batches import GridLatents
 from training.run.distributed import Processes
 from training.run.precompute import cached_captions, cached_embeddings, latent_cache
 from training.train import train
@@ -94,8 +95,8 @@ def _batch():
     pictures = torch.randint(0, 256, (4, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     a, a_prime, b, b_prime = pictures
     return {
-        "target": tile_cells(a, a_prime, b, b_prime)[None],
-        "context": tile_cells(a, a_prime, b, b)[None],
+        "target": tile_2x2(a, a_prime, b, b_prime)[None],
+        "context": tile_2x2(a, a_prime, b, b)[None],
         "image_keys": [["one.before", "one.after", "two.before"]],
     }
 
