@@ -11,4 +11,4 @@ if __name__ == "__main__":
         if error.name != "typer":
             raise
         sys.exit("The command line needs typer: pip install typer")
-    sys.exit(main())
+    sys.exit(main(None))

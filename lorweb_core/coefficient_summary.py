@@ -77,15 +77,11 @@ class Comparison:
 
 
 def tabulate(coefficients: Mapping[str, Any], *, mix: int = 0) -> CoefficientTable:
-    """Return one mix as a table, layers in computing order.
-
-    Raises: CheckpointError, ShapeError: for damaged coefficients, or a mix that does not exist.
-    """
+    """One mix as a table, layers in computing order; errors as `take_mix`."""
     return _as_table(take_mix(coefficients, mix)["layers"])
 
 
 def _as_table(layers: Mapping[str, Tensor]) -> CoefficientTable:
-    """Return layers [1, N] as a table."""
     names = sort_layer_names(layers)
     rows = [layers[name] for name in names]
     width = max(row.shape[1] for row in rows)
@@ -98,7 +94,7 @@ def _as_table(layers: Mapping[str, Tensor]) -> CoefficientTable:
 
 
 def summarize(table: CoefficientTable) -> Summary:
-    """Return the numbers about one mix."""
+    """Use, entropy and distance from uniform of one mix."""
     magnitude = table.values.abs().nan_to_num(0.0)
     amount = magnitude.sum(1, keepdim=True)
     is_on = amount[:, 0] > 0
@@ -118,13 +114,13 @@ def summarize(table: CoefficientTable) -> Summary:
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, mix: int = 0) -> Comparison:
-    """Return how two analogies of one basis differ, for one mix; an analogy with one mix stands for all of them.
+    """How two analogies of one basis differ in one mix; an analogy with a single mix is used for all.
 
-    Raises: CheckpointError, ShapeError: see `blending.blend_coefficients`.
+    Errors as `take_mix` and `blending.require_one_origin`.
     """
     counts = [require_layout(side) for side in (first, second)]
     batch = require_one_origin((first, second))
-    # Only the one mix is looked at, so that a batch takes no longer.
+    # Only this mix is read, so that a batch takes no longer.
     first_table, second_table = (
         _as_table(take_mix(side, mix if count == batch else 0)["layers"])
         for side, count in zip((first, second), counts, strict=True)
@@ -132,9 +128,8 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, mix: int = 0
     table = CoefficientTable(first_table.layer_names, first_table.values - second_table.values)
     if bool(table.values.isinf().any()):
         raise ShapeError(
-            expected=f"analogies whose difference stays within float32, up to {torch.finfo(torch.float32).max:.2g}",
-            got=f"numbers of up to {float(first_table.values.nan_to_num(0.0).abs().max()):.2g} in the first",
-            remedy="Compare analogies with smaller numbers; those of a softmax are at most 1.",
+            "The difference of these analogies overflows float32: the first has numbers of up to "
+            f"{float(first_table.values.nan_to_num(0.0).abs().max()):.2g}. Compare analogies with smaller numbers."
         )
     # In float64, which holds the squares of all float32 numbers.
     sides = [side.values.nan_to_num(0.0).double() for side in (first_table, second_table)]
@@ -145,13 +140,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, mix: int = 0
 
 
 def describe(coefficients: Coefficients, *, mix: int = 0, title: str = "") -> str:
-    """Return lines for people about one mix.
-
-    Args:
-        coefficients: B mixes.
-        mix: which of them, from 0.
-        title: what to call it, instead of its number counted from 1.
-    """
+    """A summary of one mix, counted from 0, in several lines; `title` replaces "Mix 1 of B"."""
     table = tabulate(coefficients, mix=mix)
     summary = summarize(table)
     size, layers = table.basis_size, len(table.layer_names)
@@ -178,7 +167,7 @@ def describe(coefficients: Coefficients, *, mix: int = 0, title: str = "") -> st
 
 
 def describe_comparison(comparison: Comparison) -> str:
-    """Return lines for people about two mixes."""
+    """A summary of a comparison in several lines."""
     is_known = ~comparison.cosine.isnan()
     cosine, names = comparison.cosine[is_known], _names_where(comparison.difference, is_known)
     off = len(comparison.cosine) - len(cosine)

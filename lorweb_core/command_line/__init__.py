@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from ..console import make_main, new_app
 from .analogies import ADJUST_EXAMPLES, BLEND_EXAMPLES, PLOT_EXAMPLES, adjust, blend, plot
 from .basis_files import CONVERT_EXAMPLES, INSPECT_EXAMPLES, convert, inspect
 from .mix import MIX_EXAMPLES, mix
 
-COMMANDS = {
+COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "inspect": (inspect, INSPECT_EXAMPLES),
     "mix": (mix, MIX_EXAMPLES),
     "convert": (convert, CONVERT_EXAMPLES),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import torch
 import typer
@@ -86,6 +86,10 @@ def mix(
         show(f"Wrote {coefficients_out}")
     for index, path in enumerate(outputs):
         bar = tqdm(total=len(basis.layers), desc=path.name, unit="layer", disable=None, leave=False)
+
+        def on_layer(bar: tqdm[NoReturn] = bar) -> None:
+            bar.update()
+
         with bar, torch.inference_mode():
             report = export_mixed_lora(
                 path,
@@ -94,7 +98,7 @@ def mix(
                 strength=strength,
                 rank=rank,
                 dtype=EXPORT_DTYPES[dtype],
-                on_layer=bar.update,
+                on_layer=on_layer,
             )
         show(f"Wrote {path}: {report.describe()}")
 

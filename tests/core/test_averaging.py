@@ -71,5 +71,5 @@ def test_mistakes_are_refused_in_three_parts():
     ):
         with pytest.raises(error, match=words):
             average_analogies(BASIS, given, names=names(count))
-    with pytest.raises(SettingsError, match="coefficients, query; got 'median'"):
+    with pytest.raises(SettingsError, match=r"'median' does not exist. Use coefficients or query"):
         average_analogies(BASIS, queries(2), names=names(2), average="median")

@@ -185,7 +185,7 @@ def test_errors_are_short_messages(run, files, basis_file, tmp_path):
     assert_refused(run("adjust", files[0], "--part", "attention=1e39", *out), "attention 1e+39", "smaller strengths")
     assert_refused(run("adjust", files[0], "--part", "attention=half", *out), "attention=half")
     assert_refused(run("adjust", files[0], "--temperature", "warm", *out), "warm")
-    assert_refused(run("plot", files[0], "--mix", 2, "-o", tmp_path / "x.png"), "0 … 1", "got 2")
+    assert_refused(run("plot", files[0], "--mix", 2, "-o", tmp_path / "x.png"), "0 … 1", "no mix 2")
     assert_refused(run("plot", files[0], "-o", tmp_path / "x.jpg"), ".png")
     assert_refused(run("plot", files[0], "-o", tmp_path / "no" / "x.png"), "able to write")
     assert_refused(run("mix", other, "--coefficients", files[0], *out), "other", "basis")
