@@ -168,7 +168,7 @@ BAD_SETTINGS = {
         {"part_strengths": {"attention": 1e20, "double": 1e20}},
         ["attention 1e+20, double 1e+20", "attn.to_q"],
     ),
-    "infinite strength": ({"part_strengths": {"mlp": float("inf")}}, ["finite", "mlp inf"]),
+    "infinite strength": ({"part_strengths": {"mlp": float("inf")}}, ["finite", "mlp is inf"]),
 }
 
 

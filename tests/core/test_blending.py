@@ -193,7 +193,7 @@ def test_a_sweep_has_the_blend_of_each_position_in_turn():
         for name, mix in blend_coefficients(three, interpolation_weights(position, 3))["layers"].items():
             assert torch.equal(swept["layers"][name][2 * index : 2 * index + 2], mix)
     assert_equal(sweep_analogies(parts, 0.3, 9.0, steps=1), blend_coefficients(parts, interpolation_weights(0.3, 2)))
-    with pytest.raises(SettingsError, match="at least 1 step"):
+    with pytest.raises(SettingsError, match="steps is 0"):
         sweep_analogies(parts, 0, 1, steps=0)
 
 

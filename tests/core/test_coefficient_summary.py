@@ -1,4 +1,4 @@
-"""Numbers and pictures of coefficients: known cases, and the picture's cells."""
+"""Numbers and images of coefficients: known cases, and the cells of the image."""
 
 import math
 
@@ -162,11 +162,11 @@ def test_colors_run_from_zero_to_the_largest_and_are_two_sided_for_negative_numb
     assert [tuple(color) for color in signed[0]] == [DIVERGING[0], DIVERGING[2], DIVERGING[4]]
 
 
-def test_every_cell_of_the_picture_has_its_color():
+def test_every_cell_of_the_image_has_its_color():
     table = tabulate(analogy())
-    picture = np.asarray(draw_coefficients(table, "t"))
+    image = np.asarray(draw_coefficients(table, "t"))
     cells = color_values(table.values)
     for color in cells.reshape(-1, 3):
-        area = (picture == color).all(-1).sum()
+        area = (image == color).all(-1).sum()
         assert area >= 100 * 100 * 0.9
     assert draw_comparison(compare(analogy(), analogy(1)), "d").size == draw_coefficients(table, "t").size

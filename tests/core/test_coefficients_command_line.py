@@ -13,22 +13,10 @@ from lorweb_core.blending import blend_coefficients, sweep_analogies
 from lorweb_core.checkpoint import load_basis
 from lorweb_core.coefficients import encode_coefficients
 from lorweb_core.coefficients_file import load_coefficients, save_coefficients
-from lorweb_core.command_line import main
 from tests.basis_files import write_reference
+from tests.core.test_command_line import assert_refused
 from tests.full_disk import disk_full_after
 from tests.images import smooth
-
-
-@pytest.fixture
-def run(capsys):
-    """Run the command line; return exit code, stdout, stderr lines."""
-
-    def call(*words):
-        code = main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err.splitlines()
-
-    return call
 
 
 @pytest.fixture
@@ -55,18 +43,12 @@ def assert_equal(first, second):
     assert all(torch.equal(mix, second["layers"][name]) for name, mix in first["layers"].items())
 
 
-def assert_refused(result, *parts):
-    code, out, err = result
-    assert (code, out) == (2, "") and len(err) <= 4 and "error" in err[-1].lower(), result
-    for part in parts:
-        assert part in err[-1], err
-
-
 def test_blend_takes_weights_or_a_position(run, files, tmp_path):
     out = tmp_path / "out.safetensors"
-    code, text, _ = run(
+    code, lines, _ = run(
         "blend", *files, "--weight", 1, "--weight", "0.5", "--weight", "-0.25", "--note", "three", "-o", out
     )
+    text = "\n".join(lines)
     assert code == 0 and "2 mixes of basis" in text and "-0.25 × 2.safetensors" in text
     assert_equal(load(out), blend_coefficients([load(path) for path in files], [1, 0.5, -0.25]))
     assert load_coefficients(out).note == "three"
@@ -79,7 +61,8 @@ def test_blend_takes_weights_or_a_position(run, files, tmp_path):
 def test_blend_sweeps_as_the_node_does(run, files, tmp_path):
     out = tmp_path / "out.safetensors"
     sweep = ("--position", "-1", "--position-end", "1.5", "--steps", 6)
-    code, text, _ = run("blend", *files[:2], *sweep, "-o", out)
+    code, lines, _ = run("blend", *files[:2], *sweep, "-o", out)
+    text = "\n".join(lines)
     assert code == 0 and "12 mixes of basis" in text and "6 positions from -1 to 1.5" in text
     parts = [load(path) for path in files[:2]]
     assert_equal(load(out), sweep_analogies(parts, -1, 1.5, steps=6))
@@ -108,9 +91,10 @@ def test_texts_of_a_file_cannot_steer_the_terminal(run, files, tmp_path):
     steered = load(files[0])
     steered["settings"]["basis_name"] = "basis\x1b[2J"
     save_coefficients(files[0], steered, note="first\nsecond\r\x1b]0;title\x07\x9b2J")
-    code, text, _ = run("plot", files[0], "-o", tmp_path / "map.png")
+    code, lines, _ = run("plot", files[0], "-o", tmp_path / "map.png")
+    text = "\n".join(lines)
     assert code == 0 and "basis\\x1b[2J (id " in text
-    assert "Note: first\nsecond\\r\\x1b]0;title\\x07\\x9b2J\n" in text
+    assert "Note: first\nsecond\\r\\x1b]0;title\\x07\\x9b2J\nWrote " in text
     other = {**load(files[1]), "basis_id": "other"}
     save_coefficients(files[1], other)
     result = run("blend", *files[:2], "-o", tmp_path / "out.safetensors")
@@ -136,10 +120,12 @@ def test_adjust_takes_every_option_and_keeps_the_note(run, files, tmp_path):
 
 
 def test_plot_writes_an_image_and_prints_a_summary(run, files, tmp_path):
-    code, text, _ = run("plot", files[0], "--mix", 1, "-o", tmp_path / "map.png")
+    code, lines, _ = run("plot", files[0], "--mix", 1, "-o", tmp_path / "map.png")
+    text = "\n".join(lines)
     assert code == 0 and "--mix 1 (number 2 of 2)" in text and "Strongest adapters" in text and "Note: note 0" in text
     assert Image.open(tmp_path / "map.png").size[0] > 300
-    code, text, _ = run("plot", files[0], "--compare-with", files[1], "-o", tmp_path / "difference.png")
+    code, lines, _ = run("plot", files[0], "--compare-with", files[1], "-o", tmp_path / "difference.png")
+    text = "\n".join(lines)
     assert code == 0 and "Cosine per layer" in text and "--mix 0 (number 1 of 2)" in text
     assert "Basis: basis.safetensors (id " in text
     assert (tmp_path / "difference.png").read_bytes() != (tmp_path / "map.png").read_bytes()
@@ -184,7 +170,7 @@ def test_errors_are_short_messages(run, files, basis_file, tmp_path):
     assert_refused(run("adjust", files[0], *repeated, *out), "more than once for attention")
     assert_refused(run("adjust", files[0], "--part", "attention=1e39", *out), "attention 1e+39", "smaller strengths")
     assert_refused(run("adjust", files[0], "--part", "attention=half", *out), "attention=half")
-    assert_refused(run("adjust", files[0], "--temperature", "warm", *out), "warm")
+    assert_refused(run("adjust", files[0], "--temperature", "warm", *out), "--temperature")
     assert_refused(run("plot", files[0], "--mix", 2, "-o", tmp_path / "x.png"), "0 … 1", "no mix 2")
     assert_refused(run("plot", files[0], "-o", tmp_path / "x.jpg"), ".png")
     assert_refused(run("plot", files[0], "-o", tmp_path / "no" / "x.png"), "able to write")
