@@ -67,7 +67,7 @@ def average_analogies(
     if len(shapes) != 1 or len(names) != len(query_embeddings):
         raise ShapeError(
             f"{len(query_embeddings)} example pairs of shapes {sorted(shapes)} with {len(names)} names cannot be "
-            "averaged. Connect at least one pair a, a', or give a folder of pairs, all with the same images b."
+            "averaged. Connect at least one example pair a, a', or give a folder of pairs, all with the same images b."
         )
     pairs = len(query_embeddings)
     per_pair = encode_coefficients(basis, torch.cat([embedding.flatten(1) for embedding in query_embeddings]))

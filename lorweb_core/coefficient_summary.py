@@ -26,12 +26,7 @@ _NAMED_LAYERS = 3
 
 @dataclass(frozen=True, eq=False)
 class CoefficientTable:
-    """One mix as a table in computing order.
-
-    Attributes:
-        layer_names: L names.
-        values: [L, N], NaN where a layer has fewer adapters than the widest.
-    """
+    """One mix as L layers in computing order; values are [L, N], NaN where a layer has fewer adapters."""
 
     layer_names: tuple[str, ...]
     values: Tensor
@@ -44,36 +39,22 @@ class CoefficientTable:
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """Numbers about one mix.
+    """Numbers about one mix; a layer of zeros is switched off."""
 
-    Attributes:
-        adapter_use: [N], mean share of each adapter over the layers in use.
-        effective_adapters: [L], exp of the entropy; 0 for a layer that is switched off.
-        entropy: [L], as a share of log N, 0–1.
-        distance_from_uniform: mean over the layers in use, 0 … 1 - 1/N; NaN when all are switched off.
-        layers_off: how many layers have zeros only.
-    """
-
-    adapter_use: Tensor
-    effective_adapters: Tensor
-    entropy: Tensor
-    distance_from_uniform: float
+    adapter_use: Tensor  # [N], mean share of each adapter over the layers that are on
+    effective_adapters: Tensor  # [L], 0 for a layer that is off
+    entropy: Tensor  # [L], as a share of log N, 0–1
+    distance_from_uniform: float  # mean over the layers that are on, 0 … 1 - 1/N; NaN if none is
     layers_off: int
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two mixes side by side.
+    """The difference of two mixes."""
 
-    Attributes:
-        difference: first - second.
-        cosine: [L], between the two layers' coefficients; 0 where one is all zeros, NaN where both are.
-        distance: mean over layers of ½ · Σ|difference|.
-    """
-
-    difference: CoefficientTable
-    cosine: Tensor
-    distance: float
+    difference: CoefficientTable  # first - second
+    cosine: Tensor  # [L], between the two layers; 0 where one is all zeros, NaN where both are
+    distance: float  # mean over layers of ½ · Σ|difference|
 
 
 def tabulate(coefficients: Mapping[str, Any], *, mix: int = 0) -> CoefficientTable:

@@ -65,7 +65,7 @@ def test_few_pairs_are_not_called_outliers():
 
 def test_pairs_that_do_not_fit_are_refused():
     for given, count, error, words in (
-        ([], 0, ShapeError, "0 example pairs.*at least one pair"),
+        ([], 0, ShapeError, "0 example pairs.*at least one example pair"),
         ([*queries(1), *queries(1, mixes=3)], 2, ShapeError, "same images b"),
         (queries(2), 3, ShapeError, "3 names"),
     ):
