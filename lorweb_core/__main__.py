@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from .command_line import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from .command_line import main
+    except ModuleNotFoundError as error:  # the nodes run without typer; older ComfyUIs do not bring it
+        if error.name != "typer":
+            raise
+        sys.exit("The command line needs typer: pip install typer")
+    sys.exit(main(None))

@@ -4,7 +4,7 @@
 
 The spread is measured on coefficients in both cases, since they are what makes the edit: the distance of a pair is the
 share of the mix in which it differs from the mean of the other pairs, ½ · Σ_n |c_pn - mean_n| averaged over layers
-and pictures b (0 equal, 1 nothing in common, for softmax).
+and images b (0 equal, 1 nothing in common, for softmax).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .errors import SettingsError, ShapeError
 AVERAGES = ("coefficients", "query")
 #: A pair is an outlier beyond this many robust standard deviations above the median distance …
 _OUTLIER_DEVIATIONS = 3.0
-#: … and at least this factor above it, so that pairs which all but agree are not told apart.
+#: … and at least this factor above it, so that pairs which nearly agree have no outliers.
 _OUTLIER_FACTOR = 1.5
 _MAD_TO_DEVIATION = 1.4826
 _FEWEST_FOR_OUTLIERS = 4
@@ -30,20 +30,14 @@ _FEWEST_FOR_OUTLIERS = 4
 
 @dataclass(frozen=True)
 class Spread:
-    """How well example pairs agree.
-
-    Attributes:
-        names: of the pairs.
-        distances: per pair, from the mean of the others; 0 for a single pair.
-        outliers: names of pairs far from the others; only told with four pairs or more.
-    """
+    """How well example pairs agree: each pair's distance from the mean of the others, and the pairs far from them."""
 
     names: tuple[str, ...]
     distances: tuple[float, ...]
     outliers: tuple[str, ...]
 
     def describe(self) -> str:
-        """Return lines for people."""
+        """A report of several lines."""
         if len(self.names) == 1:
             return "1 pair: nothing to compare it with"
         ordered = sorted(zip(self.distances, self.names, strict=True), reverse=True)
@@ -53,7 +47,7 @@ class Spread:
             f"{distance:6.1%}  {name}{'  <- outlier' if name in self.outliers else ''}" for distance, name in ordered
         ]
         if len(self.names) < _FEWEST_FOR_OUTLIERS:
-            lines.append(f"Outliers are told from {_FEWEST_FOR_OUTLIERS} pairs on.")
+            lines.append(f"Outliers are reported from {_FEWEST_FOR_OUTLIERS} pairs on.")
         elif not self.outliers:
             lines.append("No outliers.")
         return "\n".join(lines)
@@ -62,26 +56,18 @@ class Spread:
 def average_analogies(
     basis: Basis, query_embeddings: Sequence[Tensor], *, names: Sequence[str], average: str = "coefficients"
 ) -> tuple[Coefficients, Spread]:
-    """Return the average of several example pairs' analogies, and their spread.
+    """The average of several example pairs, with coefficients of B mixes, and their spread.
 
-    Args:
-        basis: whose router is asked.
-        query_embeddings: per pair [B, Q], with the same B pictures b.
-        names: of the pairs, for the report.
-        average: one of `AVERAGES`.
-    Returns: coefficients of B mixes and the spread.
-    Raises: SettingsError: for an unknown average. ShapeError: without pairs, or when their shapes differ.
+    `query_embeddings` has [B, Q] per pair, with the same B images b; `average` is one of `AVERAGES`. Raises ShapeError
+    without pairs, or if their shapes differ.
     """
     if average not in AVERAGES:
-        raise SettingsError(
-            expected=f"average to be one of {', '.join(AVERAGES)}", got=repr(average), remedy="Choose one of these."
-        )
+        raise SettingsError(f"The average {average!r} does not exist. Use {' or '.join(AVERAGES)}.")
     shapes = {tuple(embedding.shape) for embedding in query_embeddings}
     if len(shapes) != 1 or len(names) != len(query_embeddings):
         raise ShapeError(
-            expected="at least one example pair, each with the same pictures b and a name",
-            got=f"{len(query_embeddings)} pairs of shapes {sorted(shapes)} and {len(names)} names",
-            remedy="Connect pairs a, a' or name a folder with them.",
+            f"{len(query_embeddings)} example pairs of shapes {sorted(shapes)} with {len(names)} names cannot be "
+            "averaged. Connect at least one example pair a, a', or give a folder of pairs, all with the same images b."
         )
     pairs = len(query_embeddings)
     per_pair = encode_coefficients(basis, torch.cat([embedding.flatten(1) for embedding in query_embeddings]))
@@ -96,12 +82,7 @@ def average_analogies(
 
 
 def measure_spread(stacks: Sequence[Tensor], names: Sequence[str]) -> Spread:
-    """Return each pair's distance from the mean of the others, and the outliers.
-
-    Args:
-        stacks: coefficients [L, P, B, N], one tensor per basis size.
-        names: P names.
-    """
+    """Each pair's distance from the mean of the others, from coefficients [L, P, B, N] per basis size."""
     pairs = len(names)
     if pairs == 1:
         return Spread(tuple(names), (0.0,), ())

@@ -38,48 +38,42 @@ _SMALLEST_SHARE = 1e-6
 def blend_coefficients(
     analogies: Sequence[Mapping[str, Any]], weights: Sequence[float], *, method: str = "mean"
 ) -> Coefficients:
-    """Return one set of coefficients made of several of the same basis.
+    """Coefficients of B mixes from several analogies of one basis, with one weight (any real number) each.
 
-    Args:
-        analogies: coefficients with B mixes each, or with one, which is then used for all B.
-        weights: one for each analogy, any real numbers.
-        method: `mean` divides by the sum of the weights; `sum` does not.
-    Returns: coefficients of B mixes; inputs are not changed.
+    Every analogy has B mixes, or one that is used for all B. `mean` divides by the sum of the weights, `sum` does not.
+
     Raises:
-        SettingsError: for an unknown method, weights that are not finite or not one per analogy, or weights of a mean
-            that sum to zero, or weights with which numbers become infinite.
-        CheckpointError: when the analogies belong to several bases.
-        ShapeError: when layers, basis sizes or batches differ.
+        SettingsError: for an unknown method, not one finite weight per analogy, weights of a mean that sum to zero, or
+            a result that overflows float32.
+        CheckpointError, ShapeError: see `require_one_origin`.
     """
     wholes = [require_whole_coefficients(analogy) for analogy in analogies]
     factors = _require_weights(weights, len(wholes), method)
     batch = require_one_origin(wholes)
-    combine = _weighted_mean if method == "mean" else _weighted_sum
-    blended = [
-        LayerStack(names, combine([part.expand(-1, batch, -1) for part in parts], factors))
-        for names, parts in _stack_alike(wholes)
-    ]
+    blended = []
+    for names, parts in _stack_alike(wholes):
+        values = [part.expand(-1, batch, -1) for part in parts]
+        if method == "mean":
+            result = _weighted_mean(values, factors)
+        else:
+            result = torch.zeros_like(values[0])
+            for value, weight in zip(values, factors, strict=True):
+                result += value * weight
+        blended.append(LayerStack(names, result))
     _require_finite(blended, wholes, "weights", ", ".join(f"{weight:g}" for weight in weights))
     return with_layers(wholes[0], unstack_layers(blended, wholes[0]["layers"]))
 
 
 def sweep_analogies(analogies: Sequence[Mapping[str, Any]], start: float, end: float, *, steps: int) -> Coefficients:
-    """Return interpolations at evenly spaced positions as one batch, all mixes of a position next to each other.
+    """Interpolations at evenly spaced positions as one batch of steps · B mixes, all mixes of a position together.
 
-    From an analogy that is switched off to one that is on, the positions are strengths.
-
-    Args:
-        analogies: two or more of one basis, with B mixes each, or one.
-        start: first position, see `interpolation_weights`.
-        end: last position.
-        steps: how many positions; 1 is `start` alone.
-    Returns: coefficients of steps · B mixes.
-    Raises: SettingsError: for less than one step and positions that are too far; else see `blend_coefficients`.
+    `interpolation_weights` defines positions; 1 step is `start` alone. From an analogy that is switched off to one that
+    is on, the positions are strengths. Errors: as `blend_coefficients`.
     """
     if steps < 1:
-        raise SettingsError(expected="at least 1 step", got=str(steps), remedy="Use 1 for a single blend.")
+        raise SettingsError(f"steps is {steps}, but must be at least 1, which gives a single blend.")
     positions = [start + (end - start) * index / max(steps - 1, 1) for index in range(steps)]
-    weights = [interpolation_weights(place, len(analogies)) for place in positions]
+    weights = [interpolation_weights(position, len(analogies)) for position in positions]
     wholes = [require_whole_coefficients(analogy) for analogy in analogies]
     batch = require_one_origin(wholes)
     swept = [
@@ -91,18 +85,16 @@ def sweep_analogies(analogies: Sequence[Mapping[str, Any]], start: float, end: f
 
 
 def interpolation_weights(position: float, count: int) -> list[float]:
-    """Return the weights for a place on the way through `count` analogies: 0 is the first, 1 the second, and so on.
+    """Weights for a position among `count` analogies: 0 is the first, 1 the second; between them, the two are mixed.
 
-    Between two whole numbers the two neighbors are mixed; before the first and behind the last the way goes straight
-    on, so -0.5 is "the first, and half of the difference to the second away from it".
-
-    Raises: SettingsError: for fewer than two analogies, or a position that is not finite or beyond `MAX_POSITION`.
+    Positions outside extrapolate from the nearest two. SettingsError for fewer than two analogies, or a position that
+    is not finite or beyond ±`MAX_POSITION`.
     """
     if count < 2 or not abs(position) <= MAX_POSITION:
         raise SettingsError(
-            expected=f"at least two analogies and a position from -{MAX_POSITION:,} to {MAX_POSITION:,}",
-            got=f"position {position:g} and {count} {'analogy' if count == 1 else 'analogies'}",
-            remedy="Give two analogies or more and a position such as 0.5.",
+            f"Position {position:g} with {count} {'analogy' if count == 1 else 'analogies'} cannot be "
+            f"interpolated. Give two analogies or more and a position from -{MAX_POSITION:,} to "
+            f"{MAX_POSITION:,}, such as 0.5."
         )
     start = min(max(math.floor(position), 0), count - 2)
     weights = [0.0] * count
@@ -120,15 +112,8 @@ def _weighted_mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor
     return result
 
 
-def _weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    result = torch.zeros_like(values[0])
-    for value, weight in zip(values, weights, strict=True):
-        result = result + value * weight
-    return result
-
-
 def _interpolate(values: Sequence[Tensor], weights: Sequence[Sequence[float]]) -> Tensor:
-    """Return `_weighted_mean` of every row of two neighbors' weights, [L, steps · B, N], bit for bit."""
+    """`_weighted_mean` for every row of two neighbors' weights at once, [L, steps · B, N], bit for bit."""
     neighbors = [sorted(range(len(row)), key=lambda index: -abs(row[index]))[:2] for row in weights]
     shares = [row[far] / sum(row) for row, (_, far) in zip(weights, neighbors, strict=True)]
     stacked = torch.stack(list(values), dim=1)  # [L, analogies, B, N]
@@ -142,73 +127,64 @@ def _interpolate(values: Sequence[Tensor], weights: Sequence[Sequence[float]]) -
 def _require_weights(weights: Sequence[float], count: int, method: str) -> list[float]:
     numbers = [float(weight) for weight in weights]
     if method not in METHODS:
-        raise SettingsError(
-            expected=f"method to be one of {', '.join(METHODS)}", got=repr(method), remedy="Choose one of these."
-        )
+        raise SettingsError(f"The method {method!r} does not exist. Use {' or '.join(METHODS)}.")
     if not count or len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise SettingsError(
-            expected="at least one analogy and a finite weight for each",
-            got=f"{count} analogies and the weights {numbers}",
-            remedy="Give every analogy one weight; 1 for each is the plain mean.",
+            f"{count} analogies do not go with the weights {numbers}. Give at least one analogy and a finite weight "
+            "for each; 1 for each is the plain mean."
         )
     largest = max(map(abs, numbers))
     if method == "mean" and not math.isfinite(largest * count):  # a mean does not change with the size of all weights
         numbers = [number / largest for number in numbers]
     if method == "mean" and abs(sum(numbers)) <= _SMALLEST_SHARE * sum(map(abs, numbers)):
         raise SettingsError(
-            expected="weights of a mean that do not sum to zero",
-            got=", ".join(f"{number:g}" for number in weights),
-            remedy="Change a weight, or use the method sum, which does not divide by their sum.",
+            f"The weights {', '.join(f'{number:g}' for number in weights)} sum to zero, so their mean does not exist. "
+            "Change a weight, or use the method sum, which does not divide by their sum."
         )
     return numbers
 
 
 def _stack_alike(wholes: Sequence[Coefficients]) -> list[tuple[tuple[str, ...], list[Tensor]]]:
-    """Return, by basis size, the layers' names and each analogy's numbers [L, B or 1, N] in that order of layers."""
+    """For each basis size: the layer names, and the numbers [L, B or 1, N] of each analogy in that order."""
     order = list(wholes[0]["layers"])
     stacked = [stack_layers({name: whole["layers"][name] for name in order}) for whole in wholes]
     return [(parts[0].names, [part.values for part in parts]) for parts in zip(*stacked, strict=True)]
 
 
 def _require_finite(stacks: Sequence[LayerStack], wholes: Sequence[Coefficients], what: str, given: str) -> None:
-    """Raise when a blend of finite numbers is none: the weights, or the numbers, are too large for float32."""
     if all(is_all_finite(stack.values) for stack in stacks):
         return
     largest = max(float(mix.abs().max()) for whole in wholes for mix in whole["layers"].values())
     raise SettingsError(
-        expected=f"{what} that keep coefficients within float32, up to {torch.finfo(torch.float32).max:.2g}",
-        got=f"{what} {given} for coefficients of up to {largest:.2g}",
-        remedy=f"Use smaller {what}, or analogies with smaller numbers; those of a softmax are at most 1.",
+        f"The {what} {given} overflow float32, since the coefficients reach {largest:.2g}. Use smaller {what}, or "
+        "analogies with smaller numbers."
     )
 
 
 def require_one_origin(analogies: Sequence[Mapping[str, Any]]) -> int:
-    """Return B, the number of mixes, once analogies of right layout are known to go together.
+    """B, the number of mixes, of analogies that belong together.
 
-    Raises: CheckpointError, ShapeError: when they belong to several bases, or layers, basis sizes or batches differ.
+    Raises CheckpointError for several bases, ShapeError if layers, basis sizes or numbers of mixes differ.
     """
     first = analogies[0]
     for other in analogies[1:]:
         if other["basis_id"] != first["basis_id"]:
             raise CheckpointError(
-                expected=f"analogies of one basis, here {name_of_basis(first)}",
-                got=f"another of {name_of_basis(other)}",
-                remedy="Encode all analogies with the same basis; other adapters mean other things.",
+                f"The analogies belong to different bases: {name_of_basis(first)} and {name_of_basis(other)}. Encode "
+                "all of them with the same basis."
             )
         sizes = [{name: mix.shape[1] for name, mix in whole["layers"].items()} for whole in (first, other)]
         if sizes[0] != sizes[1]:
             odd = [name for name in {**sizes[0], **sizes[1]} if sizes[0].get(name) != sizes[1].get(name)]
             raise ShapeError(
-                expected=f"the same {len(sizes[0])} layers with equal N in every analogy",
-                got=f"{len(odd)} that differ (such as {', '.join(odd[:3])})",
-                remedy="Encode the analogies again with the same basis.",
+                f"The analogies differ in {len(odd)} of {len(sizes[0])} layers, such as {', '.join(odd[:3])}. Encode "
+                "them again with the same basis."
             )
     counts = [count_mixes(analogy) for analogy in analogies]
     batch = max(counts)
     if any(count not in (1, batch) for count in counts):
         raise ShapeError(
-            expected="analogies with one mix each, or with equally many",
-            got=f"{', '.join(map(str, counts))} mixes",
-            remedy="Encode every example pair with the same pictures b.",
+            f"The analogies have {', '.join(map(str, counts))} mixes, but must have equally many, or one. Encode every "
+            "example pair with the same images b."
         )
     return batch

@@ -26,12 +26,7 @@ _NAMED_LAYERS = 3
 
 @dataclass(frozen=True, eq=False)
 class CoefficientTable:
-    """One mix as a table in computing order.
-
-    Attributes:
-        layer_names: L names.
-        values: [L, N], NaN where a layer has fewer adapters than the widest.
-    """
+    """One mix as L layers in computing order; values are [L, N], NaN where a layer has fewer adapters."""
 
     layer_names: tuple[str, ...]
     values: Tensor
@@ -44,48 +39,30 @@ class CoefficientTable:
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """Numbers about one mix.
+    """Numbers about one mix; a layer of zeros is switched off."""
 
-    Attributes:
-        adapter_use: [N], mean share of each adapter over the layers in use.
-        effective_adapters: [L], exp of the entropy; 0 for a layer that is switched off.
-        entropy: [L], as a share of log N, 0–1.
-        distance_from_uniform: mean over the layers in use, 0 … 1 - 1/N; NaN when all are switched off.
-        layers_off: how many layers have zeros only.
-    """
-
-    adapter_use: Tensor
-    effective_adapters: Tensor
-    entropy: Tensor
-    distance_from_uniform: float
+    adapter_use: Tensor  # [N], mean share of each adapter over the layers that are on
+    effective_adapters: Tensor  # [L], 0 for a layer that is off
+    entropy: Tensor  # [L], as a share of log N, 0–1
+    distance_from_uniform: float  # mean over the layers that are on, 0 … 1 - 1/N; NaN if none is
     layers_off: int
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two mixes side by side.
+    """The difference of two mixes."""
 
-    Attributes:
-        difference: first - second.
-        cosine: [L], between the two layers' coefficients; 0 where one is all zeros, NaN where both are.
-        distance: mean over layers of ½ · Σ|difference|.
-    """
-
-    difference: CoefficientTable
-    cosine: Tensor
-    distance: float
+    difference: CoefficientTable  # first - second
+    cosine: Tensor  # [L], between the two layers; 0 where one is all zeros, NaN where both are
+    distance: float  # mean over layers of ½ · Σ|difference|
 
 
 def tabulate(coefficients: Mapping[str, Any], *, mix: int = 0) -> CoefficientTable:
-    """Return one mix as a table, layers in computing order.
-
-    Raises: CheckpointError, ShapeError: for damaged coefficients, or a mix that does not exist.
-    """
+    """One mix as a table, layers in computing order; errors as `take_mix`."""
     return _as_table(take_mix(coefficients, mix)["layers"])
 
 
 def _as_table(layers: Mapping[str, Tensor]) -> CoefficientTable:
-    """Return layers [1, N] as a table."""
     names = sort_layer_names(layers)
     rows = [layers[name] for name in names]
     width = max(row.shape[1] for row in rows)
@@ -98,7 +75,7 @@ def _as_table(layers: Mapping[str, Tensor]) -> CoefficientTable:
 
 
 def summarize(table: CoefficientTable) -> Summary:
-    """Return the numbers about one mix."""
+    """Use, entropy and distance from uniform of one mix."""
     magnitude = table.values.abs().nan_to_num(0.0)
     amount = magnitude.sum(1, keepdim=True)
     is_on = amount[:, 0] > 0
@@ -118,13 +95,13 @@ def summarize(table: CoefficientTable) -> Summary:
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, mix: int = 0) -> Comparison:
-    """Return how two analogies of one basis differ, for one mix; an analogy with one mix stands for all of them.
+    """How two analogies of one basis differ in one mix; an analogy with a single mix is used for all.
 
-    Raises: CheckpointError, ShapeError: see `blending.blend_coefficients`.
+    Errors as `take_mix` and `blending.require_one_origin`.
     """
     counts = [require_layout(side) for side in (first, second)]
     batch = require_one_origin((first, second))
-    # Only the one mix is looked at, so that a batch takes no longer.
+    # Only this mix is read, so that a batch takes no longer.
     first_table, second_table = (
         _as_table(take_mix(side, mix if count == batch else 0)["layers"])
         for side, count in zip((first, second), counts, strict=True)
@@ -132,9 +109,8 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, mix: int = 0
     table = CoefficientTable(first_table.layer_names, first_table.values - second_table.values)
     if bool(table.values.isinf().any()):
         raise ShapeError(
-            expected=f"analogies whose difference stays within float32, up to {torch.finfo(torch.float32).max:.2g}",
-            got=f"numbers of up to {float(first_table.values.nan_to_num(0.0).abs().max()):.2g} in the first",
-            remedy="Compare analogies with smaller numbers; those of a softmax are at most 1.",
+            "The difference of these analogies overflows float32: the first has numbers of up to "
+            f"{float(first_table.values.nan_to_num(0.0).abs().max()):.2g}. Compare analogies with smaller numbers."
         )
     # In float64, which holds the squares of all float32 numbers.
     sides = [side.values.nan_to_num(0.0).double() for side in (first_table, second_table)]
@@ -145,13 +121,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, mix: int = 0
 
 
 def describe(coefficients: Coefficients, *, mix: int = 0, title: str = "") -> str:
-    """Return lines for people about one mix.
-
-    Args:
-        coefficients: B mixes.
-        mix: which of them, from 0.
-        title: what to call it, instead of its number counted from 1.
-    """
+    """A summary of one mix, counted from 0, in several lines; `title` replaces "Mix 1 of B"."""
     table = tabulate(coefficients, mix=mix)
     summary = summarize(table)
     size, layers = table.basis_size, len(table.layer_names)
@@ -178,7 +148,7 @@ def describe(coefficients: Coefficients, *, mix: int = 0, title: str = "") -> st
 
 
 def describe_comparison(comparison: Comparison) -> str:
-    """Return lines for people about two mixes."""
+    """A summary of a comparison in several lines."""
     is_known = ~comparison.cosine.isnan()
     cosine, names = comparison.cosine[is_known], _names_where(comparison.difference, is_known)
     off = len(comparison.cosine) - len(cosine)

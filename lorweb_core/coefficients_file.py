@@ -1,7 +1,7 @@
 """An analogy as a small file to keep and to send: .safetensors with one float32 tensor [B, N] per layer.
 
-Header strings: `lorweb_coefficients`, a JSON object {"format_version": 1, "basis_id", "settings", "note"}; and, when
-there is a picture, `modelspec.thumbnail`, a data URI as other model files have it. The tensors are those of the
+Header strings: `lorweb_coefficients`, a JSON object {"format_version": 1, "basis_id", "settings", "note"}; and, with
+an image, `modelspec.thumbnail`, a data URI as in other model files. The tensors are those of the
 coefficients dict under the basis' layer names, so saving and loading changes no bit. 494 layers of 32 take 0.1 MB.
 The basis itself is not in the file: the reader needs the basis whose id it carries.
 """
@@ -39,13 +39,7 @@ _DATA_URI = "data:image/jpeg;base64,"
 
 @dataclass(frozen=True, eq=False)
 class CoefficientsFile:
-    """What a file holds.
-
-    Attributes:
-        coefficients: as they were saved.
-        note: the sender's words, or "".
-        thumbnail: a small RGB picture, or None.
-    """
+    """What a file holds; the thumbnail is a small RGB image."""
 
     coefficients: Coefficients
     note: str = ""
@@ -55,17 +49,14 @@ class CoefficientsFile:
 def save_coefficients(
     path: Path, coefficients: Mapping[str, Any], *, note: str = "", thumbnail: Tensor | None = None
 ) -> None:
-    """Write coefficients as a file, whole or not at all.
+    """Write coefficients to a file atomically, replacing an existing one.
 
-    Args:
-        path: target; an existing file is replaced.
-        coefficients: B mixes of one basis.
-        note: words for people, kept in the header.
-        thumbnail: pictures [B, H, W, C], float 0–1; the first is shrunk to 256 px and kept as JPEG in the header.
+    Of the thumbnail images [B, H, W, C], float 0–1, the first is shrunk to 256 px and kept as JPEG in the header.
+
     Raises:
-        CheckpointError, ShapeError: for damaged coefficients, too long a note and a basis' name that is none.
-        ImageError: for an unusable picture.
-        OutputError: when the file cannot be written.
+        CheckpointError, ShapeError: for damaged coefficients, or too long a note or basis name.
+        ImageError: for an unusable thumbnail.
+        OutputError: if the file cannot be written.
     """
     whole = require_whole_coefficients(coefficients)
     content = {
@@ -82,14 +73,14 @@ def save_coefficients(
 
 
 def load_coefficients(path: Path) -> CoefficientsFile:
-    """Return what a coefficients file holds; whether it fits a basis is `require_coefficients_of`'s to check.
+    """Read a coefficients file; `require_coefficients_of` checks whether it fits a basis.
+
+    Texts are of bounded length but may hold control characters, see `errors.printable`.
 
     Raises:
-        FileError: when the file is missing or cannot be read.
-        CheckpointError: when it is damaged, of a newer version or no coefficients file.
-        ShapeError: when its tensors are not [B, N] of one batch and finite.
-
-    Texts come from strangers: they are of bounded length, but may hold control characters, see `errors.printable`.
+        FileError: if the file is missing or cannot be read.
+        CheckpointError: if it is damaged, of a newer version or not a coefficients file.
+        ShapeError: if its tensors are not [B, N] of one batch and finite.
     """
     header = read_header(path)
     content = _read_content(header, path)
@@ -118,7 +109,6 @@ def _read_content(header: Header, path: Path) -> dict[str, Any]:
 
 
 def _require_texts(content: Mapping[str, Any], path: Path) -> None:
-    """Raise unless the note and what names the basis in messages are text of bounded length."""
     texts = {
         "note": (content.get("note", ""), MAX_NOTE_CHARACTERS),
         "basis_id": (content["basis_id"], MAX_NAME_CHARACTERS),
@@ -144,10 +134,10 @@ def _read_layers(header: Header, path: Path) -> dict[str, Tensor]:
 
 
 def _encode_thumbnail(images: Tensor) -> str:
-    picture = to_pil(require_images("thumbnail", images)[0])
-    picture.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX), Image.Resampling.LANCZOS)
+    image = to_pil(require_images("thumbnail", images)[0])
+    image.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=85)
     return _DATA_URI + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -157,10 +147,10 @@ def _decode_thumbnail(header: Header, path: Path) -> Image.Image | None:
         return None
     try:
         data = base64.b64decode(text.partition(";base64,")[2], validate=True)
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as picture:
-            if max(picture.size) > 4 * THUMBNAIL_SIDE_PX:
-                raise ValueError(f"{picture.size[0]}×{picture.size[1]} px")
-            return picture.convert("RGB")
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+            if max(image.size) > 4 * THUMBNAIL_SIDE_PX:
+                raise ValueError(f"{image.size[0]}×{image.size[1]} px")
+            return image.convert("RGB")
     except (binascii.Error, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         raise CheckpointError(f"{THUMBNAIL_KEY} in {path.name} is not a small image: {reason}. {_ASK}") from error

@@ -1,4 +1,4 @@
-"""Coefficients as a picture, drawn with PIL: heat map layer × adapter, one strip per layer, use per adapter.
+"""Coefficients as an image, drawn with PIL: heat map layer × adapter, one strip per layer, use per adapter.
 
     +--+---------------------+------+
     |  | layer × adapter     | strip|   left edge: block list and part of the layer; strip: entropy, or cosine of two
@@ -38,37 +38,31 @@ _EDGE_PX, _STRIP_PX, _USE_PX, _GAP_PX, _TITLE_PX = 16, 70, 80, 6, 22
 
 
 def draw_coefficients(table: CoefficientTable, title: str, *, summary: Summary | None = None) -> Image.Image:
-    """Return the picture of one mix.
-
-    Args:
-        table: the numbers.
-        title: one line above the map.
-        summary: of the table; computed when left out.
-    """
+    """Heat map of one mix under a title line; `summary` is computed if left out."""
     summary = summary or summarize(table)
     return _draw(table, title, strip=summary.entropy, strip_title="entropy", use=summary.adapter_use)
 
 
 def draw_comparison(comparison: Comparison, title: str) -> Image.Image:
-    """Return the picture of a difference, with the cosine per layer beside it."""
+    """Heat map of a difference, with the cosine per layer beside it."""
     use = comparison.difference.values.nan_to_num(0.0).abs().mean(0)
     cosine = comparison.cosine.clamp(min=0.0)
     return _draw(comparison.difference, title, strip=cosine, strip_title="cosine", use=use, is_difference=True)
 
 
 def color_values(values: Tensor, *, is_difference: bool = False) -> np.ndarray:
-    """Return colors [L, N, 3] uint8 for values [L, N]; NaN (no such adapter) has the background's color.
+    """Colors [L, N, 3] uint8 for values [L, N]; NaN (no such adapter) has the background color.
 
-    A difference has two-sided colors always: 0 is white, and red tells more from less where all have one sign.
+    A difference always has two-sided colors: 0 is white, even if all numbers have one sign.
     """
     known = values.nan_to_num(0.0)
     highest = max(float(known.abs().max()), 1e-12)
     is_signed = is_difference or float(known.min()) < 0
     stops = torch.tensor(DIVERGING if is_signed else SEQUENTIAL, dtype=torch.float32)
     relative = known.sign() * (known.abs() / highest).sqrt()
-    place = ((relative + 1) / 2 if is_signed else relative).clamp(0, 1) * (len(stops) - 1)
-    lower = place.floor().long().clamp(max=len(stops) - 2)
-    weight = (place - lower)[..., None]
+    position = ((relative + 1) / 2 if is_signed else relative).clamp(0, 1) * (len(stops) - 1)
+    lower = position.floor().long().clamp(max=len(stops) - 2)
+    weight = (position - lower)[..., None]
     colors = stops[lower] * (1 - weight) + stops[lower + 1] * weight
     colors[values.isnan()] = torch.tensor(BACKGROUND, dtype=torch.float32)
     return colors.round().to(torch.uint8).numpy()
@@ -84,16 +78,16 @@ def _draw(
     left, top = 2 * _GAP_PX + _EDGE_PX, _TITLE_PX + _GAP_PX
     right = left + width + _GAP_PX
     canvas_size = (right + _STRIP_PX + _GAP_PX, top + height + 2 * _GAP_PX + _USE_PX + _TITLE_PX)
-    picture = Image.new("RGB", canvas_size, BACKGROUND)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", canvas_size, BACKGROUND)
+    draw = ImageDraw.Draw(image)
     cells = Image.fromarray(color_values(table.values, is_difference=is_difference)).resize(
         (width, height), Image.Resampling.NEAREST
     )
-    picture.paste(cells, (left, top))
-    picture.paste(_draw_edge(table).resize((_EDGE_PX, height), Image.Resampling.NEAREST), (_GAP_PX, top))
-    picture.paste(_draw_bars(strip, (_STRIP_PX, height), is_horizontal=True), (right, top))
+    image.paste(cells, (left, top))
+    image.paste(_draw_edge(table).resize((_EDGE_PX, height), Image.Resampling.NEAREST), (_GAP_PX, top))
+    image.paste(_draw_bars(strip, (_STRIP_PX, height), is_horizontal=True), (right, top))
     bars_top = top + height + _GAP_PX
-    picture.paste(_draw_bars(use / use.max().clamp(min=1e-12), (width, _USE_PX), is_horizontal=False), (left, bars_top))
+    image.paste(_draw_bars(use / use.max().clamp(min=1e-12), (width, _USE_PX), is_horizontal=False), (left, bars_top))
     draw.text((_GAP_PX, 4), title, fill=TEXT)
     draw.text((right, 4), strip_title, fill=FAINT)
     low, high = (float(limit) for limit in torch.aminmax(table.values.nan_to_num(0.0)))
@@ -101,18 +95,18 @@ def _draw(
         f"adapter 0 … {table.basis_size - 1}, mean use, highest {float(use.max()):.3f}; values {low:.3g} … {high:.3g}"
     )
     draw.text((left, bars_top + _USE_PX + 4), footer, fill=FAINT)
-    return picture
+    return image
 
 
 def _draw_edge(table: CoefficientTable) -> Image.Image:
-    """Return two pixels per layer: its block list and its part."""
+    """Two pixels per layer: its block list and its part."""
     parsed = [parse_layer_name(name) for name in table.layer_names]
     pixels = [[KIND_COLORS[name.block_kind], PART_COLORS[name.part]] for name in parsed]
     return Image.fromarray(np.array(pixels, dtype=np.uint8))
 
 
 def _draw_bars(shares: Tensor, size: tuple[int, int], *, is_horizontal: bool) -> Image.Image:
-    """Return one bar per share 0–1, from the left or from the top, on a dark ground."""
+    """One bar per share 0–1, from the left or from the top."""
     width, height = size
     length, count = (width, height) if is_horizontal else (height, width)
     of_pixel = torch.arange(count) * len(shares) // count

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..lorweb_core.adjustment import DEFAULT_PRESET, PART_NAMES, PRESETS, adjust_coefficients
+from ..lorweb_core.adjustment import PART_NAMES, adjust_coefficients
 from ..lorweb_core.blending import blend_coefficients, sweep_analogies
 from ..lorweb_core.coefficient_summary import (
     CoefficientTable,
@@ -440,13 +440,6 @@ class AdjustCoefficients:
                         "tooltip": "After top_k: scale what is kept so that each layer is as strong as before.",
                     },
                 ),
-                "preset": (
-                    list(PRESETS),
-                    {
-                        "default": DEFAULT_PRESET,
-                        "tooltip": "A named set of part strengths; multiplied with those below.",
-                    },
-                ),
                 **parts,
             }
         }
@@ -457,7 +450,6 @@ class AdjustCoefficients:
         temperature: float,
         top_k: int,
         renormalize: bool,
-        preset: str,
         modulation: float,
         attention: float,
         mlp: float,
@@ -476,6 +468,5 @@ class AdjustCoefficients:
             top_k=top_k,
             renormalize=renormalize,
             part_strengths=dict(zip(PART_NAMES, strengths, strict=True)),
-            preset=preset,
         )
         return (adjusted,)

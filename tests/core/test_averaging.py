@@ -1,4 +1,4 @@
-"""Many example pairs: averages, spreadand outliers."""
+"""Many example pairs: averages, spread and outliers."""
 
 import pytest
 import torch
@@ -63,13 +63,13 @@ def test_few_pairs_are_not_called_outliers():
     assert "nothing to compare" in average_analogies(BASIS, queries(1), names=names(1))[1].describe()
 
 
-def test_mistakes_are_refused_in_three_parts():
+def test_pairs_that_do_not_fit_are_refused():
     for given, count, error, words in (
-        ([], 0, ShapeError, "at least one example pair.*0 pairs"),
-        ([*queries(1), *queries(1, mixes=3)], 2, ShapeError, "same pictures b"),
+        ([], 0, ShapeError, "0 example pairs.*at least one example pair"),
+        ([*queries(1), *queries(1, mixes=3)], 2, ShapeError, "same images b"),
         (queries(2), 3, ShapeError, "3 names"),
     ):
         with pytest.raises(error, match=words):
             average_analogies(BASIS, given, names=names(count))
-    with pytest.raises(SettingsError, match="coefficients, query; got 'median'"):
+    with pytest.raises(SettingsError, match=r"'median' does not exist. Use coefficients or query"):
         average_analogies(BASIS, queries(2), names=names(2), average="median")

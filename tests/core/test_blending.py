@@ -116,7 +116,7 @@ def with_first(coefficients, mix):
     return {**coefficients, "layers": {**coefficients["layers"], next(iter(BASIS.layers)): mix}}
 
 
-MISTAKES = {
+BAD_BLENDS = {
     "zero": (lambda: ([analogy(0), analogy(1)], [1, -1]), SettingsError, ["sum to zero", "1, -1", "method sum"]),
     "all zero": (lambda: ([analogy(0), analogy(1)], [0, 0]), SettingsError, ["sum to zero"]),
     "nan weight": (lambda: ([analogy(0)], [float("nan")]), SettingsError, ["finite weight", "nan"]),
@@ -127,7 +127,11 @@ MISTAKES = {
         CheckpointError,
         ["synthetic (id 012345", "other (id fedcba", "same basis"],
     ),
-    "other N": (lambda: ([analogy(0), with_first(analogy(1), torch.ones(2, 5))], [1, 1]), ShapeError, ["equal N"]),
+    "other N": (
+        lambda: ([analogy(0), with_first(analogy(1), torch.ones(2, 5))], [1, 1]),
+        ShapeError,
+        ["differ in 1 of 4 layers"],
+    ),
     "batches": (lambda: ([analogy(0, 2), analogy(1, 3)], [1, 1]), ShapeError, ["2, 3 mixes"]),
     "empty": (lambda: ([analogy(0), with_first(analogy(1), torch.ones(0, 4))], [1, 1]), ShapeError, ["at least one"]),
     "NaN": (lambda: ([with_first(analogy(1), torch.full((2, 4), torch.nan))], [1]), ShapeError, ["finite", "NaN"]),
@@ -141,9 +145,7 @@ def test_weights_of_any_size_have_a_mean_but_no_infinite_sum(method):
     if method == "mean":
         assert_equal(blend_coefficients(parts, weights), blend_coefficients(parts, [1, 1]))
     else:
-        with pytest.raises(
-            SettingsError, match=r"weights that keep .*; got weights 1e\+308, 1e\+308 .*smaller weights"
-        ):
+        with pytest.raises(SettingsError, match=r"weights 1e\+308, 1e\+308 overflow float32.*smaller weights"):
             blend_coefficients(parts, weights, method="sum")
 
 
@@ -152,27 +154,27 @@ def test_positions_are_refused_by_their_own_name():
         with_layers(analogy(seed), {name: mix * 3e38 for name, mix in analogy()["layers"].items()}) for seed in (0, 0)
     ]
     huge[1]["layers"] = {name: -mix for name, mix in huge[1]["layers"].items()}
-    with pytest.raises(SettingsError, match=r"positions that keep .*; got positions 0 to 2 for .*smaller positions"):
+    with pytest.raises(SettingsError, match=r"positions 0 to 2 overflow float32.*smaller positions"):
         sweep_analogies(huge, 0, 2, steps=3)
     for position in (1e39, -100_001):
-        with pytest.raises(SettingsError, match=r"position from -100,000 to 100,000; got position .* and 2 analogies"):
+        with pytest.raises(SettingsError, match=r"Position .* with 2 analogies.*from -100,000 to 100,000"):
             sweep_analogies([analogy(0), analogy(1)], position, 1, steps=2)
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_refused_in_three_parts(mistake):
-    make, error, words = MISTAKES[mistake]
+@pytest.mark.parametrize("case", BAD_BLENDS)
+def test_bad_blends_are_refused(case):
+    make, error, words = BAD_BLENDS[case]
     with pytest.raises(error) as raised:
         blend_coefficients(*make())
-    for word in ["Expected", "got", *words]:
+    for word in words:
         assert word in str(raised.value)
 
 
 def test_unknown_methods_and_positions_are_refused():
-    with pytest.raises(SettingsError, match="mean, sum"):
+    with pytest.raises(SettingsError, match="mean or sum"):
         blend_coefficients([analogy()], [1], method="product")
     for position, count in ((float("nan"), 2), (0.5, 1)):
-        with pytest.raises(LoRWeBError, match="at least two analogies"):
+        with pytest.raises(LoRWeBError, match="two analogies or more"):
             interpolation_weights(position, count)
 
 
@@ -191,7 +193,7 @@ def test_a_sweep_has_the_blend_of_each_position_in_turn():
         for name, mix in blend_coefficients(three, interpolation_weights(position, 3))["layers"].items():
             assert torch.equal(swept["layers"][name][2 * index : 2 * index + 2], mix)
     assert_equal(sweep_analogies(parts, 0.3, 9.0, steps=1), blend_coefficients(parts, interpolation_weights(0.3, 2)))
-    with pytest.raises(SettingsError, match="at least 1 step"):
+    with pytest.raises(SettingsError, match="steps is 0"):
         sweep_analogies(parts, 0, 1, steps=0)
 
 

@@ -47,9 +47,9 @@ def broken(change):
 
 
 FIRST = next(iter(make_basis().layers))
-MISTAKES = {
+DAMAGE = {
     "newer format": (lambda c: c.update(format_version=2), CheckpointError, ["version 1", "version 2", "Update"]),
-    "version in quotes": (lambda c: c.update(format_version="1"), CheckpointError, ["version 1;", "version '1'"]),
+    "version in quotes": (lambda c: c.update(format_version="1"), CheckpointError, ["version 1.", "version '1'"]),
     "no layers": (lambda c: c.update(layers={}), CheckpointError, ["Connect the output of Encode Analogy"]),
     "no id": (lambda c: c.pop("basis_id"), CheckpointError, ["basis_id"]),
     "missing layer": (lambda c: c["layers"].pop(FIRST), ShapeError, ["4 layers", "1 missing", FIRST]),
@@ -64,12 +64,12 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_damaged_coefficients_are_refused_in_three_parts(mistake):
-    change, error, words = MISTAKES[mistake]
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damaged_coefficients_are_refused(case):
+    change, error, words = DAMAGE[case]
     with pytest.raises(error) as raised:
         require_coefficients_of(make_basis(), broken(change))
-    for word in ["Expected", "got", *words]:
+    for word in words:
         assert word in str(raised.value)
 
 

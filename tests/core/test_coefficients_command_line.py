@@ -1,4 +1,4 @@
-"""blend, adjust, plot and mix on coefficient files: the same as the functions, and one line for every mistake."""
+"""blend, adjust, plot and mix on coefficient files: the same as the functions, and a short message for every error."""
 
 import sys
 
@@ -13,25 +13,10 @@ from lorweb_core.blending import blend_coefficients, sweep_analogies
 from lorweb_core.checkpoint import load_basis
 from lorweb_core.coefficients import encode_coefficients
 from lorweb_core.coefficients_file import load_coefficients, save_coefficients
-from lorweb_core.command_line import main
 from tests.basis_files import write_reference
+from tests.core.test_command_line import assert_refused
 from tests.full_disk import disk_full_after
 from tests.images import smooth
-
-
-@pytest.fixture
-def run(capsys):
-    """Run the command line; return exit code, stdout, stderr lines."""
-
-    def call(*words):
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as ending:
-            code = ending.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err.splitlines()
-
-    return call
 
 
 @pytest.fixture
@@ -58,29 +43,26 @@ def assert_equal(first, second):
     assert all(torch.equal(mix, second["layers"][name]) for name, mix in first["layers"].items())
 
 
-def assert_refused(result, *parts):
-    code, out, err = result
-    assert (code, out, len(err)) == (2, "", 1), result
-    for part in parts:
-        assert part in err[0], err[0]
-
-
 def test_blend_takes_weights_or_a_position(run, files, tmp_path):
     out = tmp_path / "out.safetensors"
-    code, text, _ = run("blend", *files, "--weights", 1, "0.5", "-0.25", "--note", "three", "-o", out)
+    code, lines, _ = run(
+        "blend", *files, "--weight", 1, "--weight", "0.5", "--weight", "-0.25", "--note", "three", "-o", out
+    )
+    text = "\n".join(lines)
     assert code == 0 and "2 mixes of basis" in text and "-0.25 × 2.safetensors" in text
     assert_equal(load(out), blend_coefficients([load(path) for path in files], [1, 0.5, -0.25]))
     assert load_coefficients(out).note == "three"
     assert run("blend", *files, "--position", "1.5", "-o", out)[0] == 0
     assert_equal(load(out), blend_coefficients([load(path) for path in files], [0, 0.5, 0.5]))
-    assert run("blend", *files[:2], "--weights", "1", "-1", "--method", "sum", "-o", out)[0] == 0
+    assert run("blend", *files[:2], "--weight", "1", "--weight", "-1", "--method", "sum", "-o", out)[0] == 0
     assert_equal(load(out), blend_coefficients([load(path) for path in files[:2]], [1, -1], method="sum"))
 
 
 def test_blend_sweeps_as_the_node_does(run, files, tmp_path):
     out = tmp_path / "out.safetensors"
     sweep = ("--position", "-1", "--position-end", "1.5", "--steps", 6)
-    code, text, _ = run("blend", *files[:2], *sweep, "-o", out)
+    code, lines, _ = run("blend", *files[:2], *sweep, "-o", out)
+    text = "\n".join(lines)
     assert code == 0 and "12 mixes of basis" in text and "6 positions from -1 to 1.5" in text
     parts = [load(path) for path in files[:2]]
     assert_equal(load(out), sweep_analogies(parts, -1, 1.5, steps=6))
@@ -92,14 +74,14 @@ def test_negative_numbers_may_have_an_exponent(run, files, tmp_path):
     out, parts = tmp_path / "out.safetensors", [load(path) for path in files[:2]]
     assert run("blend", *files[:2], "--position", "-1e-1", "-o", out)[0] == 0
     assert_equal(load(out), blend_coefficients(parts, [1.1, -0.1]))
-    assert run("blend", *files[:2], "--weights", "-1e-1", "1", "-o", out)[0] == 0
+    assert run("blend", *files[:2], "--weight", "-1e-1", "--weight", "1", "-o", out)[0] == 0
     assert_equal(load(out), blend_coefficients(parts, [-0.1, 1]))
-    assert_refused(run("blend", *files[:2], "--position", "-inf", "-o", out), "expected a finite number; got -inf")
+    assert_refused(run("blend", *files[:2], "--position", "-inf", "-o", out), "-inf is not a finite number")
 
 
 def test_adjust_keeps_the_thumbnail(run, files, tmp_path):
-    out, picture = tmp_path / "out.safetensors", smooth(300, 600)
-    save_coefficients(files[0], load(files[0]), thumbnail=picture)
+    out, image = tmp_path / "out.safetensors", smooth(300, 600)
+    save_coefficients(files[0], load(files[0]), thumbnail=image)
     assert run("adjust", files[0], "--top-k", 1, "-o", out)[0] == 0
     before, after = (np.asarray(load_coefficients(path).thumbnail, dtype=int) for path in (files[0], out))
     assert before.shape == after.shape and abs(before - after).max() < 16
@@ -109,9 +91,10 @@ def test_texts_of_a_file_cannot_steer_the_terminal(run, files, tmp_path):
     steered = load(files[0])
     steered["settings"]["basis_name"] = "basis\x1b[2J"
     save_coefficients(files[0], steered, note="first\nsecond\r\x1b]0;title\x07\x9b2J")
-    code, text, _ = run("plot", files[0], "-o", tmp_path / "map.png")
+    code, lines, _ = run("plot", files[0], "-o", tmp_path / "map.png")
+    text = "\n".join(lines)
     assert code == 0 and "basis\\x1b[2J (id " in text
-    assert "Note: first\nsecond\\r\\x1b]0;title\\x07\\x9b2J\n" in text
+    assert "Note: first\nsecond\\r\\x1b]0;title\\x07\\x9b2J\nWrote " in text
     other = {**load(files[1]), "basis_id": "other"}
     save_coefficients(files[1], other)
     result = run("blend", *files[:2], "-o", tmp_path / "out.safetensors")
@@ -122,14 +105,13 @@ def test_texts_of_a_file_cannot_steer_the_terminal(run, files, tmp_path):
 def test_adjust_takes_every_option_and_keeps_the_note(run, files, tmp_path):
     out = tmp_path / "out.safetensors"
     options = ("--temperature", "0.5", "--top-k", 2, "--no-renormalize", "--part", "attention=0.5", "--part", "late=-1")
-    assert run("adjust", files[0], *options, "--preset", "no-modulation", "-o", out)[0] == 0
+    assert run("adjust", files[0], *options, "-o", out)[0] == 0
     expected = adjust_coefficients(
         load(files[0]),
         temperature=0.5,
         top_k=2,
         renormalize=False,
         part_strengths={"attention": 0.5, "late": -1},
-        preset="no modulation",
     )
     assert_equal(load(out), expected)
     assert load_coefficients(out).note == "note 0"
@@ -137,23 +119,25 @@ def test_adjust_takes_every_option_and_keeps_the_note(run, files, tmp_path):
     assert_equal(load(out), load(files[0]))
 
 
-def test_plot_writes_a_picture_and_prints_a_summary(run, files, tmp_path):
-    code, text, _ = run("plot", files[0], "--mix", 1, "-o", tmp_path / "map.png")
+def test_plot_writes_an_image_and_prints_a_summary(run, files, tmp_path):
+    code, lines, _ = run("plot", files[0], "--mix", 1, "-o", tmp_path / "map.png")
+    text = "\n".join(lines)
     assert code == 0 and "--mix 1 (number 2 of 2)" in text and "Strongest adapters" in text and "Note: note 0" in text
     assert Image.open(tmp_path / "map.png").size[0] > 300
-    code, text, _ = run("plot", files[0], "--compare-with", files[1], "-o", tmp_path / "difference.png")
+    code, lines, _ = run("plot", files[0], "--compare-with", files[1], "-o", tmp_path / "difference.png")
+    text = "\n".join(lines)
     assert code == 0 and "Cosine per layer" in text and "--mix 0 (number 1 of 2)" in text
     assert "Basis: basis.safetensors (id " in text
     assert (tmp_path / "difference.png").read_bytes() != (tmp_path / "map.png").read_bytes()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file size limit to stand for a full disk")
-def test_plot_on_a_full_disk_leaves_the_old_picture(run, files, tmp_path):
-    picture = tmp_path / "map.png"
-    picture.write_text("old")
+def test_plot_on_a_full_disk_leaves_the_old_image(run, files, tmp_path):
+    image = tmp_path / "map.png"
+    image.write_text("old")
     with disk_full_after(100):
-        assert_refused(run("plot", files[0], "-o", picture), "able to write")
-    assert picture.read_text() == "old" and not list(tmp_path.glob("*.tmp"))
+        assert_refused(run("plot", files[0], "-o", image), "able to write")
+    assert image.read_text() == "old" and not list(tmp_path.glob("*.tmp"))
 
 
 def test_mix_writes_and_reads_coefficient_files(run, basis_file, tmp_path):
@@ -166,29 +150,28 @@ def test_mix_writes_and_reads_coefficient_files(run, basis_file, tmp_path):
     assert tensors and all(torch.equal(tensor, load_file(second)[name]) for name, tensor in tensors.items())
 
 
-def test_mistakes_are_one_line(run, files, basis_file, tmp_path):
+def test_errors_are_short_messages(run, files, basis_file, tmp_path):
     out = ("-o", tmp_path / "out.safetensors")
     other = write_reference(tmp_path / "other.safetensors", basis_size=3)
-    assert_refused(run("blend", *files[:2], "--weights", "1", "-1", *out), "sum to zero", "method sum")
-    assert_refused(run("blend", *files, "--weights", "1", *out), "finite weight for each")
-    assert_refused(run("blend", *files, "--position", "1", "--weights", "1", *out), "either --position, or --weights")
+    assert_refused(run("blend", *files[:2], "--weight", "1", "--weight", "-1", *out), "sum to zero", "method sum")
+    assert_refused(run("blend", *files, "--weight", "1", *out), "finite weight for each")
+    assert_refused(run("blend", *files, "--position", "1", "--weight", "1", *out), "either --position, or --weight")
     assert_refused(run("blend", *files[:2], "--position", "nan", *out), "finite number")
     assert_refused(run("blend", files[0], "--position", "0.5", *out), "1 analogy", "Give two analogies or more")
-    assert_refused(run("blend", *files, "--steps", "3", *out), "give --position")
+    assert_refused(run("blend", *files, "--steps", "3", *out), "Give --position")
     assert_refused(run("blend", *files, "--position", "0", "--position-end", "1", *out), "--steps of at least 2")
-    assert_refused(run("blend", *files, "--position", "0", "--steps", "0", *out), "at least 1 step")
+    assert_refused(run("blend", *files, "--position", "0", "--steps", "0", *out), "--steps")
     assert_refused(run("blend", files[0], "-o", files[0]), "also an input")
     assert_refused(run("blend", files[0], basis_file, *out), "a LoRWeB basis")
     assert_refused(run("adjust", files[0], "--temperature", "0", *out), "above 0")
     assert_refused(run("adjust", files[0], "--part", "atention=1", *out), "Did you mean 'attention'?")
     assert_refused(run("adjust", files[0], "--part", "attention", *out), "NAME=STRENGTH")
     repeated = ("--part", "attention=0.5", "--part", "late=1", "--part", "attention=0.5")
-    assert_refused(run("adjust", files[0], *repeated, *out), "once for each part", "attention=0.5, attention=0.5")
+    assert_refused(run("adjust", files[0], *repeated, *out), "more than once for attention")
     assert_refused(run("adjust", files[0], "--part", "attention=1e39", *out), "attention 1e+39", "smaller strengths")
-    assert_refused(run("adjust", files[0], "--part", "attention=half", *out), "expected a finite number; got half")
-    assert_refused(run("adjust", files[0], "--temperature", "warm", *out), "expected a finite number; got warm")
-    assert_refused(run("adjust", files[0], "--preset", "attention", *out), "as encoded")
-    assert_refused(run("plot", files[0], "--mix", 2, "-o", tmp_path / "x.png"), "0 … 1", "got 2")
+    assert_refused(run("adjust", files[0], "--part", "attention=half", *out), "attention=half")
+    assert_refused(run("adjust", files[0], "--temperature", "warm", *out), "--temperature")
+    assert_refused(run("plot", files[0], "--mix", 2, "-o", tmp_path / "x.png"), "0 … 1", "no mix 2")
     assert_refused(run("plot", files[0], "-o", tmp_path / "x.jpg"), ".png")
     assert_refused(run("plot", files[0], "-o", tmp_path / "no" / "x.png"), "able to write")
     assert_refused(run("mix", other, "--coefficients", files[0], *out), "other", "basis")

@@ -1,4 +1,4 @@
-"""Coefficient files: nothing is lost on the way, and every other file is refused with words."""
+"""Coefficient files: nothing is lost on the way, and every other file is refused with a reason."""
 
 import json
 import struct
@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorweb_core.basis import Basis
 from lorweb_core.coefficients import encode_coefficients, name_of_basis, require_coefficients_of
 from lorweb_core.coefficients_file import METADATA_KEY, THUMBNAIL_KEY, load_coefficients, save_coefficients
 from lorweb_core.errors import CheckpointError, ImageError, LoRWeBError, OutputError, ShapeError
@@ -71,15 +70,6 @@ def test_numbers_may_be_any_real_numbers(tmp_path):
     assert all(torch.equal(loaded["layers"][name], mix) for name, mix in wild["layers"].items())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_numbers_of_another_dtype_are_saved_as_float32(tmp_path, dtype):
-    foreign = analogy()
-    foreign["layers"] = {name: mix.to(dtype) for name, mix in foreign["layers"].items()}
-    save_coefficients(tmp_path / "foreign.safetensors", foreign)
-    loaded = load_coefficients(tmp_path / "foreign.safetensors").coefficients
-    assert all(torch.equal(loaded["layers"][name], mix.float()) for name, mix in foreign["layers"].items())
-
-
 def test_a_basis_whose_file_name_is_no_text_can_be_named(tmp_path):
     named = analogy()
     named["settings"]["basis_name"] = b"f\xfcr.safetensors".decode("utf-8", "surrogateescape")
@@ -95,12 +85,6 @@ def test_a_header_whose_length_is_spelled_like_a_pickle_is_read(saved, start):
     longer = int.from_bytes(start + b"\x01", "little")
     saved.write_bytes(longer.to_bytes(8, "little") + content[8 : 8 + length].ljust(longer) + content[8 + length :])
     assert load_coefficients(saved).note == "Süßer Effekt — 甘い"
-
-
-def test_a_file_of_another_basis_is_refused_with_both_names(saved):
-    other = Basis(layers=BASIS.layers, settings=BASIS.settings, basis_id="fedcba9876543210", name="other")
-    with pytest.raises(CheckpointError, match=r"other \(id fedcba.*synthetic \(id 012345"):
-        require_coefficients_of(other, load_coefficients(saved).coefficients)
 
 
 def rewrite(path, change_header=lambda header: None, data=None):
@@ -121,7 +105,7 @@ def nan_data(path):
     return struct.pack("<f", float("nan")) * (len(split_raw(path)[1]) // 4)
 
 
-MISTAKES = {
+BAD_FILES = {
     "missing": (lambda p: p.unlink(), ["There is no file"]),
     "basis": (lambda p: write_reference(p), ["is a LoRWeB basis, not a coefficients file", "Load LoRWeB Basis"]),
     "other tensors": (lambda p: save_file({"x": torch.ones(2)}, p), ["a file of 1 tensors", "Save Coefficients"]),
@@ -134,7 +118,7 @@ MISTAKES = {
     "list": (lambda p: rewrite(p, lambda h: h["__metadata__"].update({METADATA_KEY: "[]"})), ["format_version"]),
     "no id": (lambda p: rewrite(p, set_content(basis_id=3)), ["basis_id"]),
     "newer": (lambda p: rewrite(p, set_content(format_version=2)), ["version 1", "version 2", "Update"]),
-    "version in quotes": (lambda p: rewrite(p, set_content(format_version="1")), ["version 1;", "version '1'"]),
+    "version in quotes": (lambda p: rewrite(p, set_content(format_version="1")), ["version 1.", "version '1'"]),
     "no note": (
         lambda p: rewrite(p, set_content(note=None)),
         ["note in", "a NoneType, not text"],
@@ -158,9 +142,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_an_unusable_file_is_refused(saved, mistake):
-    damage, words = MISTAKES[mistake]
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_an_unusable_file_is_refused(saved, case):
+    damage, words = BAD_FILES[case]
     damage(saved)
     with pytest.raises(LoRWeBError) as raised:
         load_coefficients(saved)

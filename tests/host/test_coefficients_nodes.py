@@ -47,7 +47,7 @@ def with_nodes(graph, source, **nodes):
 def adjust(source, **changes):
     """Return an Adjust node that changes nothing but `changes`."""
     parts = ("modulation", "attention", "mlp", "context", "early", "middle", "late", "double", "single")
-    neutral = {"temperature": 1.0, "top_k": 0, "renormalize": True, "preset": "as encoded", **dict.fromkeys(parts, 1.0)}
+    neutral = {"temperature": 1.0, "top_k": 0, "renormalize": True, **dict.fromkeys(parts, 1.0)}
     return {"class_type": "LoRWeBAdjustCoefficients", "inputs": {"coefficients": source, **neutral, **changes}}
 
 

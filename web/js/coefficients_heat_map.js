@@ -1,20 +1,20 @@
-// The heat map on Preview Coefficients: sharp at any zoom, with names and numbers under the mouse.
+// The heat map on Preview Coefficients: sharp at any zoom, with the names and numbers of the cell under the mouse.
 
 import { app } from '../../../scripts/app.js'
 import { decodeMix, describeCell, drawMix, findCell, moveCell } from './heat_map_drawing.js'
 import { onResult } from './kept_results.js'
 import { addElement, keepMinWidth, passWheelTo } from './node_element.js'
-import { say } from './translations.js'
+import { translate } from './translations.js'
 
 const NODE = 'LoRWeBPreviewCoefficients'
 const MIN_HEIGHT = 340
 const MIN_WIDTH = 400
-/** A zoomed node is scaled by CSS, which tells nobody; so the size on the screen is compared this often. */
-const LOOK_EVERY_MS = 150
+/** A zoomed node is scaled by CSS, which sends no event, so its size on the screen is checked this often. */
+const CHECK_EVERY_MS = 150
 const MAX_PIXELS_PER_SIDE = 4096
-/** Lower rows cannot all be met by the mouse; the arrow keys are told of then. */
+/** The mouse cannot reach every row below this height; the line then mentions the arrow keys. */
 const MIN_ROW_PX = 1.5
-/** The host's own color for text on a node's inputs, dark in light palettes. */
+/** ComfyUI's color for text on node inputs, dark in light palettes. */
 const FAINT = 'color:var(--input-text,#bbb)'
 const ARROWS = {
   ArrowUp: { rows: -1, columns: 0 },
@@ -23,11 +23,11 @@ const ARROWS = {
   ArrowRight: { rows: 0, columns: 1 }
 }
 
-/** Maps on the page, looked at by one timer, which runs only while there are any. */
+/** Maps on the page, checked by one timer, which runs only while there are any. */
 const onPage = new Set()
 let timer = null
 
-function lookAtAll() {
+function redrawResized() {
   for (const map of onPage) {
     if (map.canvas.isConnected) map.redrawIfResized()
     else onPage.delete(map)
@@ -55,7 +55,7 @@ class HeatMap {
     this.count = make('span', '')
     this.pager.append(this.button('‹', -1), this.count, this.button('›', 1))
     this.element.append(this.pager, this.canvas, this.line)
-    this.write(say('hint'))
+    this.write(translate('hint'))
     this.listen()
   }
 
@@ -65,14 +65,14 @@ class HeatMap {
     this.canvas.addEventListener('blur', () => this.setMark(null))
     this.canvas.addEventListener('pointerdown', () => this.canvas.focus({ preventScroll: true }))
     this.canvas.addEventListener('keydown', (event) => this.step(event))
-    // Called when the canvas comes onto the page, too; never for copies of a node that stay outside, as in a clipboard.
+    // Also called when the canvas enters the page; never for copies of a node that stay outside, as in a clipboard.
     new ResizeObserver(() => this.comeIntoView()).observe(this.canvas)
   }
 
   comeIntoView() {
     if (!this.canvas.isConnected) return
     onPage.add(this)
-    timer ??= setInterval(lookAtAll, LOOK_EVERY_MS)
+    timer ??= setInterval(redrawResized, CHECK_EVERY_MS)
     this.redrawIfResized()
   }
 
@@ -93,7 +93,7 @@ class HeatMap {
   show(index) {
     this.shown = (index + this.mixes.length) % this.mixes.length
     const numbers = { mix: this.shown + 1, mixes: this.mixes.length, all: this.all }
-    this.count.textContent = say(this.all > this.mixes.length ? 'pagerOfSome' : 'pager', numbers)
+    this.count.textContent = translate(this.all > this.mixes.length ? 'pagerOfSome' : 'pager', numbers)
     this.setMark(null)
   }
 
@@ -101,7 +101,7 @@ class HeatMap {
     return this.mixes[this.shown]
   }
 
-  /** Show a line of at most two rows; what is cut off is seen as its tooltip. */
+  /** Show a line of at most two rows; the tooltip has all of it. */
   write(text) {
     this.line.textContent = text
     this.line.title = text
@@ -109,15 +109,15 @@ class HeatMap {
 
   setMark(mark) {
     this.mark = mark
-    if (this.mix) this.write(mark ? describeCell(this.mix, mark, say) : this.describeSize())
+    if (this.mix) this.write(mark ? describeCell(this.mix, mark, translate) : this.describeSize())
     this.draw()
   }
 
   describeSize() {
     const { layers, basisSize } = this.mix
-    const size = say('size', { layers: layers.length, adapters: basisSize })
+    const size = translate('size', { layers: layers.length, adapters: basisSize })
     const { clientHeight: height } = this.canvas // 0 until the canvas is on the page
-    return height && height / layers.length < MIN_ROW_PX ? `${size}. ${say('keys')}` : size
+    return height && height / layers.length < MIN_ROW_PX ? `${size}. ${translate('keys')}` : size
   }
 
   point(event) {
@@ -134,7 +134,7 @@ class HeatMap {
     const arrow = ARROWS[event.key]
     if (!arrow || !this.mix) return
     event.preventDefault()
-    event.stopPropagation() // the host would move the node
+    event.stopPropagation() // ComfyUI would move the node
     this.setMark(moveCell(this.mix, this.mark, arrow))
   }
 
@@ -170,8 +170,8 @@ function make(tag, style) {
   return element
 }
 
-/** The host would show the same picture again below the map. */
-function hideHostPicture(node) {
+/** ComfyUI would show the same image again below the map. */
+function hideHostImage(node) {
   node.hideOutputImages = true
   node.onDrawBackground = () => {} // older frontends, which do not know the property
 }
@@ -180,7 +180,7 @@ app.registerExtension({
   name: 'LoRWeB.CoefficientsHeatMap',
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return
-    hideHostPicture(node)
+    hideHostImage(node)
     const map = new HeatMap()
     passWheelTo(app, map.element)
     addElement(node, 'heat_map', map.element, MIN_HEIGHT)

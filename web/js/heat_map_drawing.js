@@ -1,6 +1,6 @@
 // Drawing of coefficients: heat map layer × adapter, a strip per layer, use per adapter. Numbers in, pixels out.
-// `lorweb_core/heat_map.py` draws the same with PIL; keep colors and layout in step. Knows nothing of the host.
-// Colors: a difference is blue ← white → red, also where it has one sign or is 0 everywhere; so are coefficients below 0.
+// `lorweb_core/heat_map.py` draws the same with PIL; keep colors and layout in step. Independent of ComfyUI.
+// Colors: a difference is always blue ← white → red, and so are coefficients if any is below 0.
 
 const SEQUENTIAL = [[12, 10, 30], [87, 22, 110], [187, 55, 84], [249, 142, 9], [252, 255, 200]]
 const DIVERGING = [[20, 60, 160], [120, 165, 220], [245, 245, 245], [235, 145, 110], [165, 20, 35]]
@@ -16,7 +16,7 @@ const EDGE = 12
 const STRIP = 56
 const USE = 48
 
-/** Turn what the node sent for one mix into numbers: base64 of little-endian float32 → Float32Array. */
+/** Decode what the node sent for one mix: base64 of little-endian float32 → Float32Array. */
 export function decodeMix(data) {
   const values = decodeFloats(data.values)
   const basisSize = data.basis_size
@@ -71,22 +71,22 @@ export function findCell(mix, { width, height, x, y }) {
   return { layer: isRow ? row : null, adapter: isColumn ? column : null }
 }
 
-/** Words for a cell: names and numbers. `say` gives the text of a name in the user's language. */
-export function describeCell(mix, { layer, adapter }, say) {
+/** Text for a cell: names and numbers. `translate` translates. */
+export function describeCell(mix, { layer, adapter }, translate) {
   if (layer === null) {
     const use = mix.use[adapter]
-    if (mix.isDifference) return say('difference', { adapter, value: use.toFixed(4) })
-    return say('use', { adapter, value: `${(100 * use).toFixed(1)} %` })
+    if (mix.isDifference) return translate('difference', { adapter, value: use.toFixed(4) })
+    return translate('use', { adapter, value: `${(100 * use).toFixed(1)} %` })
   }
   const name = mix.layers[layer]
   const isOff = Number.isNaN(mix.strip[layer])
-  const strip = isOff ? say('off') : `${say(mix.stripName)} ${mix.strip[layer].toFixed(3)}`
+  const strip = isOff ? translate('off') : `${translate(mix.stripName)} ${mix.strip[layer].toFixed(3)}`
   if (adapter === null) return `${name} · ${strip}`
   const row = mix.values.subarray(layer * mix.basisSize, (layer + 1) * mix.basisSize)
   const value = row[adapter]
-  if (Number.isNaN(value)) return say('missing', { layer: name, adapter })
+  if (Number.isNaN(value)) return translate('missing', { layer: name, adapter })
   const rank = 1 + row.filter((other) => Math.abs(other) > Math.abs(value)).length
-  return say('cell', { layer: name, adapter, value: value.toPrecision(4), rank, strip })
+  return translate('cell', { layer: name, adapter, value: value.toPrecision(4), rank, strip })
 }
 
 /** The cell that arrow keys lead to; the first one when none is marked. */

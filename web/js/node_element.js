@@ -1,4 +1,4 @@
-// A piece of HTML on a node, in both of the host's node renderers. It shows results only: never saved, never sent.
+// An HTML element on a node, in both node renderers of ComfyUI. It only shows results: never saved, never sent.
 
 /**
  * Add an element to a node as a widget that takes no part in workflows and prompts.
@@ -13,7 +13,7 @@ export function addElement(node, name, element, minHeight) {
   return widget
 }
 
-/** Make nodes with elements of a class so wide, and let them be made no narrower. */
+/** Set the minimum width of nodes with elements of a class. */
 export function keepMinWidth(node, className, width) {
   const before = node.onResize
   node.onResize = function (size) {

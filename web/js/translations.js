@@ -1,4 +1,4 @@
-// The few words that the drawing in the browser says itself, in the languages of `locales/`.
+// The few texts of the drawing in the browser, in the languages of `locales/`.
 
 import { app } from '../../../scripts/app.js'
 
@@ -66,8 +66,8 @@ function language() {
   return String(chosen ?? 'en').split('-')[0]
 }
 
-/** The text of that name in the user's language, English where there is none; `values` fill its braces. */
-export function say(name, values = {}) {
+/** The text of a name in the user's language, or in English; `values` fill its braces. */
+export function translate(name, values = {}) {
   const text = TABLES[language()]?.[name] ?? ENGLISH[name] ?? name
   return text.replace(/\{(\w+)\}/g, (_, key) => values[key])
 }

@@ -142,4 +142,4 @@ def check_prefixes_without_a_file_name_are_refused():
 
 def check_a_preview_refuses_what_is_no_coefficients():
     coefficients = make_coefficients(make_loaded_basis(build_flux(TINY)))
-    expect(CheckpointError, ("Expected a coefficients dict", "got []"), PreviewCoefficients().preview, coefficients, {})
+    expect(CheckpointError, ("This input got []", "not coefficients"), PreviewCoefficients().preview, coefficients, {})
