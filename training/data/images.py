@@ -19,10 +19,7 @@ DECODE_AT_LEAST_PX = 1024
 def load_pair(
     record: PairRecord, *, max_pixels: int = MAX_PIXELS, at_least_px: int | None = DECODE_AT_LEAST_PX
 ) -> tuple[Image.Image, Image.Image]:
-    """The before and after picture of a pair, upright and RGB.
-
-    Raises: ImageFileError: when either file cannot be used.
-    """
+    """The before and after image of a pair, upright and RGB; ImageFileError when either cannot be used."""
     if not record.strip:
         before = read_image(record.before, max_pixels=max_pixels, at_least_px=at_least_px)
         return before, read_image(record.after, max_pixels=max_pixels, at_least_px=at_least_px)
@@ -37,12 +34,9 @@ def cut_strip(strip: Image.Image) -> tuple[Image.Image, Image.Image]:
     return strip.crop((0, 0, half, strip.height)), strip.crop((right, 0, right + half, strip.height))
 
 
-def fit_cell(picture: Image.Image, cell: Cell) -> np.ndarray:
-    """The center crop of a picture in the cell's aspect, resized once (Lanczos).
-
-    Returns: uint8 [height, width, 3], RGB.
-    """
-    return np.asarray(ImageOps.fit(picture, (cell.width, cell.height), method=Image.Resampling.LANCZOS))
+def fit_cell(image: Image.Image, cell: Cell) -> np.ndarray:
+    """The center crop of an image in the cell's aspect, resized once (Lanczos): uint8 [height, width, 3], RGB."""
+    return np.asarray(ImageOps.fit(image, (cell.width, cell.height), method=Image.Resampling.LANCZOS))
 
 
 def tile_grid(top_left: np.ndarray, top_right: np.ndarray, bottom_left: np.ndarray, bottom_right: np.ndarray) -> Tensor:

@@ -152,7 +152,7 @@ def test_columns_are_found_by_usual_names_or_named(tmp_path: Path) -> None:
     table(before="x", after="y").to_parquet(tmp_path / "odd.parquet")
     with pytest.raises(DataError, match="--before-column") as caught:
         find_pairs(str(tmp_path / "odd.parquet"), tmp_path / "p2")
-    assert "there are x, y, edit_instruction, task" in str(caught.value)
+    assert "only x, y, edit_instruction, task" in str(caught.value)
     chosen = Columns(before="x", after="y", task="edit_instruction")
     found = find_pairs(str(tmp_path / "odd.parquet"), tmp_path / "p2", columns=chosen)
     assert [candidate.task for candidate in found.candidates] == ["edit 0", "edit 1", "edit 2"]

@@ -318,7 +318,7 @@ def test_relation252k_in_other_shapes_is_read_and_the_rest_listed(tmp_path: Path
     found = relation252k.find_pairs(tmp_path)
     assert [(c.id, c.caption) for c in found.candidates] == [("1-A/x", "a"), ("2-B/Other/z", "d")]
     assert [problem.kind for problem in found.problems] == ["missing", "missing", "unreadable", "few-pairs"]
-    assert "2 entries name no picture, the first is entry 2" in str(found.problems[1])
+    assert "2 entries name no image, the first is entry 2" in str(found.problems[1])
     everything = relation252k.find_pairs(tmp_path, group=None)
     assert "1-A/Group2/y" in [candidate.id for candidate in everything.candidates]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lorweb_core.errors import OutputError
 from tests.training.data.pair_images import pair_at, write_tasks
-from training.data.index import DataError, PairIndex, TripletIndex, TripletRecord, open_index
+from training.data.index import DataError, PairIndex
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
@@ -154,20 +154,9 @@ def test_a_hashed_pair_keeps_its_keys_in_another_folder_and_another_one_does_not
     assert first.after_key != key
 
 
-def test_open_index_tells_triplets_from_pairs(tmp_path: Path) -> None:
-    PairIndex([pair_at("t", 0)]).write_index(tmp_path / "pairs.jsonl")
-    triplet = TripletRecord("x", "t", tmp_path / "control" / "x.jpg", tmp_path / "target" / "x.jpg", 64, 48, "do it")
-    TripletIndex([triplet]).write_index(tmp_path / "triplets.jsonl")
-    assert isinstance(open_index(tmp_path / "pairs.jsonl"), PairIndex)
-    read = open_index(tmp_path / "triplets.jsonl")
-    assert isinstance(read, TripletIndex)
-    assert read.records == (triplet,)
-
-
 def test_an_index_saved_by_a_windows_editor_is_read(tmp_path: Path) -> None:
     records = [pair_at("t", number, before=tmp_path / "a.png", after=tmp_path / "b.png") for number in range(2)]
     path = tmp_path / "pairs.jsonl"
     PairIndex(records).write_index(path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     assert PairIndex.read_index(path).records == tuple(records)
-    assert len(open_index(path)) == 2

@@ -174,7 +174,7 @@ def test_stop_raises_one_clear_line_from_any_process(records: list[PairRecord], 
 def test_data_that_went_away_stop_the_run_even_with_skip(records: list[PairRecord]) -> None:
     for record in records:
         record.after.unlink()
-    with pytest.raises(BrokenPictureError, match="20 broken draws in a row"):
+    with pytest.raises(BrokenPictureError, match="20 quadruplets in a row"):
         take(dataset_of(records), 1, num_workers=1)
 
 

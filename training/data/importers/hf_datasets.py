@@ -1,8 +1,8 @@
 """Hugging Face `datasets`: parquet files, an imagefolder, a saved data set, or a repository on the hub.
 
-Needs the package `datasets` (extra `hf`). Rows are streamed once; pictures inside a table, in an archive or on the hub
+Needs the package `datasets` (extra `hf`). Rows are streamed once; images inside a table, in an archive or on the hub
 are written out unchanged, those that are files already stay where they are. An imagefolder's metadata names its
-pictures in the columns `before_file_name` and `after_file_name`.
+images in the columns `before_file_name` and `after_file_name`.
 """
 
 from __future__ import annotations
@@ -50,12 +50,10 @@ def find_pairs(
     Args:
         source: a parquet file, a folder (parquet, imagefolder or saved with `save_to_disk`), a zip file of an
             imagefolder, or a hub id.
-        pictures: folder to write pictures into, a subfolder per split.
-        columns: see `Columns`.
+        pictures: folder to write images into, a subfolder per split.
         task: for rows that name none; the source's name when None.
-        limit: take only this many rows of each split.
-        show_progress: draw a progress bar over rows.
-    Raises: DataError: when the package is missing, the source cannot be opened or its columns cannot be told.
+        limit: at most this many rows of each split.
+    Raises: DataError: when the package is missing, the source cannot be opened or its columns are not found.
     """
     found, files = Found(), _PictureFiles(pictures)
     for name, table in _open_splits(source).items():
@@ -86,22 +84,15 @@ class _RowNames:
 
 @dataclass
 class _PictureFiles:
-    """Turns picture cells into files; an archive is opened once, since its list of contents is read in full each time.
-
-    Attributes:
-        folder: to write pictures into.
-    """
+    """Turns image cells into files; an archive is opened once, since its list of contents is read in full each time."""
 
     folder: Path
     _archives: dict[str, zipfile.ZipFile] = field(default_factory=dict)
 
     def file_of(self, value: object, name: str) -> Path | None:
-        """The file of a picture cell: one that exists as it is, or one written from its bytes; None without any.
+        """The file of a cell (path and bytes, bytes, a path, or an image): an existing one, or `name` with its bytes.
 
-        Args:
-            value: a row's cell: path and bytes, bytes, a path, or a picture.
-            name: below the folder, without suffix.
-        Raises: OSError, ValueError, KeyError, ImportError, zipfile.BadZipFile, zlib.error: when a picture elsewhere
+        Raises: OSError, ValueError, KeyError, ImportError, zipfile.BadZipFile, zlib.error: when an image elsewhere
             cannot be fetched. OutputError: when it cannot be written.
         """
         path = value.get("path") if isinstance(value, Mapping) else value
@@ -136,9 +127,8 @@ def _open_splits(source: str) -> dict[str, Iterable[Mapping[str, Any]]]:
         import datasets
     except ImportError as error:
         raise DataError(
-            expected="the package `datasets`, which reads this format",
-            got=str(error),
-            remedy="Install it with `pip install datasets` (or the extra `hf` of this project).",
+            f"The package `datasets` reads this format and cannot be imported: {error}. Install it with `pip install "
+            "datasets` (or the extra `hf` of this project)."
         ) from error
     path = Path(source)
     if not path.exists() and (path.is_absolute() or source.startswith(".") or source.count("/") != 1 or path.suffix):
@@ -159,14 +149,13 @@ def _open_splits(source: str) -> dict[str, Iterable[Mapping[str, Any]]]:
 
 def _cannot_open(source: str, reason: str) -> DataError:
     return DataError(
-        expected="a parquet file, an imagefolder (also zipped), a saved data set or a hub id that `datasets` can open",
-        got=f"{source}: {reason.rstrip('.')}",
-        remedy="Correct the path or id; for a gated repository accept its terms and run `hf auth login` first.",
+        f"{source} cannot be opened: {reason.rstrip('.')}. Name a parquet file, an imagefolder (also zipped), a saved "
+        "data set or a hub id; for a gated repository accept its terms and run `hf auth login` first."
     )
 
 
 def _undecoded(table: Any) -> tuple[Any, dict[str, list[str]]]:  # noqa: ANN401 (no types without the package)
-    """The table with pictures as bytes or paths, and column → names of its classes."""
+    """The table with images as bytes or paths, and column → names of its classes."""
     import datasets
 
     features = dict(table.features or {})
@@ -186,13 +175,10 @@ def _choose_columns(wanted: Columns, row: Mapping[str, Any], source: str) -> Col
     absent = [f"{role} ({name})" for role, name in chosen.items() if name is not None and name not in row]
     absent += [role for role in ("before", "after") if chosen[role] is None]
     if absent:
-        raise DataError(
-            expected=f"columns of {source} for the before and the after picture",
-            got=f"no column for {', '.join(absent)}; there are {', '.join(row)}",
-            remedy="Unpack an archived imagefolder first; tar shards have a command of their own, `webdataset`."
-            if "__key__" in row
-            else "Name them with --before-column and --after-column.",
-        )
+        advice = "Name them with --before-column and --after-column."
+        if "__key__" in row:
+            advice = "Unpack an archived imagefolder first; tar shards have a command of their own, `webdataset`."
+        raise DataError(f"{source} has no column for {', '.join(absent)}, only {', '.join(row)}. {advice}")
     return Columns(**chosen)
 
 
@@ -202,12 +188,12 @@ def _read_row(row: Mapping[str, Any], columns: Columns, names: _RowNames, files:
         try:
             path = files.file_of(row[column or ""], f"{names.id}.{side}")
         except (OSError, ValueError, KeyError, ImportError, zipfile.BadZipFile, zlib.error) as error:
-            if isinstance(error, LoRWeBError | ConnectionError):  # no folder to write to, no network: not this picture
+            if isinstance(error, LoRWeBError | ConnectionError):  # no folder to write to, no network: not this image
                 raise
             found.problems.append(Problem(names.id, "unreadable", f"column {column}: {_one_line(error)}"))
             return
         if path is None:
-            found.problems.append(Problem(names.id, "missing", f"column {column} holds no picture"))
+            found.problems.append(Problem(names.id, "missing", f"column {column} holds no image"))
             return
         paths.append(path)
     caption = row.get(columns.caption or "")

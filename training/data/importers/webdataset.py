@@ -1,6 +1,6 @@
 """Webdataset shards: tar files whose members share a key, `key.before.jpg`, `key.after.jpg`, `key.json`, `key.txt`.
 
-Pictures are unpacked once, unchanged: a stream of shards gives no random second pair, which every analogy needs. A
+Images are unpacked once, unchanged: a stream of shards gives no random second pair, which every analogy needs. A
 shard is a plain tar file, so the standard library reads it; the `webdataset` package would add nothing here.
 Task, caption, split and weight come from the JSON; the caption also from `key.txt`.
 """
@@ -30,7 +30,7 @@ _TEXT_SUFFIXES = ("txt", "json", "cls", "caption")
 
 @dataclass(frozen=True)
 class _Sample:
-    """Members of one key of a shard, and where its pictures go (without side and suffix)."""
+    """Members of one key of a shard, and where its images go (without side and suffix)."""
 
     shard: Path
     key: str
@@ -46,9 +46,8 @@ def find_pairs(
     Args:
         sources: tar files, or folders of them.
         pictures: folder to unpack into, a subfolder per shard.
-        task: for samples that name none; the name of the shard's folder when None.
-        show_progress: draw a progress bar over shards.
-    Raises: DataError: when there is no shard. OutputError: when pictures cannot be written.
+        task: of pairs that name none; the name of the shard's folder when None.
+    Raises: DataError: when there is no shard. OutputError: when images cannot be written.
     """
     shards = [shard for source in sources for shard in _shards_of(source)]
     found = Found()
@@ -67,11 +66,8 @@ def find_pairs(
 def _shards_of(source: Path) -> list[Path]:
     shards = sorted(p for p in source.rglob("*") if _is_shard(p)) if source.is_dir() else [source]
     if not shards or not all(shard.is_file() for shard in shards):
-        raise DataError(
-            expected="a tar file, or a folder of tar files",
-            got=f"{source}, which {'holds none' if source.is_dir() else 'is not there'}",
-            remedy="Name the shards one by one (your shell expands shard-*.tar).",
-        )
+        what = "holds no tar file" if source.is_dir() else "does not exist"
+        raise DataError(f"{source} {what}. Name tar files (your shell expands shard-*.tar) or folders of them.")
     return shards
 
 
@@ -106,7 +102,7 @@ def _read_sample(sample: _Sample, default_task: str, found: Found) -> None:
     members = sample.members
     before, after = (_picture_among(members, names) for names in (BEFORE_NAMES, AFTER_NAMES))
     if before is None or after is None:
-        reason = f"sample {sample.key} has no before and after picture, only {', '.join(sorted(members))}"
+        reason = f"sample {sample.key} has no before and after image, only {', '.join(sorted(members))}"
         found.problems.append(Problem(str(sample.shard), "unpaired", reason))
         return
     fields = _fields_of(members)
@@ -132,7 +128,7 @@ def _shard_name(shard: Path) -> str:
 
 
 def _picture_among(members: Mapping[str, bytes], names: Sequence[str]) -> bytes | None:
-    """The member called `<name>.<picture suffix>` (`before.jpg`) for the first name that there is."""
+    """The member called `<name>.<image suffix>` (`before.jpg`) for the first name that there is."""
     parts = ((extension.rpartition("."), data) for extension, data in members.items())
     by_name = {name: data for (name, dot, suffix), data in parts if dot and suffix not in _TEXT_SUFFIXES}
     return next((by_name[name] for name in names if name in by_name), None)
