@@ -202,7 +202,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 def test_an_unwritable_index_is_told(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare("folders", pictures, "--out", pictures / "no" / "such" / "pairs.jsonl") == 2
-    assert "to be able to write" in capsys.readouterr().err
+    assert "pairs.jsonl" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -215,13 +215,6 @@ def test_every_command_explains_itself_with_an_example(command: str, capsys: pyt
 @pytest.mark.parametrize("words", [[], ["folder"], ["check"], ["split", "x", "--hold-out-pairs", "-1"]])
 def test_unknown_words_end_with_code_2(words: list[str]) -> None:
     assert prepare(*words) == 2
-
-
-def test_it_runs_as_a_module(pictures: Path) -> None:
-    command = [sys.executable, "-m", "training.prepare", "folders", str(pictures), "--out", str(pictures / "p.jsonl")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("12 pair(s)")
 
 
 def test_a_terminal_without_some_characters_gets_others_and_nothing_fails(pictures: Path) -> None:

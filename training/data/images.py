@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lorweb_core.images import MAX_PIXELS, read_image
+from lorweb_core.images import read_image
 
 from .buckets import Cell
 from .index import PairRecord
@@ -16,15 +16,12 @@ from .index import PairRecord
 DECODE_AT_LEAST_PX = 1024
 
 
-def load_pair(
-    record: PairRecord, *, max_pixels: int = MAX_PIXELS, at_least_px: int | None = DECODE_AT_LEAST_PX
-) -> tuple[Image.Image, Image.Image]:
+def load_pair(record: PairRecord, *, at_least_px: int = DECODE_AT_LEAST_PX) -> tuple[Image.Image, Image.Image]:
     """The before and after image of a pair, upright and RGB; ImageFileError when either cannot be used."""
     if not record.strip:
-        before = read_image(record.before, max_pixels=max_pixels, at_least_px=at_least_px)
-        return before, read_image(record.after, max_pixels=max_pixels, at_least_px=at_least_px)
-    whole_px = None if at_least_px is None else 2 * at_least_px
-    return cut_strip(read_image(record.before, max_pixels=max_pixels, at_least_px=whole_px))
+        before = read_image(record.before, at_least_px=at_least_px)
+        return before, read_image(record.after, at_least_px=at_least_px)
+    return cut_strip(read_image(record.before, at_least_px=2 * at_least_px))
 
 
 def cut_strip(strip: Image.Image) -> tuple[Image.Image, Image.Image]:

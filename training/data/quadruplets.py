@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lorweb_core.errors import ImageError
-from lorweb_core.images import MAX_PIXELS, ImageFileError
+from lorweb_core.images import ImageFileError
 from lorweb_core.preprocessing import Preprocessing, fit_picture
 
 from .buckets import Cell, cell_buckets
@@ -69,7 +69,6 @@ class QuadrupletDataset(Dataset[Item]):
         resolution_px: cells have about resolution² pixels; the grid has four times that.
         preprocessing: of the image encoder, or None when embeddings come from a cache.
         on_bad_data: replace a quadruplet with a broken image by another one of the same cell size, or stop the run.
-        max_pixels: larger images count as broken.
     Raises: DataError: when these records give no quadruplet.
     """
 
@@ -81,12 +80,11 @@ class QuadrupletDataset(Dataset[Item]):
         resolution_px: int = 256,
         preprocessing: Preprocessing | None = None,
         on_bad_data: OnBadData = "skip",
-        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.records = tuple(records)
         self.buckets = cell_buckets(resolution_px)
         self.drawer = QuadrupletDrawer(self.records, self.buckets, settings)
-        self.preprocessing, self.on_bad_data, self.max_pixels = preprocessing, on_bad_data, max_pixels
+        self.preprocessing, self.on_bad_data = preprocessing, on_bad_data
 
     def __len__(self) -> int:
         """Items of an epoch: as many as there are pairs (each is b once on average when α = 1)."""
@@ -99,7 +97,7 @@ class QuadrupletDataset(Dataset[Item]):
             quadruplet = self.drawer.draw(epoch, place, bucket, attempt=attempt)
             cell = self.buckets[quadruplet.bucket]
             try:
-                item = read_quadruplet(self.records, quadruplet, cell, self.preprocessing, max_pixels=self.max_pixels)
+                item = read_quadruplet(self.records, quadruplet, cell, self.preprocessing)
             except ImageFileError as error:
                 if self.on_bad_data == "stop":
                     raise BrokenPictureError(str(error)) from error
@@ -134,11 +132,10 @@ class FixedQuadrupletDataset(Dataset[Item | None]):
         resolution_px: int = 256,
         preprocessing: Preprocessing | None = None,
         on_bad_data: OnBadData = "skip",
-        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.records, self.quadruplets = tuple(records), tuple(quadruplets)
         self.buckets = cell_buckets(resolution_px)
-        self.preprocessing, self.on_bad_data, self.max_pixels = preprocessing, on_bad_data, max_pixels
+        self.preprocessing, self.on_bad_data = preprocessing, on_bad_data
 
     def __len__(self) -> int:
         return len(self.quadruplets)
@@ -147,7 +144,7 @@ class FixedQuadrupletDataset(Dataset[Item | None]):
         chosen = self.quadruplets[position]
         cell = self.buckets[chosen.bucket]
         try:
-            return read_quadruplet(self.records, chosen, cell, self.preprocessing, max_pixels=self.max_pixels)
+            return read_quadruplet(self.records, chosen, cell, self.preprocessing)
         except ImageFileError as error:
             if self.on_bad_data == "stop":
                 raise BrokenPictureError(str(error)) from error
@@ -196,12 +193,7 @@ class BucketBatchSampler:
 
 
 def read_quadruplet(
-    records: Sequence[PairRecord],
-    quadruplet: Quadruplet,
-    cell: Cell,
-    preprocessing: Preprocessing | None,
-    *,
-    max_pixels: int = MAX_PIXELS,
+    records: Sequence[PairRecord], quadruplet: Quadruplet, cell: Cell, preprocessing: Preprocessing | None
 ) -> Item:
     """The item of a quadruplet (see `QuadrupletDataset`).
 
@@ -209,8 +201,8 @@ def read_quadruplet(
     """
     record_a, record_b = records[quadruplet.a], records[quadruplet.b]
     enough_px = max(DECODE_AT_LEAST_PX, 2 * cell.width, 2 * cell.height)
-    a, a_prime = load_pair(record_a, max_pixels=max_pixels, at_least_px=enough_px)
-    b, b_prime = load_pair(record_b, max_pixels=max_pixels, at_least_px=enough_px)
+    a, a_prime = load_pair(record_a, at_least_px=enough_px)
+    b, b_prime = load_pair(record_b, at_least_px=enough_px)
     cell_a, cell_a_prime, cell_b = (fit_cell(image, cell) for image in (a, a_prime, b))
     item: Item = {
         "target": tile_grid(cell_a, cell_a_prime, cell_b, fit_cell(b_prime, cell)),
@@ -259,12 +251,11 @@ class EncoderPictures(Dataset[Item | None]):
         *,
         known: Collection[str] = (),
         on_bad_data: OnBadData = "skip",
-        max_pixels: int = MAX_PIXELS,
     ) -> None:
         held = set(known)
         wanted = {r.before_key + r.after_key: r for r in records if not {r.before_key, r.after_key} <= held}
         self.records = tuple(wanted.values())
-        self.preprocessing, self.on_bad_data, self.max_pixels = preprocessing, on_bad_data, max_pixels
+        self.preprocessing, self.on_bad_data = preprocessing, on_bad_data
 
     def __len__(self) -> int:
         return len(self.records)
@@ -272,7 +263,7 @@ class EncoderPictures(Dataset[Item | None]):
     def __getitem__(self, position: int) -> Item | None:
         record = self.records[position]
         try:
-            images = load_pair(record, max_pixels=self.max_pixels)
+            images = load_pair(record)
         except ImageFileError as error:
             if self.on_bad_data == "stop":
                 raise BrokenPictureError(str(error)) from error

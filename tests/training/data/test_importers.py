@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import shutil
 import tarfile
 from pathlib import Path
 
@@ -55,18 +54,6 @@ def test_before_and_after_folders_make_pairs_whatever_the_suffix(tmp_path: Path)
     (record,) = records_of(folders.find_pairs(tmp_path))
     assert (record.id, record.caption) == ("night/x", "make it night")
     assert (record.before.name, record.after.name) == ("x.JPG", "x.png")
-
-
-def test_a_folder_may_itself_be_the_one_transformation(tmp_path: Path) -> None:
-    write_pair(tmp_path / "mine", "a", 1)
-    assert [r.id for r in records_of(folders.find_pairs(tmp_path / "mine"))] == ["mine/a"]
-
-
-def test_other_spellings_of_the_suffix_are_understood(tmp_path: Path) -> None:
-    (tmp_path / "t").mkdir()
-    for name in ("a-Before.png", "a-After.png", "b_BEFORE.webp", "b_AFTER.jpeg"):
-        paint(len(name)).save(tmp_path / "t" / name)
-    assert [r.id for r in records_of(folders.find_pairs(tmp_path))] == ["t/a", "t/b"]
 
 
 def test_pictures_without_counterpart_are_listed_and_other_files_ignored(tmp_path: Path) -> None:
@@ -156,15 +143,6 @@ def test_formats_that_cannot_be_read_are_told_where_a_pair_is_expected(tmp_path:
     assert kinds(folders.find_pairs(tmp_path)) == {("b_before.HEIC", "unreadable"), ("b_after.HEIC", "unreadable")}
 
 
-def test_one_name_in_two_unicode_forms_is_one_pair(tmp_path: Path) -> None:
-    (tmp_path / "t").mkdir()
-    for seed, name in enumerate(("caf\u00e9_before.png", "cafe\u0301_after.png")):
-        paint(seed).save(tmp_path / "t" / name)
-    (tmp_path / "t" / "cafe\u0301.txt").write_text("words")
-    (record,) = records_of(folders.find_pairs(tmp_path))
-    assert (record.id, record.caption) == ("t/caf\u00e9", "words")
-
-
 @pytest.mark.parametrize(
     ("data", "caption", "told"),
     [
@@ -232,13 +210,6 @@ def test_a_wrong_task_toml_is_refused_by_name(tmp_path: Path, content: str, told
     with pytest.raises(DataError, match=told) as caught:
         folders.find_pairs(tmp_path)
     assert "task.toml" in str(caught.value)
-
-
-def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    for path in (tmp_path / "nothing", tmp_path / "file"):
-        with pytest.raises(DataError, match="a folder with"):
-            folders.find_pairs(path)
 
 
 def test_unreadable_pictures_are_listed_with_their_pair(tmp_path: Path) -> None:
@@ -443,20 +414,6 @@ def test_incomplete_samples_and_damaged_shards_are_listed(tmp_path: Path) -> Non
     assert [problem.kind for problem in problems] == ["unreadable"]
     assert "a/2" in [record.id for record in records]
     assert sum(record.id.startswith("b/") for record in records) in (3, 4)
-
-
-def test_no_shards_are_refused(tmp_path: Path) -> None:
-    for source in (tmp_path, tmp_path / "x.tar"):
-        with pytest.raises(DataError, match="tar file"):
-            webdataset.find_pairs([source], tmp_path / "pictures")
-
-
-def test_a_moved_data_folder_keeps_working(tmp_path: Path) -> None:
-    write_pair(tmp_path / "data" / "t", "a", 1)
-    PairIndex(records_of(folders.find_pairs(tmp_path / "data"))).write_index(tmp_path / "data" / "pairs.jsonl")
-    shutil.move(tmp_path / "data", tmp_path / "elsewhere")
-    (record,) = PairIndex.read_index(tmp_path / "elsewhere" / "pairs.jsonl").records
-    assert load_pair(record)[0].size == (64, 64)
 
 
 @pytest.mark.parametrize(

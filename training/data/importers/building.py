@@ -139,5 +139,5 @@ def _build_pair(candidate: Candidate, max_pixels: int) -> PairRecord:
         read_image_size(candidate.before, max_pixels=max_pixels)
     elif width < 2:
         raise ImageFileError(candidate.before, "odd-aspect", "a strip of one column has no halves")
-    size = {"width": width // 2 if candidate.strip else width, "height": height}
-    return PairRecord(**vars(candidate), **size, sha256=hash_files(files))
+    width = width // 2 if candidate.strip else width
+    return PairRecord(**vars(candidate), width=width, height=height, sha256=hash_files(files))

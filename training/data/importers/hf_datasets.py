@@ -143,7 +143,7 @@ def _open_splits(source: str) -> dict[str, Iterable[Mapping[str, Any]]]:
         else:
             opened = datasets.load_dataset(source, streaming=True)
     except (OSError, ValueError) as error:
-        raise _cannot_open(source, _one_line(error)) from error
+        raise _cannot_open(source, " ".join(str(error).split())) from error
     return dict(opened) if isinstance(opened, dict) else {str(opened.split or "train"): opened}
 
 
@@ -163,10 +163,6 @@ def _undecoded(table: Any) -> tuple[Any, dict[str, list[str]]]:  # noqa: ANN401 
         if isinstance(feature, datasets.Image):
             table = table.cast_column(column, datasets.Image(decode=False))
     return table, {name: kind.names for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _choose_columns(wanted: Columns, row: Mapping[str, Any], source: str) -> Columns:
@@ -190,27 +186,22 @@ def _read_row(row: Mapping[str, Any], columns: Columns, names: _RowNames, files:
         except (OSError, ValueError, KeyError, ImportError, zipfile.BadZipFile, zlib.error) as error:
             if isinstance(error, LoRWeBError | ConnectionError):  # no folder to write to, no network: not this image
                 raise
-            found.problems.append(Problem(names.id, "unreadable", f"column {column}: {_one_line(error)}"))
+            found.problems.append(
+                Problem(
+                    names.id, "unreadable", f"column {column}: {' '.join(str(error).split()) or type(error).__name__}"
+                )
+            )
             return
         if path is None:
             found.problems.append(Problem(names.id, "missing", f"column {column} holds no image"))
             return
         paths.append(path)
     caption = row.get(columns.caption or "")
-    task = _task_name(row.get(columns.task or ""), names.label_names.get(columns.task or ""))
+    caption = " ".join(caption.split()) if isinstance(caption, str) else ""
+    task, labels = row.get(columns.task or ""), names.label_names.get(columns.task or "", ())
+    if isinstance(task, int) and 0 <= task < len(labels):
+        task = labels[task]
+    task = "" if task is None else " ".join(str(task).split())
     found.candidates.append(
-        Candidate(
-            id=names.id,
-            task=task or names.default_task,
-            before=paths[0],
-            after=paths[1],
-            caption=" ".join(caption.split()) if isinstance(caption, str) else "",
-            split=names.split,
-        )
+        Candidate(names.id, task or names.default_task, paths[0], paths[1], caption, split=names.split)
     )
-
-
-def _task_name(value: object, label_names: Sequence[str] | None) -> str:
-    if isinstance(value, int) and label_names is not None and 0 <= value < len(label_names):
-        return label_names[value]
-    return "" if value is None else " ".join(str(value).split())
