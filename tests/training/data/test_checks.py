@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.training.data.pair_images import paint, record_of, truncate, write_pair, write_tasks
-from training.data.checks import check_pairs, task_problems, usable_pairs, without_errors
+from training.data.checks import check_pairs, usable_pairs, without_errors
 from training.data.index import DataError, PairRecord, Problem, as_json, as_text, errors_among
 
 
@@ -134,10 +134,6 @@ def test_a_task_that_loses_its_second_pair_is_listed_too(tmp_path: Path) -> None
     records = write_tasks(tmp_path, {"t": [(64, 64)] * 2})
     truncate(records[0].before)
     assert [problem.kind for problem in check_pairs(records, resolution_px=64)] == ["damaged", "few-pairs"]
-
-
-def test_no_records_are_no_problem() -> None:
-    assert task_problems([]) == []
 
 
 def test_skip_goes_on_with_the_rest_and_stop_refuses(records: list[PairRecord]) -> None:

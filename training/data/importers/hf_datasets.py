@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -55,35 +55,37 @@ def find_pairs(
         limit: at most this many rows of each split.
     Raises: DataError: when the package is missing, the source cannot be opened or its columns are not found.
     """
-    found, files = Found(), _PictureFiles(pictures)
-    for name, table in _open_splits(source).items():
+    found, files = Found(), _ImageFiles(pictures)
+    for split, table in _open_splits(source).items():
         table, label_names = _undecoded(table)
-        rows = islice(table, limit)
+        rows = tqdm(islice(table, limit), desc=f"reading {split}", unit="row", disable=not show_progress)
         try:
-            for number, row in enumerate(tqdm(rows, desc=f"reading {name}", unit="row", disable=not show_progress)):
+            for number, row in enumerate(rows):
                 chosen = _choose_columns(columns or Columns(), row, source)
-                names = _RowNames(f"{name}/{number:06d}", split_name(name), task or Path(source).stem, label_names)
-                _read_row(row, chosen, names, files, found)
+                row_id = f"{split}/{number:06d}"
+                pair = _read_files(row, chosen, row_id, files)
+                if isinstance(pair, Problem):
+                    found.problems.append(pair)
+                    continue
+                caption, label = row.get(chosen.caption or ""), row.get(chosen.task or "")
+                names = label_names.get(chosen.task or "", [])
+                if isinstance(label, int) and 0 <= label < len(names):
+                    label = names[label]
+                own_task = "" if label is None else " ".join(str(label).split())
+                caption = " ".join(caption.split()) if isinstance(caption, str) else ""
+                found.candidates.append(
+                    Candidate(row_id, own_task or task or Path(source).stem, *pair, caption, split_name(split))
+                )
         except (OSError, ValueError) as error:
             if isinstance(error, LoRWeBError):
                 raise
             reason = f"reading stopped with “{error}”; the rows before that are used"
-            found.problems.append(Problem(f"{source} ({name})", "damaged", reason))
+            found.problems.append(Problem(f"{source} ({split})", "damaged", reason))
     return found
 
 
-@dataclass(frozen=True)
-class _RowNames:
-    """What a row is called: its id, split, the task when no column names one, and column → names of its classes."""
-
-    id: str
-    split: str
-    default_task: str
-    label_names: Mapping[str, Sequence[str]]
-
-
 @dataclass
-class _PictureFiles:
+class _ImageFiles:
     """Turns image cells into files; an archive is opened once, since its list of contents is read in full each time."""
 
     folder: Path
@@ -178,30 +180,19 @@ def _choose_columns(wanted: Columns, row: Mapping[str, Any], source: str) -> Col
     return Columns(**chosen)
 
 
-def _read_row(row: Mapping[str, Any], columns: Columns, names: _RowNames, files: _PictureFiles, found: Found) -> None:
+def _read_files(
+    row: Mapping[str, Any], columns: Columns, row_id: str, files: _ImageFiles
+) -> tuple[Path, Path] | Problem:
     paths = []
     for side, column in (("before", columns.before), ("after", columns.after)):
         try:
-            path = files.file_of(row[column or ""], f"{names.id}.{side}")
+            path = files.file_of(row[column or ""], f"{row_id}.{side}")
         except (OSError, ValueError, KeyError, ImportError, zipfile.BadZipFile, zlib.error) as error:
             if isinstance(error, LoRWeBError | ConnectionError):  # no folder to write to, no network: not this image
                 raise
-            found.problems.append(
-                Problem(
-                    names.id, "unreadable", f"column {column}: {' '.join(str(error).split()) or type(error).__name__}"
-                )
-            )
-            return
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return Problem(row_id, "unreadable", f"column {column}: {reason}")
         if path is None:
-            found.problems.append(Problem(names.id, "missing", f"column {column} holds no image"))
-            return
+            return Problem(row_id, "missing", f"column {column} holds no image")
         paths.append(path)
-    caption = row.get(columns.caption or "")
-    caption = " ".join(caption.split()) if isinstance(caption, str) else ""
-    task, labels = row.get(columns.task or ""), names.label_names.get(columns.task or "", ())
-    if isinstance(task, int) and 0 <= task < len(labels):
-        task = labels[task]
-    task = "" if task is None else " ".join(str(task).split())
-    found.candidates.append(
-        Candidate(names.id, task or names.default_task, paths[0], paths[1], caption, split=names.split)
-    )
+    return paths[0], paths[1]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,16 +25,6 @@ _SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 #: Of one image or text; a sparse or compressed member of a small shard may claim any size.
 _MAX_MEMBER_BYTES = 200_000_000
 _TEXT_SUFFIXES = ("txt", "json", "cls", "caption")
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """Members of one key of a shard, and where its images go (without side and suffix)."""
-
-    shard: Path
-    key: str
-    members: Mapping[str, bytes]
-    place: Path
 
 
 def find_pairs(
@@ -55,8 +44,7 @@ def find_pairs(
         folder = pictures / safe_name(f"{number:05d}_{_shard_name(shard)}")
         try:
             for place, (key, members) in enumerate(_samples(shard)):
-                sample = _Sample(shard, key, members, folder / f"{place:06d}")
-                _read_sample(sample, task or folder_name(shard.parent), found)
+                _read_pair(shard, key, members, folder, f"{place:06d}", task or folder_name(shard.parent), found)
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             reason = f"reading stopped with “{error}”; the pairs before that are used"
             found.problems.append(Problem(str(shard), "damaged", reason))
@@ -98,27 +86,28 @@ def _samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield key, members
 
 
-def _read_sample(sample: _Sample, default_task: str, found: Found) -> None:
-    members = sample.members
-    before, after = (_picture_among(members, names) for names in (BEFORE_NAMES, AFTER_NAMES))
+def _read_pair(
+    shard: Path, key: str, members: Mapping[str, bytes], folder: Path, name: str, default_task: str, found: Found
+) -> None:
+    before, after = (_image_among(members, names) for names in (BEFORE_NAMES, AFTER_NAMES))
     if before is None or after is None:
-        reason = f"sample {sample.key} has no before and after image, only {', '.join(sorted(members))}"
-        found.problems.append(Problem(str(sample.shard), "unpaired", reason))
+        reason = f"sample {key} has no before and after image, only {', '.join(sorted(members))}"
+        found.problems.append(Problem(str(shard), "unpaired", reason))
         return
     fields = _fields_of(members)
     if fields is None:
-        found.problems.append(Problem(str(sample.shard), "unreadable", f"the JSON of sample {sample.key}", "warning"))
+        found.problems.append(Problem(str(shard), "unreadable", f"the JSON of sample {key}", "warning"))
         fields = {}
     weight = fields.get("weight", 1.0)
     found.candidates.append(
         Candidate(
-            id=f"{_shard_name(sample.shard)}/{sample.key}",
-            task=text_of(fields, TASK_NAMES) or default_task,
-            before=write_picture(sample.place.parent, f"{sample.place.name}.before", before),
-            after=write_picture(sample.place.parent, f"{sample.place.name}.after", after),
-            caption=text_of(fields, CAPTION_NAMES),
-            split=split_name(str(fields.get("split", "train"))),
-            weight=float(weight) if isinstance(weight, int | float) and 0 <= weight < float("inf") else 1.0,
+            f"{_shard_name(shard)}/{key}",
+            text_of(fields, TASK_NAMES) or default_task,
+            write_picture(folder, f"{name}.before", before),
+            write_picture(folder, f"{name}.after", after),
+            text_of(fields, CAPTION_NAMES),
+            split_name(str(fields.get("split", "train"))),
+            float(weight) if isinstance(weight, int | float) and 0 <= weight < float("inf") else 1.0,
         )
     )
 
@@ -127,7 +116,7 @@ def _shard_name(shard: Path) -> str:
     return shard.name.split(".")[0]
 
 
-def _picture_among(members: Mapping[str, bytes], names: Sequence[str]) -> bytes | None:
+def _image_among(members: Mapping[str, bytes], names: Sequence[str]) -> bytes | None:
     """The member called `<name>.<image suffix>` (`before.jpg`) for the first name that there is."""
     parts = ((extension.rpartition("."), data) for extension, data in members.items())
     by_name = {name: data for (name, dot, suffix), data in parts if dot and suffix not in _TEXT_SUFFIXES}
