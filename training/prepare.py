@@ -25,7 +25,7 @@ from .console import show
 from .data.checks import check_pairs, usable_pairs, without_errors
 from .data.importers import folders, hf_datasets, reference, relation252k, strips, webdataset
 from .data.importers.building import Found, build_pairs
-from .data.index import DataError, OnBadData, PairIndex, PairRecord, as_json, as_text, errors_among, stop_if_wanted
+from .data.index import DataError, OnBadData, PairIndex, as_json, as_text, errors_among, stop_if_wanted
 from .data.splits import held_out_tasks, hold_out
 
 EXIT_PROBLEMS = 1
@@ -172,7 +172,17 @@ def check(
         records, resolution_px=resolution, decode=not quick, max_pixels=max_pixels, show_progress=shows
     )
     usable = without_errors(records, problems)
-    facts = _facts(records, usable)
+    per_task = Counter(record.task for record in usable)
+    facts: dict[str, object] = {
+        "pairs": len(records),
+        "usable pairs": len(usable),
+        "pairs without a caption": sum(not record.caption for record in records),
+        "tasks": len({record.task for record in records}),
+        "usable tasks": len(per_task),
+        "pairs per usable task": f"{min(per_task.values(), default=0)}…{max(per_task.values(), default=0)}",
+        "usable pairs per split": dict(sorted(Counter(record.split for record in usable).items())),
+        "held-out tasks": sorted(held_out_tasks(usable)),
+    }
     if json:
         print(as_json(problems, **facts))
     else:
@@ -250,20 +260,6 @@ def _import(
     without = sum(not record.caption for record in records)
     captions = f", {without} without a caption" if without else ""
     show(f"{len(records)} pair(s) in {len({record.task for record in records})} task(s){captions} → {out}")
-
-
-def _facts(records: tuple[PairRecord, ...], usable: list[PairRecord]) -> dict[str, object]:
-    per_task = Counter(record.task for record in usable)
-    return {
-        "pairs": len(records),
-        "usable pairs": len(usable),
-        "pairs without a caption": sum(not record.caption for record in records),
-        "tasks": len({record.task for record in records}),
-        "usable tasks": len(per_task),
-        "pairs per usable task": f"{min(per_task.values(), default=0)}…{max(per_task.values(), default=0)}",
-        "usable pairs per split": dict(sorted(Counter(record.split for record in usable).items())),
-        "held-out tasks": sorted(held_out_tasks(usable)),
-    }
 
 
 def _shows_progress(no_progress: bool) -> bool:

@@ -153,7 +153,7 @@ def test_an_import_lists_bad_files_and_stop_writes_nothing(pictures: Path, capsy
     assert said.out.startswith("11 pair(s)")
 
 
-def test_tasks_without_pairs_to_spare_are_told(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tasks_without_pairs_to_spare_are_reported(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in (2, 3):
         for side in ("before", "after"):
             (pictures / "ink" / f"{number:04d}_{side}.png").unlink()
@@ -190,7 +190,7 @@ def test_strips_and_relation252k_are_commands(tmp_path: Path, capsys: pytest.Cap
         (("reference", "{tmp}", "--pictures", "{tmp}/p", "--out", "{tmp}/x.jsonl"), "control"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(
+def test_an_error_is_one_line_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
 ) -> None:
     assert prepare(*(word.format(tmp=tmp_path) for word in words)) == 2
@@ -200,7 +200,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert error.count("\n") == 1
 
 
-def test_an_unwritable_index_is_told(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unwritable_index_is_reported(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare("folders", pictures, "--out", pictures / "no" / "such" / "pairs.jsonl") == 2
     assert "pairs.jsonl" in capsys.readouterr().err
 

@@ -45,18 +45,7 @@ def test_before_and_after_suffixes_make_pairs(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(before), 255 - np.asarray(after))
 
 
-def test_before_and_after_folders_make_pairs_whatever_the_suffix(tmp_path: Path) -> None:
-    for side in ("before", "after", "caption"):
-        (tmp_path / "night" / side).mkdir(parents=True)
-    paint(1).save(tmp_path / "night" / "before" / "x.JPG")
-    paint(2).save(tmp_path / "night" / "after" / "x.png")
-    (tmp_path / "night" / "caption" / "x.txt").write_text("make it night")
-    (record,) = records_of(folders.find_pairs(tmp_path))
-    assert (record.id, record.caption) == ("night/x", "make it night")
-    assert (record.before.name, record.after.name) == ("x.JPG", "x.png")
-
-
-def test_pictures_without_counterpart_are_listed_and_other_files_ignored(tmp_path: Path) -> None:
+def test_images_without_counterpart_are_listed_and_other_files_ignored(tmp_path: Path) -> None:
     write_pair(tmp_path / "t", "good", 1)
     paint(2).save(tmp_path / "t" / "alone_before.png")
     paint(3).save(tmp_path / "t" / "lonely_after.png")
@@ -135,7 +124,7 @@ def test_what_systems_leave_behind_is_no_task_and_no_pair(tmp_path: Path) -> Non
     assert not found.problems
 
 
-def test_formats_that_cannot_be_read_are_told_where_a_pair_is_expected(tmp_path: Path) -> None:
+def test_formats_that_cannot_be_read_are_reported_where_a_pair_is_expected(tmp_path: Path) -> None:
     write_pair(tmp_path / "t", "a", 1)
     (tmp_path / "t" / "b_before.HEIC").write_bytes(b"x")
     (tmp_path / "t" / "b_after.HEIC").write_bytes(b"x")
@@ -162,7 +151,7 @@ def test_captions_of_any_editor_are_read(tmp_path: Path, data: bytes, caption: s
     assert [problem.kind for problem in found.problems] == told
 
 
-def test_texts_of_no_pair_are_told_once(tmp_path: Path) -> None:
+def test_texts_of_no_pair_are_reported_once(tmp_path: Path) -> None:
     write_pair(tmp_path / "t", "a", 1)
     for name in ("a.txt", "a_after.txt", "a_before.txt"):
         (tmp_path / "t" / name).write_text(name)
@@ -212,7 +201,7 @@ def test_a_wrong_task_toml_is_refused_by_name(tmp_path: Path, content: str, told
     assert "task.toml" in str(caught.value)
 
 
-def test_unreadable_pictures_are_listed_with_their_pair(tmp_path: Path) -> None:
+def test_unreadable_images_are_listed_with_their_pair(tmp_path: Path) -> None:
     for stem in ("a", "b", "c"):
         write_pair(tmp_path / "t", stem, ord(stem))
     (tmp_path / "t" / "a_after.png").write_bytes(b"")
@@ -222,7 +211,7 @@ def test_unreadable_pictures_are_listed_with_their_pair(tmp_path: Path) -> None:
     assert {(p.kind, p.pair_id) for p in problems} == {("unreadable", "t/a"), ("wrong-mode", "t/b")}
 
 
-def test_equal_ids_are_told_apart(tmp_path: Path) -> None:
+def test_equal_ids_are_renamed(tmp_path: Path) -> None:
     before, after = write_pair(tmp_path, "a", 1)
     records, _ = build_pairs([Candidate("x", "t", before, after)] * 3)
     assert [record.id for record in records] == ["x", "x~2", "x~3"]
@@ -345,7 +334,7 @@ def test_webdataset_shards_are_unpacked_unchanged(tmp_path: Path) -> None:
     assert first.after.suffix == ".png"
 
 
-def test_webdataset_texts_beside_pictures_are_no_pictures(tmp_path: Path) -> None:
+def test_webdataset_texts_beside_images_are_no_images(tmp_path: Path) -> None:
     members = {
         "._1.before.jpg": b"Mac OS X",
         "1.before.JPEG": encoded(1), "1.before.txt": b"a house", "1.After.webp": encoded(2, kind="WEBP"),
@@ -381,7 +370,7 @@ def test_importing_again_changes_nothing_and_another_set_needs_its_own_folder(tm
     assert records_of(Found([Candidate(r.id, r.task, r.before, r.after) for r in first])) == first
 
 
-def test_keys_that_differ_in_slashes_only_keep_their_own_pictures(tmp_path: Path) -> None:
+def test_keys_that_differ_in_slashes_only_keep_their_own_images(tmp_path: Path) -> None:
     names = ("a/b.before.jpg", "a/b.after.jpg", "a_b.before.jpg", "a_b.after.jpg")
     write_shard(tmp_path / "s.tar", {name: encoded(i) for i, name in enumerate(names)})
     first, second = records_of(webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "pictures"))

@@ -43,7 +43,7 @@ def squares(**counts: int) -> list[PairRecord]:
     return [pair_at(task, i) for task, count in counts.items() for i in range(count)]
 
 
-def test_the_same_place_gives_the_same_quadruplet_whatever_was_drawn_before() -> None:
+def test_the_same_place_gives_the_same_quadruplet_whatever_was_chosen_before() -> None:
     first, second = drawer_of(squares(x=5, y=9)), drawer_of(squares(x=5, y=9))
     expected = draw_many(first, 50, epoch=3)
     assert [second.draw(3, i, second.draw_bucket(3, i)) for i in reversed(range(50))] == expected[::-1]
@@ -112,7 +112,7 @@ def test_every_draw_keeps_the_rules(shapes: list[tuple[int, int, int]], pairing:
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0])
-def test_tasks_are_drawn_by_count_to_the_power_alpha(exponent: float) -> None:
+def test_tasks_are_chosen_by_count_to_the_power_alpha(exponent: float) -> None:
     counts = {"x": 2, "y": 8, "z": 32}
     records = squares(**counts)
     seen = Counter(records[q.b].task for q in draw_many(drawer_of(records, task_exponent=exponent), 6000))
@@ -133,7 +133,7 @@ def test_weights_multiply_tasks_and_pairs() -> None:
     assert seen["z/0001"] > 0
 
 
-def test_buckets_do_not_change_how_often_a_pair_is_drawn() -> None:
+def test_buckets_do_not_change_how_often_a_pair_is_chosen() -> None:
     records = [pair_at("x", i, width=64 if i < 6 else 128) for i in range(8)]
     seen = Counter(q.b for q in draw_many(drawer_of(records, task_exponent=1.0), 8000))
     assert np.abs(np.array([seen[i] for i in range(8)]) / 8000 - 1 / 8).max() < 0.02
@@ -159,7 +159,7 @@ def test_a_shape_less_than_15_percent_off_is_used_across_buckets() -> None:
     assert {(q.a, q.b) for q in draw_many(drawer_of(records), 60)} == {(0, 1), (1, 0)}
 
 
-def test_a_pair_without_partner_is_named_and_never_drawn() -> None:
+def test_a_pair_without_partner_is_named_and_never_chosen() -> None:
     records = [*squares(x=3), pair_at("x", 3, width=200), *squares(lonely=1)]
     drawer = drawer_of(records)
     assert drawer.without_partner == (3, 4)
@@ -235,7 +235,7 @@ def test_choosing_follows_the_running_sum_up_to_its_end() -> None:
     assert set(chosen) == set(range(7))
 
 
-def test_a_large_task_is_set_up_and_drawn_from_quickly() -> None:
+def test_a_large_task_is_set_up_and_chosen_from_quickly() -> None:
     rng = np.random.default_rng(0)
     records = [pair_at("x", i, width=int(w)) for i, w in enumerate(rng.integers(48, 96, 5000))]
     for pairing in ("ordered", "i<j"):
