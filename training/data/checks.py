@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -124,48 +124,39 @@ def in_threads(function: Callable[[T], R], items: Sequence[T], show_progress: bo
 
 
 def _problems_of_pair(record: PairRecord, *, resolution_px: int, decode: bool, max_pixels: int) -> list[Problem]:
+    files, is_identical = files_of(record), False
+
+    def problem(kind: str, reason: str, severity: Literal["error", "warning"] = "error") -> Problem:
+        return Problem(str(record.after), kind, reason, severity, record.id)
+
     try:
-        sizes = [read_image_size(path, max_pixels=max_pixels) for path in files_of(record)]
+        sizes = [read_image_size(path, max_pixels=max_pixels) for path in files]
         if decode:
-            for path in files_of(record):
+            for path in files:
                 read_image(path, max_pixels=max_pixels)
-        content_problems = _content_problems(record) if decode else []
+            if record.sha256 and hash_files(files) != record.sha256:
+                return [problem("changed", "its bytes differ from those in the index; import again")]
+            is_identical = not record.strip and filecmp.cmp(record.before, record.after, shallow=False)
     except ImageFileError as error:
         return [Problem(str(error.path), error.kind, error.reason, pair_id=record.id)]
     except OSError as error:  # it went away while being read
         return [Problem(str(error.filename), "unreadable", error.strerror or str(error), pair_id=record.id)]
-    if any(problem.severity == "error" for problem in content_problems):
-        return content_problems  # another image than the one imported: its shape is beside the point
     if record.strip:
         sizes = [(sizes[0][0] // 2, sizes[0][1])] * 2
-    return _shape_problems(record, sizes, resolution_px) + content_problems
-
-
-def _shape_problems(record: PairRecord, sizes: list[tuple[int, int]], resolution_px: int) -> list[Problem]:
     (before_width, before_height), (width, height) = sizes
-    name, found = str(record.after), []
+    size = f"{width} × {height}"
     if (width, height) != (record.width, record.height):
-        reason = f"{width} × {height}, but {record.width} × {record.height} in the index; import again"
-        return [Problem(name, "changed", reason, pair_id=record.id)]
+        return [problem("changed", f"{size}, but {record.width} × {record.height} in the index; import again")]
+    found = []
     if is_odd_aspect(width / height):
-        reason = f"{width} × {height} is longer than 16:9 by more than 15 %; crop it"
-        found.append(Problem(name, "odd-aspect", reason, pair_id=record.id))
+        found.append(problem("odd-aspect", f"{size} is longer than 16:9 by more than 15 %; crop it"))
     if not aspects_match(before_width / before_height, width / height):
-        reason = f"before is {before_width} × {before_height}, after is {width} × {height}"
-        found.append(Problem(name, "mismatch", reason, pair_id=record.id))
+        found.append(problem("mismatch", f"before is {before_width} × {before_height}, after is {size}"))
     if width * height < _SMALL_AREA * resolution_px**2:
-        reason = f"{width} × {height} has less than half the pixels of a {resolution_px} px cell"
-        found.append(Problem(name, "small", reason, "warning", record.id))
+        found.append(problem("small", f"{size} has less than half the pixels of a {resolution_px} px cell", "warning"))
+    if is_identical:
+        found.append(problem("identical", "before and after are the same file", "warning"))
     return found
-
-
-def _content_problems(record: PairRecord) -> list[Problem]:
-    name = str(record.after)
-    if record.sha256 and hash_files(files_of(record)) != record.sha256:
-        return [Problem(name, "changed", "its bytes differ from those in the index; import again", pair_id=record.id)]
-    if not record.strip and filecmp.cmp(record.before, record.after, shallow=False):
-        return [Problem(name, "identical", "before and after are the same file", "warning", record.id)]
-    return []
 
 
 def _duplicates(records: Sequence[PairRecord]) -> list[Problem]:

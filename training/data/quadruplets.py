@@ -38,7 +38,7 @@ MAX_ATTEMPTS = 20
 Item: TypeAlias = dict[str, Any]
 
 
-class BrokenPictureError(ImageError):
+class BrokenImageError(ImageError):
     """An image broke during training and `on_bad_data` is `stop`.
 
     A DataLoader raises a worker's error again from its printed traceback alone; the last line of that is kept.
@@ -100,11 +100,11 @@ class QuadrupletDataset(Dataset[Item]):
                 item = read_quadruplet(self.records, quadruplet, cell, self.preprocessing)
             except ImageFileError as error:
                 if self.on_bad_data == "stop":
-                    raise BrokenPictureError(str(error)) from error
+                    raise BrokenImageError(str(error)) from error
                 skipped.append(f"{error.path}: {error.kind}: {error.reason}")
             else:
                 return {**item, "skipped": skipped}
-        raise BrokenPictureError(
+        raise BrokenImageError(
             f"{MAX_ATTEMPTS} quadruplets in a row could not be read, the last one because of {skipped[-1]}. Check that "
             "the data's disk is still connected, then run `python -m training.prepare check`."
         )
@@ -147,7 +147,7 @@ class FixedQuadrupletDataset(Dataset[Item | None]):
             return read_quadruplet(self.records, chosen, cell, self.preprocessing)
         except ImageFileError as error:
             if self.on_bad_data == "stop":
-                raise BrokenPictureError(str(error)) from error
+                raise BrokenImageError(str(error)) from error
             logger.warning("validation item %d is left out: %s", position, error)
             return None
 
@@ -266,7 +266,7 @@ class EncoderPictures(Dataset[Item | None]):
             images = load_pair(record)
         except ImageFileError as error:
             if self.on_bad_data == "stop":
-                raise BrokenPictureError(str(error)) from error
+                raise BrokenImageError(str(error)) from error
             logger.warning("no embedding for %s: %s: %s", error.path, error.kind, error.reason)
             return None
         fitted = torch.stack([fit_for_encoder(image, self.preprocessing) for image in images])

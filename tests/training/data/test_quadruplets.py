@@ -19,7 +19,7 @@ from training.data.images import fit_cell
 from training.data.index import DataError, PairRecord
 from training.data.pairing import DrawSettings
 from training.data.quadruplets import (
-    BrokenPictureError,
+    BrokenImageError,
     BucketBatchSampler,
     EncoderPictures,
     FixedQuadrupletDataset,
@@ -159,7 +159,7 @@ def test_replacements_are_the_same_on_every_worker(records: list[PairRecord]) ->
 def test_stop_raises_one_clear_line_from_any_process(records: list[PairRecord], workers: int) -> None:
     for record in records:
         truncate(record.before)
-    with pytest.raises(BrokenPictureError) as caught:
+    with pytest.raises(BrokenImageError) as caught:
         take(dataset_of(records, on_bad_data="stop"), 1, num_workers=workers)
     message = str(caught.value)
     assert isinstance(caught.value, ImageError)
@@ -172,7 +172,7 @@ def test_stop_raises_one_clear_line_from_any_process(records: list[PairRecord], 
 def test_data_that_went_away_stop_the_run_even_with_skip(records: list[PairRecord]) -> None:
     for record in records:
         record.after.unlink()
-    with pytest.raises(BrokenPictureError, match="20 quadruplets in a row"):
+    with pytest.raises(BrokenImageError, match="20 quadruplets in a row"):
         take(dataset_of(records), 1, num_workers=1)
 
 
@@ -193,7 +193,7 @@ def test_broken_validation_items_are_left_out_or_stop(records: list[PairRecord])
     held[broken].after.write_bytes(b"")
     assert count() == sum(broken not in (q.a, q.b) for q in chosen) < 4
     stopping = FixedQuadrupletDataset(held, chosen, resolution_px=64, on_bad_data="stop")
-    with pytest.raises(BrokenPictureError):
+    with pytest.raises(BrokenImageError):
         stopping[0]
     assert collate_quadruplets([None, None]) == {}
 
@@ -231,7 +231,7 @@ def test_known_encoder_images_are_left_out_and_broken_ones_give_none(records: li
     assert [record.id for record in remaining.records] == [records[0].id]
     truncate(records[0].before)
     assert remaining[0] is None
-    with pytest.raises(BrokenPictureError):
+    with pytest.raises(BrokenImageError):
         EncoderPictures(records, SMALL, on_bad_data="stop")[0]
 
 

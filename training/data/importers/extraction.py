@@ -41,7 +41,7 @@ def text_of(values: Mapping[str, object], names: Iterable[str]) -> str:
     return ""
 
 
-def write_picture(folder: Path, name: str, data: bytes) -> Path:
+def write_image(folder: Path, name: str, data: bytes) -> Path:
     """Write the bytes of an encoded image unchanged, with the suffix of what they are; return the file.
 
     Importing the same again changes nothing. Unreadable data are written too (`.bin`), so that the import lists them.

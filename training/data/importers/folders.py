@@ -128,7 +128,7 @@ def _renaming(folder: Path, siblings: list[Path]) -> str:
 
 def _find_task(folder: Path, name: str, found: Found) -> None:
     settings = read_task_settings(folder / "task.toml")
-    before, after = _pictures_by_side(folder, found.problems)
+    before, after = _images_by_side(folder, found.problems)
     captions = _captions(folder, before.keys() | after.keys(), found.problems)
     candidates = [
         Candidate(
@@ -144,7 +144,7 @@ def _find_task(folder: Path, name: str, found: Found) -> None:
         found.problems.append(Problem(str(folder), "few-pairs", reason))
 
 
-def _pictures_by_side(folder: Path, problems: list[Problem]) -> tuple[dict[str, Path], dict[str, Path]]:
+def _images_by_side(folder: Path, problems: list[Problem]) -> tuple[dict[str, Path], dict[str, Path]]:
     """The pair's name → before image, and → after image; of two of one name and side the first is used."""
     sides: dict[str, dict[str, Path]] = {"before": {}, "after": {}}
     for side, name, path in find_sides(folder, picture_files):

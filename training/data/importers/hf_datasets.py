@@ -23,7 +23,7 @@ from lorweb_core.errors import LoRWeBError
 
 from ..index import DataError, Problem
 from .building import Candidate, Found, split_name
-from .extraction import AFTER_NAMES, BEFORE_NAMES, CAPTION_NAMES, TASK_NAMES, first_of, write_picture
+from .extraction import AFTER_NAMES, BEFORE_NAMES, CAPTION_NAMES, TASK_NAMES, first_of, write_image
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class _ImageFiles:
         elif isinstance(value, Mapping) and data is None and isinstance(path, str) and "://" in path:
             data = self._fetch(path)
         if isinstance(data, bytes):
-            return write_picture(self.folder / Path(name).parent, Path(name).name, data)
+            return write_image(self.folder / Path(name).parent, Path(name).name, data)
         return Path(path) if isinstance(path, str) and path else None
 
     def _fetch(self, address: str) -> bytes:

@@ -22,7 +22,7 @@ from lorweb_core.images import MAX_PIXELS, ImageFileError, read_image
 
 from ..index import Problem
 from .building import MAX_LABELS_BYTES, Candidate, Found, folder_name, picture_files, read_caption, require_folder
-from .extraction import safe_name, write_picture
+from .extraction import safe_name, write_image
 
 METADATA_NAME = "analogy_metadata.json"
 
@@ -92,7 +92,7 @@ def _cut_panels(control: Path, target: Path, max_pixels: int) -> list[Image.Imag
 def _write_panel(folder: Path, name: str, side: str, panel: Image.Image) -> Path:
     encoded = io.BytesIO()
     panel.save(encoded, "PNG")
-    return write_picture(folder, f"{name}_{side}", encoded.getvalue())
+    return write_image(folder, f"{name}_{side}", encoded.getvalue())
 
 
 def _hash(data: bytes) -> str:

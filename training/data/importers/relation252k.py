@@ -29,7 +29,7 @@ from .building import (
 )
 
 LABELS_NAME = "labels.json"
-_PICTURE_FIELDS = ("img_name", "image_name", "img", "image", "file_name", "filename")
+_IMAGE_FIELDS = ("img_name", "image_name", "img", "image", "file_name", "filename")
 _CAPTION_FIELDS = ("edit_instruction", "instruction", "edit_prompt", "prompt", "caption")
 
 
@@ -73,7 +73,7 @@ def _read_group(labels: Path, task: str, found: Found) -> None:
     prefix = f"{task}/" if labels.parent.name == "Group1" else f"{task}/{labels.parent.name}/"
     unnamed: list[int] = []
     for position, entry in enumerate(entries):
-        name = _first_text(entry, _PICTURE_FIELDS)
+        name = _first_text(entry, _IMAGE_FIELDS)
         if not name:
             unnamed.append(position)
             continue

@@ -19,7 +19,7 @@ from lorweb_core.files import parse_json
 
 from ..index import DataError, Problem
 from .building import Candidate, Found, folder_name, is_visible, split_name
-from .extraction import AFTER_NAMES, BEFORE_NAMES, CAPTION_NAMES, TASK_NAMES, safe_name, text_of, write_picture
+from .extraction import AFTER_NAMES, BEFORE_NAMES, CAPTION_NAMES, TASK_NAMES, safe_name, text_of, write_image
 
 _SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 #: Of one image or text; a sparse or compressed member of a small shard may claim any size.
@@ -103,8 +103,8 @@ def _read_pair(
         Candidate(
             f"{_shard_name(shard)}/{key}",
             text_of(fields, TASK_NAMES) or default_task,
-            write_picture(folder, f"{name}.before", before),
-            write_picture(folder, f"{name}.after", after),
+            write_image(folder, f"{name}.before", before),
+            write_image(folder, f"{name}.after", after),
             text_of(fields, CAPTION_NAMES),
             split_name(str(fields.get("split", "train"))),
             float(weight) if isinstance(weight, int | float) and 0 <= weight < float("inf") else 1.0,
