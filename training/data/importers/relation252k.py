@@ -27,6 +27,7 @@ from .building import (
     require_folder,
     subfolders,
 )
+from .extraction import text_of
 
 LABELS_NAME = "labels.json"
 _IMAGE_FIELDS = ("img_name", "image_name", "img", "image", "file_name", "filename")
@@ -73,7 +74,7 @@ def _read_group(labels: Path, task: str, found: Found) -> None:
     prefix = f"{task}/" if labels.parent.name == "Group1" else f"{task}/{labels.parent.name}/"
     unnamed: list[int] = []
     for position, entry in enumerate(entries):
-        name = _first_text(entry, _IMAGE_FIELDS)
+        name = text_of(entry, _IMAGE_FIELDS)
         if not name:
             unnamed.append(position)
             continue
@@ -82,7 +83,7 @@ def _read_group(labels: Path, task: str, found: Found) -> None:
             reason = f"entry {position} names {name!r}, and there is no such image"
             found.problems.append(Problem(str(labels), "missing", reason))
             continue
-        caption = _first_text(entry, _CAPTION_FIELDS)
+        caption = text_of(entry, _CAPTION_FIELDS)
         found.candidates.append(Candidate(prefix + path.stem, task, path, path, caption, strip=True))
     if unnamed:
         reason = f"{len(unnamed)} entries name no image, the first is entry {unnamed[0]}"
@@ -99,8 +100,3 @@ def _read_entries(labels: Path) -> list[Mapping[str, Any]] | Problem:
     if not isinstance(content, list):
         return Problem(str(labels), "unreadable", "no list of labels")
     return [entry if isinstance(entry, dict) else {} for entry in content]
-
-
-def _first_text(entry: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    texts = (entry.get(name) for name in names)
-    return next((" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip()), "")
