@@ -38,7 +38,7 @@ def test_named_tasks_are_held_out_and_wrong_names_get_a_suggestion() -> None:
     records = tasks(watercolor=3, night=3)
     assert held_out_tasks(hold_out(records, tasks=["night"])) == {"night"}
     with pytest.raises(DataError, match="Did you mean 'watercolor'"):
-        hold_out(records, tasks=["watercolor"])
+        hold_out(records, tasks=["watercolr"])
 
 
 def test_every_task_keeps_two_training_pairs() -> None:
