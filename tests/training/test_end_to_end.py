@@ -12,7 +12,6 @@ from training.demo.tiny_kontext import write_pictures
 from training.prepare import main as prepare
 from training.sample import main as sample
 from training.train import main as train
-from training.train import train as train_run
 
 REFERENCE_NAME = re.compile(
     r"transformer\.(single_)?transformer_blocks\.\d+\..+\.(lora_A|lora_B|lora_keys|att_lora_to_q\.weight)"
@@ -83,12 +82,3 @@ def test_mistakes_end_with_one_message_and_exit_code_two(capsys):
     told = capsys.readouterr().err
     assert told.startswith("error: Expected")
     assert "Traceback" not in told
-
-
-def test_ready_made_triplets_train_and_settings_without_effect_are_told(tiny_config, tiny_parts, tmp_path, caplog):
-    folder, index = tmp_path / "reference", tmp_path / "triplets.jsonl"
-    assert prepare(["export-reference", str(tiny_parts / "pairs.jsonl"), "--out", str(folder), "--format", "png"]) == 0
-    assert prepare(["reference", str(folder), "--out", str(index)]) == 0
-    config = tiny_config(f"data.index={index}", "run.steps=2", "data.pairing='i<j'", "data.hold_out_tasks=0")
-    assert train_run(config).step == 2
-    assert "no effect on an index of triplets: data.pairing\n" in caplog.text

@@ -1,4 +1,4 @@
-"""`python -m training.prepare`, as a user calls it: from folders to an index, its check, its split, its export."""
+"""`python -m training.prepare`, as a user calls it: from folders to an index, its check, its split."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.training.data.pair_images import paint, truncate, write_pair
-from training.data.index import PairIndex, TripletIndex
-from training.prepare import build_parser, main
+from training.data.index import PairIndex
+from training.prepare import main
 
-COMMANDS = ("folders", "strips", "relation252k", "reference", "hf", "webdataset", "check", "split", "export-reference")
+COMMANDS = ("folders", "strips", "relation252k", "reference", "hf", "webdataset", "check", "split")
 
 
 @pytest.fixture
@@ -72,7 +72,12 @@ def test_named_tasks_are_held_out_to_another_file(pictures: Path, capsys: pytest
     index, other = pictures / "pairs.jsonl", pictures / "split.jsonl"
     prepare("folders", pictures, "--out", index)
     before = index.read_bytes()
-    assert prepare("split", index, "--out", other, "--hold-out-tasks", "ink", "snow", "--split", "test") == 0
+    assert (
+        prepare(
+            "split", index, "--out", other, "--hold-out-tasks", "ink", "--hold-out-tasks", "snow", "--split", "test"
+        )
+        == 0
+    )
     assert "held-out tasks: ink, snow" in capsys.readouterr().out
     assert index.read_bytes() == before
     assert prepare("split", index, "--hold-out-tasks", "inc") == 2
@@ -148,42 +153,7 @@ def test_an_import_lists_bad_files_and_stop_writes_nothing(pictures: Path, capsy
     assert said.out.startswith("11 pair(s)")
 
 
-def test_an_export_comes_back_as_triplets(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index, out = pictures / "pairs.jsonl", pictures.parent / "reference"
-    prepare("folders", pictures, "--out", index)
-    assert prepare("export-reference", index, "--out", out, "--per-task", "2") == 0
-    assert f"6 analogies → {out}" in capsys.readouterr().out
-    assert prepare("reference", out, "--out", out / "triplets.jsonl") == 0
-    triplets = TripletIndex.read_index(out / "triplets.jsonl").records
-    assert Counter(record.task for record in triplets) == {"night": 2, "snow": 2, "ink": 2}
-    assert prepare("check", out / "triplets.jsonl") == 0
-    truncate(triplets[0].control)
-    assert prepare("check", out / "triplets.jsonl") == 1
-    assert "damaged" in capsys.readouterr().out
-
-
-def test_triplets_are_split_and_written_back(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index, out = pictures / "pairs.jsonl", pictures.parent / "reference"
-    prepare("folders", pictures, "--out", index)
-    prepare("export-reference", index, "--out", out)
-    triplets = out / "triplets.jsonl"
-    prepare("reference", out, "--out", triplets)
-    before = TripletIndex.read_index(triplets).records
-    before[0].target.write_bytes(b"no picture any more")
-    capsys.readouterr()
-    assert prepare("split", triplets, "--hold-out-tasks", "ink", "--hold-out-pairs", "1") == 0
-    said = capsys.readouterr()
-    assert "held-out tasks: ink" in said.out
-    assert "6 train triplet(s), 12 val triplet(s)" in said.out
-    assert "not held out: 1 triplet(s) that cannot be used" in said.err
-    after = TripletIndex.read_index(triplets).records
-    assert [record.id for record in after] == [record.id for record in before]
-    assert {record.task for record in after if record.split == "val"} == {"ink", "night", "snow"}
-    assert prepare("check", triplets, "--quick") == 1
-    assert prepare("split", triplets, "--hold-out-tasks", "inc") == 2
-
-
-def test_tasks_without_pairs_to_spare_are_told(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tasks_without_pairs_to_spare_are_reported(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in (2, 3):
         for side in ("before", "after"):
             (pictures / "ink" / f"{number:04d}_{side}.png").unlink()
@@ -214,58 +184,37 @@ def test_strips_and_relation252k_are_commands(tmp_path: Path, capsys: pytest.Cap
     ("words", "told"),
     [
         (("folders", "{tmp}/nothing", "--out", "{tmp}/x.jsonl"), "a folder with"),
-        (("folders", "{tmp}", "--out", "{tmp}/x.jsonl"), "nothing usable"),
+        (("folders", "{tmp}", "--out", "{tmp}/x.jsonl"), "no usable images"),
         (("check", "{tmp}/nothing.jsonl"), "There is no file"),
         (("webdataset", "{tmp}", "--pictures", "{tmp}/p", "--out", "{tmp}/x.jsonl"), "tar file"),
-        (("reference", "{tmp}", "--out", "{tmp}/x.jsonl"), "control"),
+        (("reference", "{tmp}", "--pictures", "{tmp}/p", "--out", "{tmp}/x.jsonl"), "control"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(
+def test_an_error_is_one_line_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
 ) -> None:
     assert prepare(*(word.format(tmp=tmp_path) for word in words)) == 2
     error = capsys.readouterr().err
     assert told in error
-    assert error.startswith("prepare: ")
+    assert error.startswith("error: ")
     assert error.count("\n") == 1
 
 
-def test_an_unwritable_index_is_told(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unwritable_index_is_reported(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare("folders", pictures, "--out", pictures / "no" / "such" / "pairs.jsonl") == 2
-    assert "to be able to write" in capsys.readouterr().err
+    assert "pairs.jsonl" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
-    assert caught.value.code == 0
-    assert f"example:\n  python -m training.prepare {command} " in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_examples_parse(command: str) -> None:
-    parser = build_parser()
-    subparsers = next(action for action in parser._actions if action.dest == "==SUPPRESS==" or action.choices)
-    epilog = subparsers.choices[command].epilog
-    examples = [line.strip() for line in epilog.splitlines() if "python -m training.prepare" in line]
-    assert examples
-    for example in examples:
-        parser.parse_args(example.removeprefix("python -m training.prepare ").replace("'", "").split())
+    assert prepare(command, "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"example: python -m training.prepare {command} " in text
 
 
 @pytest.mark.parametrize("words", [[], ["folder"], ["check"], ["split", "x", "--hold-out-pairs", "-1"]])
 def test_unknown_words_end_with_code_2(words: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(words)
-    assert caught.value.code == 2
-
-
-def test_it_runs_as_a_module(pictures: Path) -> None:
-    command = [sys.executable, "-m", "training.prepare", "folders", str(pictures), "--out", str(pictures / "p.jsonl")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("12 pair(s)")
+    assert prepare(*words) == 2
 
 
 def test_a_terminal_without_some_characters_gets_others_and_nothing_fails(pictures: Path) -> None:

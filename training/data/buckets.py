@@ -1,6 +1,6 @@
-"""Cells: the few picture sizes that training uses, and which of them a picture gets.
+"""Cells: the few image sizes that training uses, and which of them an image gets.
 
-All four pictures of a quadruplet fill cells of one size; a batch has one cell size. Cell sides are multiples of
+All four images of a quadruplet fill cells of one size; a batch has one cell size. Cell sides are multiples of
 16 px (VAE 8 × patch 2), so no transformer token straddles two cells. Bucket of an aspect: the nearest on a log scale.
 """
 
@@ -21,7 +21,7 @@ ASPECT_TOLERANCE = 1.15
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """Size of one picture within the 2×2 grid, in pixels."""
+    """Size of one image within the 2×2 grid, in pixels."""
 
     width: int
     height: int
@@ -38,15 +38,12 @@ def cell_buckets(resolution_px: int) -> tuple[Cell, ...]:
     Short side: resolution ÷ √format, rounded to 16; long side: the largest multiple of 16 that keeps the area
     within resolution². For 256: 256×256, 288×224, 304×208, 336×192 and the last three upright.
 
-    Args:
-        resolution_px: side of the square cell, a multiple of 16 (the grid is twice as wide and high).
-    Raises: DataError: for any other number.
+    Raises: DataError: unless the resolution, the side of the square cell, is a positive multiple of 16.
     """
     if resolution_px < SIDE_MULTIPLE_PX or resolution_px % SIDE_MULTIPLE_PX:
         raise DataError(
-            expected=f"a cell resolution that is a positive multiple of {SIDE_MULTIPLE_PX} px",
-            got=f"{resolution_px}",
-            remedy="Use 256 (the paper's 512 px grid), 384 or 512, for example.",
+            f"The cell resolution is {resolution_px} px, not a positive multiple of {SIDE_MULTIPLE_PX}. Use 256 (the "
+            "paper's 512 px grid), 384 or 512, for example."
         )
     sizes: set[tuple[int, int]] = set()
     for ratio in _FORMATS:
@@ -72,5 +69,5 @@ def aspects_match(first: float, second: float) -> bool:
 
 
 def is_odd_aspect(aspect: float) -> bool:
-    """Whether a picture is longer than 16:9 by 15 % or more, so that no bucket keeps its ends."""
+    """Whether an image is longer than 16:9 by 15 % or more, so that no bucket keeps its ends."""
     return not aspects_match(max(aspect, 1 / aspect), min(max(aspect, 1 / aspect), _FORMATS[-1]))

@@ -1,4 +1,4 @@
-"""Look at every pair of an index before training and list whatever is wrong, file by file.
+"""Check every pair of an index before training and list whatever is wrong, file by file.
 
 Errors (the pair is not used): missing, unreadable, damaged, too-large, wrong-mode, changed, odd-aspect, mismatch,
 duplicate, few-pairs, no-partner. Warnings (it is used): identical, small, shared.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -23,12 +23,12 @@ from lorweb_core.files import open_regular
 from lorweb_core.images import MAX_PIXELS, ImageFileError, read_image, read_image_size
 
 from .buckets import aspects_match, cell_buckets, is_odd_aspect, nearest_bucket
-from .index import OnBadData, PairRecord, Problem, RecordT, TripletRecord, errors_among, stop_if_wanted
+from .index import OnBadData, PairRecord, Problem, errors_among, stop_if_wanted
 from .pairing import partner_ranges, positions_by_task
 
 T = TypeVar("T")
 R = TypeVar("R")
-#: Pictures whose area is less than this share of the cell's look soft when enlarged.
+#: Images whose area is less than this share of the cell's look soft when enlarged.
 _SMALL_AREA = 0.5
 
 
@@ -43,16 +43,14 @@ def check_pairs(
     """Everything that is wrong with these pairs.
 
     Args:
-        records: every pair of the index.
-        resolution_px: of a cell; for the warning about small pictures and for partners of fitting shape.
-        decode: read every file in full (about 100 pictures a second and core) and compare its hash with the index;
-            False looks at the headers only.
-        max_pixels: larger pictures are errors.
-        show_progress: draw a progress bar.
+        resolution_px: of a cell; for the warning about small images and for partners of fitting shape.
+        decode: read every file in full (about 100 images a second and core) and compare its hash with the index;
+            False reads the headers only.
+        max_pixels: larger images are errors.
     Returns: problems of files first, then duplicates, then tasks.
     """
-    look = partial(_problems_of_pair, resolution_px=resolution_px, decode=decode, max_pixels=max_pixels)
-    found = [problem for problems in in_threads(look, records, show_progress, "checking") for problem in problems]
+    check = partial(_problems_of_pair, resolution_px=resolution_px, decode=decode, max_pixels=max_pixels)
+    found = [problem for problems in in_threads(check, records, show_progress, "checking") for problem in problems]
     found += _duplicates(records)
     return found + task_problems(without_errors(records, found), resolution_px=resolution_px)
 
@@ -62,18 +60,12 @@ def usable_pairs(
     *,
     on_bad_data: OnBadData = "skip",
     resolution_px: int = 256,
-    decode: bool = False,
-    max_pixels: int = MAX_PIXELS,
 ) -> tuple[list[PairRecord], list[Problem]]:
-    """The pairs to train with and everything that was found; what a run calls before it starts.
+    """The pairs to train with and all problems, by their headers; what a run calls before it starts.
 
-    Args:
-        records: every pair of the index.
-        on_bad_data: `skip` leaves pairs with errors out, `stop` refuses them all.
-        resolution_px, decode, max_pixels: see `check_pairs`; by default only headers are read.
     Raises: DataError: with `stop` when there is any error, and whenever nothing usable is left.
     """
-    problems = check_pairs(records, resolution_px=resolution_px, decode=decode, max_pixels=max_pixels)
+    problems = check_pairs(records, resolution_px=resolution_px, decode=False)
     stop_if_wanted(problems, on_bad_data)
     usable = without_errors(records, problems)
     if not usable:
@@ -81,35 +73,7 @@ def usable_pairs(
     return usable, problems
 
 
-def check_triplets(
-    records: Sequence[TripletRecord], *, decode: bool = True, max_pixels: int = MAX_PIXELS, show_progress: bool = False
-) -> list[Problem]:
-    """Everything that is wrong with these ready-made analogies; see `check_pairs`."""
-
-    def look(record: TripletRecord) -> list[Problem]:
-        try:
-            for path in (record.control, record.target):
-                (read_image if decode else read_image_size)(path, max_pixels=max_pixels)
-        except ImageFileError as error:
-            return [_from_error(error, record.id)]
-        return []
-
-    return [p for problems in in_threads(look, records, show_progress, "checking") for p in problems]
-
-
-def usable_triplets(records: Sequence[TripletRecord]) -> tuple[list[TripletRecord], list[Problem]]:
-    """The triplets whose headers can be read and everything that was found; see `usable_pairs`.
-
-    Raises: DataError: when nothing usable is left.
-    """
-    problems = check_triplets(records, decode=False)
-    usable = without_errors(records, problems)
-    if not usable:
-        stop_if_wanted(problems, "stop")
-    return usable, problems
-
-
-def without_errors(records: Sequence[RecordT], problems: Iterable[Problem]) -> list[RecordT]:
+def without_errors(records: Sequence[PairRecord], problems: Iterable[Problem]) -> list[PairRecord]:
     """The records that no error is about."""
     broken = {problem.pair_id for problem in errors_among(list(problems))}
     return [record for record in records if record.id not in broken]
@@ -137,10 +101,7 @@ def task_problems(records: Sequence[PairRecord], *, resolution_px: int = 256) ->
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """SHA-256 over the bytes of the files, one after the other.
-
-    Raises: OSError: when one of them cannot be read.
-    """
+    """SHA-256 over the bytes of the files, one after the other; OSError when one cannot be read."""
     digest = hashlib.sha256()
     for path in paths:
         with open_regular(path) as file:
@@ -163,49 +124,39 @@ def in_threads(function: Callable[[T], R], items: Sequence[T], show_progress: bo
 
 
 def _problems_of_pair(record: PairRecord, *, resolution_px: int, decode: bool, max_pixels: int) -> list[Problem]:
+    files, is_identical = files_of(record), False
+
+    def problem(kind: str, reason: str, severity: Literal["error", "warning"] = "error") -> Problem:
+        return Problem(str(record.after), kind, reason, severity, record.id)
+
     try:
-        sizes = [read_image_size(path, max_pixels=max_pixels) for path in files_of(record)]
+        sizes = [read_image_size(path, max_pixels=max_pixels) for path in files]
         if decode:
-            for path in files_of(record):
+            for path in files:
                 read_image(path, max_pixels=max_pixels)
-        content_problems = _content_problems(record) if decode else []
+            if record.sha256 and hash_files(files) != record.sha256:
+                return [problem("changed", "its bytes differ from those in the index; import again")]
+            is_identical = not record.strip and filecmp.cmp(record.before, record.after, shallow=False)
     except ImageFileError as error:
-        return [_from_error(error, record.id)]
+        return [Problem(str(error.path), error.kind, error.reason, pair_id=record.id)]
     except OSError as error:  # it went away while being read
         return [Problem(str(error.filename), "unreadable", error.strerror or str(error), pair_id=record.id)]
-    if any(problem.severity == "error" for problem in content_problems):
-        return content_problems  # another picture than the one imported: its shape is beside the point
     if record.strip:
         sizes = [(sizes[0][0] // 2, sizes[0][1])] * 2
-    return _shape_problems(record, sizes, resolution_px) + content_problems
-
-
-def _shape_problems(record: PairRecord, sizes: list[tuple[int, int]], resolution_px: int) -> list[Problem]:
-    """Problems that sizes tell: of the before and after picture, (width, height)."""
     (before_width, before_height), (width, height) = sizes
-    name, found = str(record.after), []
+    size = f"{width} × {height}"
     if (width, height) != (record.width, record.height):
-        reason = f"{width} × {height}, but {record.width} × {record.height} in the index; import again"
-        return [Problem(name, "changed", reason, pair_id=record.id)]
+        return [problem("changed", f"{size}, but {record.width} × {record.height} in the index; import again")]
+    found = []
     if is_odd_aspect(width / height):
-        reason = f"{width} × {height} is longer than 16:9 by more than 15 %; crop it"
-        found.append(Problem(name, "odd-aspect", reason, pair_id=record.id))
+        found.append(problem("odd-aspect", f"{size} is longer than 16:9 by more than 15 %; crop it"))
     if not aspects_match(before_width / before_height, width / height):
-        reason = f"before is {before_width} × {before_height}, after is {width} × {height}"
-        found.append(Problem(name, "mismatch", reason, pair_id=record.id))
+        found.append(problem("mismatch", f"before is {before_width} × {before_height}, after is {size}"))
     if width * height < _SMALL_AREA * resolution_px**2:
-        reason = f"{width} × {height} has less than half the pixels of a {resolution_px} px cell"
-        found.append(Problem(name, "small", reason, "warning", record.id))
+        found.append(problem("small", f"{size} has less than half the pixels of a {resolution_px} px cell", "warning"))
+    if is_identical:
+        found.append(problem("identical", "before and after are the same file", "warning"))
     return found
-
-
-def _content_problems(record: PairRecord) -> list[Problem]:
-    name = str(record.after)
-    if record.sha256 and hash_files(files_of(record)) != record.sha256:
-        return [Problem(name, "changed", "its bytes differ from those in the index; import again", pair_id=record.id)]
-    if not record.strip and filecmp.cmp(record.before, record.after, shallow=False):
-        return [Problem(name, "identical", "before and after are the same file", "warning", record.id)]
-    return []
 
 
 def _duplicates(records: Sequence[PairRecord]) -> list[Problem]:
@@ -217,7 +168,7 @@ def _duplicates(records: Sequence[PairRecord]) -> list[Problem]:
     found = []
     for first, *others in groups.values():
         for other in others:
-            reason = f"same pictures as {first.id} ({first.after})"
+            reason = f"same images as {first.id} ({first.after})"
             if other.task != first.task and other.split == first.split:
                 found.append(Problem(str(other.after), "shared", f"{reason}, of another task", "warning", other.id))
             else:
@@ -227,7 +178,3 @@ def _duplicates(records: Sequence[PairRecord]) -> list[Problem]:
                     Problem(str(other.after), "duplicate", reason + leak, "error" if leaks else "left out", other.id)
                 )
     return found
-
-
-def _from_error(error: ImageFileError, pair_id: str) -> Problem:
-    return Problem(str(error.path), error.kind, error.reason, pair_id=pair_id)

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from lorweb_core.grid import tile_2x2
-from lorweb_core.images import MAX_PIXELS, read_image
+from lorweb_core.images import read_image
 
 from .buckets import Cell
 from .index import PairRecord
@@ -17,18 +17,12 @@ from .index import PairRecord
 DECODE_AT_LEAST_PX = 1024
 
 
-def load_pair(
-    record: PairRecord, *, max_pixels: int = MAX_PIXELS, at_least_px: int | None = DECODE_AT_LEAST_PX
-) -> tuple[Image.Image, Image.Image]:
-    """The before and after picture of a pair, upright and RGB.
-
-    Raises: ImageFileError: when either file cannot be used.
-    """
+def load_pair(record: PairRecord, *, at_least_px: int = DECODE_AT_LEAST_PX) -> tuple[Image.Image, Image.Image]:
+    """The before and after image of a pair, upright and RGB; ImageFileError when either cannot be used."""
     if not record.strip:
-        before = read_image(record.before, max_pixels=max_pixels, at_least_px=at_least_px)
-        return before, read_image(record.after, max_pixels=max_pixels, at_least_px=at_least_px)
-    whole_px = None if at_least_px is None else 2 * at_least_px
-    return cut_strip(read_image(record.before, max_pixels=max_pixels, at_least_px=whole_px))
+        before = read_image(record.before, at_least_px=at_least_px)
+        return before, read_image(record.after, at_least_px=at_least_px)
+    return cut_strip(read_image(record.before, at_least_px=2 * at_least_px))
 
 
 def cut_strip(strip: Image.Image) -> tuple[Image.Image, Image.Image]:
@@ -38,12 +32,9 @@ def cut_strip(strip: Image.Image) -> tuple[Image.Image, Image.Image]:
     return strip.crop((0, 0, half, strip.height)), strip.crop((right, 0, right + half, strip.height))
 
 
-def fit_cell(picture: Image.Image, cell: Cell) -> np.ndarray:
-    """The center crop of a picture in the cell's aspect, resized once (Lanczos).
-
-    Returns: uint8 [height, width, 3], RGB.
-    """
-    return np.asarray(ImageOps.fit(picture, (cell.width, cell.height), method=Image.Resampling.LANCZOS))
+def fit_cell(image: Image.Image, cell: Cell) -> np.ndarray:
+    """The center crop of an image in the cell's aspect, resized once (Lanczos): uint8 [height, width, 3], RGB."""
+    return np.asarray(ImageOps.fit(image, (cell.width, cell.height), method=Image.Resampling.LANCZOS))
 
 
 def tile_grid(top_left: np.ndarray, top_right: np.ndarray, bottom_left: np.ndarray, bottom_right: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""Quadruplets for a torch DataLoader: pictures read, fitted and tiled.
+"""Quadruplets for a torch DataLoader: images read, fitted and tiled.
 
     target = a | a'     context = a | a'
              b | b'               b | b
@@ -7,13 +7,13 @@
     sampler = BucketBatchSampler(dataset, batch_size=6, rank=rank, world_size=world_size)
     loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate_quadruplets, num_workers=4)
 
-What is drawn is `drawing`'s subject. The image encoder gets the whole pictures (as the nodes do), not the cells.
+`pairing` chooses what is read. The image encoder gets the whole images (as in the nodes), not the cells.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lorweb_core.errors import ImageError
-from lorweb_core.images import MAX_PIXELS, ImageFileError
+from lorweb_core.images import ImageFileError
 from lorweb_core.preprocessing import Preprocessing, fit_picture
 
 from .buckets import Cell, cell_buckets
@@ -33,13 +33,13 @@ from .pairing import DrawSettings, Quadruplet, QuadrupletDrawer, all_captions
 
 logger = logging.getLogger(__name__)
 
-#: So many broken draws in a row mean that the data are gone, not that a picture is broken.
+#: After so many broken images in a row the data are gone, not an image broken.
 MAX_ATTEMPTS = 20
 Item: TypeAlias = dict[str, Any]
 
 
-class BrokenPictureError(ImageError):
-    """A picture broke during training and `on_bad_data` is `stop`.
+class BrokenImageError(ImageError):
+    """An image broke during training and `on_bad_data` is `stop`.
 
     A DataLoader raises a worker's error again from its printed traceback alone; the last line of that is kept.
     """
@@ -58,20 +58,18 @@ class DrawKey(NamedTuple):
 
 
 class QuadrupletDataset(Dataset[Item]):
-    """Training items, drawn anew in every epoch; map-style, indexed by `DrawKey` (see `BucketBatchSampler`).
+    """Training items, chosen anew in every epoch; map-style, indexed by `DrawKey` (see `BucketBatchSampler`).
 
-    An item is a dict: `target` and `context` uint8 [3, 2h, 2w]; `images` uint8 [3, S, S, 3], the pictures a, a', b
-    as the encoder sees them (absent without `preprocessing`); `image_keys`, their three names in a cache; `caption`;
-    `task`; `pair_a`, `pair_b` (ids); `skipped`, one line per broken picture that was replaced by another draw.
+    An item is a dict: `target` and `context` uint8 [3, 2h, 2w]; `images` uint8 [3, S, S, 3], a, a' and b as the encoder
+    sees them (absent without `preprocessing`); `image_keys`, their three names in a cache; `caption`; `task`;
+    `pair_a`, `pair_b` (ids); `skipped`, one line per broken image that was replaced.
 
     Args:
-        records: pairs to draw from; pass those of the split `train`.
-        settings: see `DrawSettings`.
+        records: pairs of the split `train`.
         resolution_px: cells have about resolution² pixels; the grid has four times that.
         preprocessing: of the image encoder, or None when embeddings come from a cache.
-        on_bad_data: a broken picture is replaced by another draw of the same cell size, or stops the run.
-        max_pixels: larger pictures count as broken.
-    Raises: DataError: when nothing can be drawn from these records.
+        on_bad_data: replace a quadruplet with a broken image by another one of the same cell size, or stop the run.
+    Raises: DataError: when these records give no quadruplet.
     """
 
     def __init__(
@@ -82,12 +80,11 @@ class QuadrupletDataset(Dataset[Item]):
         resolution_px: int = 256,
         preprocessing: Preprocessing | None = None,
         on_bad_data: OnBadData = "skip",
-        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.records = tuple(records)
         self.buckets = cell_buckets(resolution_px)
         self.drawer = QuadrupletDrawer(self.records, self.buckets, settings)
-        self.preprocessing, self.on_bad_data, self.max_pixels = preprocessing, on_bad_data, max_pixels
+        self.preprocessing, self.on_bad_data = preprocessing, on_bad_data
 
     def __len__(self) -> int:
         """Items of an epoch: as many as there are pairs (each is b once on average when α = 1)."""
@@ -95,16 +92,25 @@ class QuadrupletDataset(Dataset[Item]):
 
     def __getitem__(self, key: DrawKey | tuple[int, int, int]) -> Item:
         epoch, place, bucket = key
-
-        def read(attempt: int) -> Item:
+        skipped: list[str] = []
+        for attempt in range(MAX_ATTEMPTS):
             quadruplet = self.drawer.draw(epoch, place, bucket, attempt=attempt)
             cell = self.buckets[quadruplet.bucket]
-            return read_quadruplet(self.records, quadruplet, cell, self.preprocessing, max_pixels=self.max_pixels)
-
-        return read_or_replace(read, self.on_bad_data)
+            try:
+                item = read_quadruplet(self.records, quadruplet, cell, self.preprocessing)
+            except ImageFileError as error:
+                if self.on_bad_data == "stop":
+                    raise BrokenImageError(str(error)) from error
+                skipped.append(f"{error.path}: {error.kind}: {error.reason}")
+            else:
+                return {**item, "skipped": skipped}
+        raise BrokenImageError(
+            f"{MAX_ATTEMPTS} quadruplets in a row could not be read, the last one because of {skipped[-1]}. Check that "
+            "the data's disk is still connected, then run `python -m training.prepare check`."
+        )
 
     def draw_bucket(self, epoch: int, batch: int) -> int:
-        """The cell size of a whole batch; what `BucketBatchSampler` asks for."""
+        """The cell size of a whole batch."""
         return self.drawer.draw_bucket(epoch, batch)
 
     def captions(self) -> tuple[str, ...]:
@@ -115,7 +121,7 @@ class QuadrupletDataset(Dataset[Item]):
 class FixedQuadrupletDataset(Dataset[Item | None]):
     """The items of a fixed list (see `splits.fixed_quadruplets`), by position; for validation.
 
-    A broken picture gives None with `skip` (`collate_quadruplets` leaves it out) and raises with `stop`.
+    A broken image gives None with `skip` (`collate_quadruplets` leaves it out) and raises with `stop`.
     """
 
     def __init__(
@@ -126,11 +132,10 @@ class FixedQuadrupletDataset(Dataset[Item | None]):
         resolution_px: int = 256,
         preprocessing: Preprocessing | None = None,
         on_bad_data: OnBadData = "skip",
-        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.records, self.quadruplets = tuple(records), tuple(quadruplets)
         self.buckets = cell_buckets(resolution_px)
-        self.preprocessing, self.on_bad_data, self.max_pixels = preprocessing, on_bad_data, max_pixels
+        self.preprocessing, self.on_bad_data = preprocessing, on_bad_data
 
     def __len__(self) -> int:
         return len(self.quadruplets)
@@ -139,10 +144,10 @@ class FixedQuadrupletDataset(Dataset[Item | None]):
         chosen = self.quadruplets[position]
         cell = self.buckets[chosen.bucket]
         try:
-            return read_quadruplet(self.records, chosen, cell, self.preprocessing, max_pixels=self.max_pixels)
+            return read_quadruplet(self.records, chosen, cell, self.preprocessing)
         except ImageFileError as error:
             if self.on_bad_data == "stop":
-                raise BrokenPictureError(str(error)) from error
+                raise BrokenImageError(str(error)) from error
             logger.warning("validation item %d is left out: %s", position, error)
             return None
 
@@ -150,32 +155,21 @@ class FixedQuadrupletDataset(Dataset[Item | None]):
 class BucketBatchSampler:
     """Endless batches of `DrawKey`s, one cell size per batch over all ranks, as a pure function of the batch number.
 
-    Batch n of an epoch is the same whatever the number of ranks; every rank takes its own slice of it. To resume
-    after k batches in total, build the sampler with `start=k`: there is no other state.
+    Batch n of an epoch is the same whatever the number of ranks; every rank takes its own slice of it.
 
     Args:
-        dataset: anything with `draw_bucket(epoch, batch)` and a length (the items of an epoch).
-        batch_size: of all ranks together, per optimizer update.
-        rank: of this process.
-        world_size: how many processes share a batch; must divide `batch_size`.
-        start: how many batches were used before.
+        batch_size: of all ranks together, per optimizer update; a multiple of `world_size`.
+        start: how many batches were used before; resuming needs nothing else.
     Raises: DataError: when `batch_size` cannot be shared equally.
     """
 
     def __init__(
-        self,
-        dataset: QuadrupletDataset | Any,  # noqa: ANN401 (any drawing dataset; torch asks for no base class)
-        *,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        start: int = 0,
+        self, dataset: QuadrupletDataset, *, batch_size: int, rank: int = 0, world_size: int = 1, start: int = 0
     ) -> None:
         if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
             raise DataError(
-                expected="a batch size that all processes can share equally",
-                got=f"{batch_size} for rank {rank} of {world_size}",
-                remedy="Set batch_size to a multiple of the number of processes.",
+                f"A batch size of {batch_size} cannot be shared equally (rank {rank} of {world_size} processes). "
+                "Set run.batch_size to a multiple of the number of processes."
             )
         self.dataset, self.batch_size, self.start = dataset, batch_size, start
         share = batch_size // world_size
@@ -199,22 +193,17 @@ class BucketBatchSampler:
 
 
 def read_quadruplet(
-    records: Sequence[PairRecord],
-    quadruplet: Quadruplet,
-    cell: Cell,
-    preprocessing: Preprocessing | None,
-    *,
-    max_pixels: int = MAX_PIXELS,
+    records: Sequence[PairRecord], quadruplet: Quadruplet, cell: Cell, preprocessing: Preprocessing | None
 ) -> Item:
-    """Read the four pictures of a quadruplet and build its item (see `QuadrupletDataset`).
+    """The item of a quadruplet (see `QuadrupletDataset`).
 
-    Raises: ImageFileError: when one of the files cannot be used.
+    Raises: ImageFileError: when one of its four images cannot be used.
     """
     record_a, record_b = records[quadruplet.a], records[quadruplet.b]
     enough_px = max(DECODE_AT_LEAST_PX, 2 * cell.width, 2 * cell.height)
-    a, a_prime = load_pair(record_a, max_pixels=max_pixels, at_least_px=enough_px)
-    b, b_prime = load_pair(record_b, max_pixels=max_pixels, at_least_px=enough_px)
-    cell_a, cell_a_prime, cell_b = (fit_cell(picture, cell) for picture in (a, a_prime, b))
+    a, a_prime = load_pair(record_a, at_least_px=enough_px)
+    b, b_prime = load_pair(record_b, at_least_px=enough_px)
+    cell_a, cell_a_prime, cell_b = (fit_cell(image, cell) for image in (a, a_prime, b))
     item: Item = {
         "target": tile_grid(cell_a, cell_a_prime, cell_b, fit_cell(b_prime, cell)),
         "context": tile_grid(cell_a, cell_a_prime, cell_b, cell_b),
@@ -226,32 +215,13 @@ def read_quadruplet(
         "skipped": [],
     }
     if preprocessing is not None:
-        item["images"] = torch.stack([fit_for_encoder(picture, preprocessing) for picture in (a, a_prime, b)])
+        item["images"] = torch.stack([fit_for_encoder(image, preprocessing) for image in (a, a_prime, b)])
     return item
 
 
-def fit_for_encoder(picture: Image.Image, preprocessing: Preprocessing) -> Tensor:
-    """One RGB picture as the image encoder sees it, uint8 [S, S, 3]."""
-    return torch.from_numpy(np.array(fit_picture(picture, preprocessing)))
-
-
-def read_or_replace(read: Callable[[int], Item], on_bad_data: OnBadData) -> Item:
-    """The first readable item of `read(0)`, `read(1)`, …, with the broken ones named under `skipped`.
-
-    Raises: BrokenPictureError: with `stop` at the first, with `skip` after `MAX_ATTEMPTS` broken draws in a row.
-    """
-    skipped: list[str] = []
-    for attempt in range(MAX_ATTEMPTS):
-        try:
-            return {**read(attempt), "skipped": skipped}
-        except ImageFileError as error:
-            if on_bad_data == "stop":
-                raise BrokenPictureError(str(error)) from error
-            skipped.append(f"{error.path}: {error.kind}: {error.reason}")
-    raise BrokenPictureError(
-        f"Expected readable pictures; got {MAX_ATTEMPTS} broken draws in a row, the last one {skipped[-1]}. "
-        "Check that the data's disk is still connected, then run `python -m training.prepare check`."
-    )
+def fit_for_encoder(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """One RGB image as the image encoder sees it, uint8 [S, S, 3]."""
+    return torch.from_numpy(np.array(fit_picture(image, preprocessing)))
 
 
 def collate_quadruplets(items: Sequence[Item | None]) -> dict[str, Any]:
@@ -267,21 +237,11 @@ def collate_quadruplets(items: Sequence[Item | None]) -> dict[str, Any]:
     }
 
 
-# Every picture of a pair index once, as the image encoder sees it: what a cache of image embeddings is filled from.
-#
-# loader = DataLoader(EncoderPictures(records, preprocessing), batch_size=32, collate_fn=collate_quadruplets)
-# for batch in loader:   # keys: 32 × [before, after]; images uint8 [32, 2, S, S, 3]
-
-
 class EncoderPictures(Dataset[Item | None]):
-    """Per pair `keys` [before, after] and `images` uint8 [2, S, S, 3]; None for a broken picture with `skip`.
+    """Every image of a pair index once, as the image encoder sees it; a cache of embeddings is filled from it.
 
-    Args:
-        records: pairs of every split that is used.
-        preprocessing: of the image encoder.
-        known: keys that the cache already holds; pairs of which both are known are left out.
-        on_bad_data: see `QuadrupletDataset`.
-        max_pixels: larger pictures count as broken.
+    Per pair `keys` [before, after] and `images` uint8 [2, S, S, 3]; None for a broken image with `skip`. Pairs of which
+    both keys are `known` are left out.
     """
 
     def __init__(
@@ -291,12 +251,11 @@ class EncoderPictures(Dataset[Item | None]):
         *,
         known: Collection[str] = (),
         on_bad_data: OnBadData = "skip",
-        max_pixels: int = MAX_PIXELS,
     ) -> None:
         held = set(known)
         wanted = {r.before_key + r.after_key: r for r in records if not {r.before_key, r.after_key} <= held}
         self.records = tuple(wanted.values())
-        self.preprocessing, self.on_bad_data, self.max_pixels = preprocessing, on_bad_data, max_pixels
+        self.preprocessing, self.on_bad_data = preprocessing, on_bad_data
 
     def __len__(self) -> int:
         return len(self.records)
@@ -304,11 +263,11 @@ class EncoderPictures(Dataset[Item | None]):
     def __getitem__(self, position: int) -> Item | None:
         record = self.records[position]
         try:
-            pictures = load_pair(record, max_pixels=self.max_pixels)
+            images = load_pair(record)
         except ImageFileError as error:
             if self.on_bad_data == "stop":
-                raise BrokenPictureError(str(error)) from error
+                raise BrokenImageError(str(error)) from error
             logger.warning("no embedding for %s: %s: %s", error.path, error.kind, error.reason)
             return None
-        images = torch.stack([fit_for_encoder(picture, self.preprocessing) for picture in pictures])
-        return {"keys": [record.before_key, record.after_key], "images": images}
+        fitted = torch.stack([fit_for_encoder(image, self.preprocessing) for image in images])
+        return {"keys": [record.before_key, record.after_key], "images": fitted}

@@ -36,10 +36,9 @@ class TensorCache:
     """A mapping from keys to CPU tensors, kept on disk.
 
     Args:
-        folder: of all caches.
         fingerprint: everything that the tensors depend on besides their key (`kind`, model files, resolution, dtype,
             crop rule); another fingerprint is another cache.
-        shard_entries: tensors per file; that many are written without asking.
+        shard_entries: tensors per file; so many pending ones are written without `flush`.
     Raises: OutputError: when the folder cannot be written.
     """
 
@@ -97,19 +96,13 @@ class TensorCache:
         return None
 
     def put(self, key: str, tensor: Tensor) -> None:
-        """Hold a copy of a tensor; it is on disk after `flush`, or when a shard is full.
-
-        Raises: OutputError: when a full shard cannot be written; what is pending stays pending.
-        """
+        """Hold a copy of a tensor; it is on disk after `flush`, or when a shard is full (see `flush` for errors)."""
         self._pending[key] = tensor.detach().to("cpu", copy=True).contiguous()
         if len(self._pending) >= self.shard_entries:
             self.flush()
 
     def flush(self) -> None:
-        """Write everything pending.
-
-        Raises: OutputError: when it cannot be written; it stays pending and no partial file is left.
-        """
+        """Write everything pending; OutputError when that fails: it stays pending and no partial file is left."""
         if not self._pending:
             return
         checksums = {key: _checksum(key, tensor) for key, tensor in self._pending.items()}

@@ -1,7 +1,4 @@
-"""From the data part of a configuration to what a run draws from: training items, fixed analogies, prompts.
-
-Pair indices give fresh quadruplets every epoch; the reference's triplet indices give their fixed ones.
-"""
+"""From the data part of a configuration to what a run draws from: training items, fixed analogies, prompts."""
 
 from __future__ import annotations
 
@@ -17,12 +14,11 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from lorweb_core.errors import SettingsError
 from lorweb_core.files import MAX_TEXT_BYTES, read_text
 from lorweb_core.images import IMAGE_SUFFIXES, ImageFileError, read_image_size
 from lorweb_core.preprocessing import Preprocessing
 
-from ..config.schema import DataConfig, TrainConfig
+from ..config.schema import TrainConfig
 from ..data.buckets import cell_buckets, nearest_bucket
 from ..data.checks import usable_pairs
 from ..data.index import (
@@ -30,16 +26,11 @@ from ..data.index import (
     PairIndex,
     PairRecord,
     Problem,
-    TripletIndex,
-    TripletRecord,
     errors_among,
-    open_index,
 )
 from ..data.pairing import DrawSettings, Quadruplet, missing_captions_line
 from ..data.quadruplets import BucketBatchSampler, FixedQuadrupletDataset, QuadrupletDataset, collate_quadruplets
-from ..data.reference import ReferenceDataset
 from ..data.splits import TaskKind, batches_by_bucket, fixed_quadruplets, held_out_tasks, hold_out
-from ..data.triplet_splits import validation_triplets as fixed_triplets
 from .signals import STOP_SIGNALS
 
 # Which fixed analogies a run is validated on, and what to do where there are none; no picture is read.
@@ -63,28 +54,24 @@ class ValidationOutlook:
     warning: str = ""
 
 
-def validation_outlook(
-    config: TrainConfig, records: Sequence[PairRecord] | Sequence[TripletRecord]
-) -> ValidationOutlook:
+def validation_outlook(config: TrainConfig, records: Sequence[PairRecord]) -> ValidationOutlook:
     """Return what a run will be validated on, without reading pictures; also for the check before a run.
 
     Args:
         config: of the run.
-        records: of `divided_pairs`, or all of a triplet index.
+        records: of `divided_pairs`.
     """
     if not config.validation.every:
         return ValidationOutlook({}, "validation: off (validation.every is 0)")
-    triplets = [record for record in records if isinstance(record, TripletRecord)]
-    pairs = [record for record in records if isinstance(record, PairRecord)]
-    sets = validation_triplets(config, triplets) if triplets else validation_quadruplets(config, pairs)
-    reasons = _why_none_of_triplets(config) if triplets else _why_none_of_pairs(config, pairs)
+    sets = validation_quadruplets(config, records)
+    reasons = _why_no_validation(config, records)
     counts = {name: len(chosen) for name, chosen in sets.items()}
     examples = len(read_examples(config)[1])
     told = {
         name: f"{kind} tasks: " + (f"{counts[name]} item(s)" if counts[name] else f"none, since {reasons[name]}")
         for name, kind in _KINDS.items()
     }
-    asked_for = {"seen": config.data.hold_out_pairs, "held_out": config.data.hold_out_tasks} if pairs else {}
+    asked_for = {"seen": config.data.hold_out_pairs, "held_out": config.data.hold_out_tasks}
     is_lacking = not (any(counts.values()) or examples) or any(
         wanted and not counts[name] for name, wanted in asked_for.items()
     )
@@ -156,26 +143,7 @@ def read_examples(config: TrainConfig) -> tuple[list[PairRecord], list[Quadruple
     return records, quadruplets
 
 
-def validation_triplets(config: TrainConfig, records: Sequence[TripletRecord]) -> dict[str, list[TripletRecord]]:
-    """`seen` and `held_out` → the analogies of an index of triplets."""
-    limit = config.validation.max_items
-    return {
-        name: fixed_triplets(records, is_held_out_task=kind == "held-out", max_items=limit)
-        for name, kind in _KINDS.items()
-    }
-
-
-def _why_none_of_triplets(config: TrainConfig) -> dict[str, str]:
-    """Set → why triplets have no analogies for it and what to do."""
-    command = f"hold some out with `python -m training.prepare split {config.data.index}"
-    lacking = "the index has no val triplet of a task that is"
-    return {
-        "seen": f"{lacking} trained on; {command} --hold-out-pairs 1`",
-        "held_out": f"{lacking} not; {command} --hold-out-tasks 1`",
-    }
-
-
-def _why_none_of_pairs(config: TrainConfig, records: Sequence[PairRecord]) -> dict[str, str]:
+def _why_no_validation(config: TrainConfig, records: Sequence[PairRecord]) -> dict[str, str]:
     """Set → why pairs have no analogies for it, if there are none, and what to do."""
     data, unseen = config.data, held_out_tasks(records)
     kept = {name: {r.task for r in records if r.split == "val" and (r.task in unseen) == (name == "held_out")}
@@ -200,7 +168,6 @@ def _why_none_of_pairs(config: TrainConfig, records: Sequence[PairRecord]) -> di
 
 
 logger = logging.getLogger(__name__)
-_PAIR_SETTINGS = ("task_exponent", "pairing", "hold_out_tasks", "hold_out_pairs")
 
 
 @dataclass(frozen=True)
@@ -225,14 +192,14 @@ class TrainingData:
     Attributes:
         training: drawing dataset, indexed by `DrawKey`.
         validation: `seen`, `held_out` and `examples` → fixed items; any may be absent.
-        records: usable pairs, or all triplets, of every split.
+        records: usable pairs of every split.
         prompts: every prompt of training and validation.
         examples: pairs of `validation.examples`.
     """
 
-    training: QuadrupletDataset | ReferenceDataset
+    training: QuadrupletDataset
     validation: dict[str, FixedSet]
-    records: tuple[PairRecord, ...] | tuple[TripletRecord, ...]
+    records: tuple[PairRecord, ...]
     prompts: tuple[str, ...]
     examples: tuple[PairRecord, ...] = ()
 
@@ -243,9 +210,9 @@ def open_training_data(config: TrainConfig, preprocessing: Preprocessing | None)
     Args:
         config: of the run.
         preprocessing: of the image encoder; None when embeddings come from a cache.
-    Raises: DataError: unusable index or nothing to draw. SettingsError: options that triplets do not have.
+    Raises: DataError: unusable index or nothing to draw.
     """
-    index = open_index(config.data.index)
+    index = PairIndex.read_index(config.data.index)
     settings = DrawSettings(
         seed=config.run.seed,
         task_exponent=config.data.task_exponent,
@@ -253,8 +220,7 @@ def open_training_data(config: TrainConfig, preprocessing: Preprocessing | None)
         caption_source=config.text.caption_source,
         caption_dropout=config.text.caption_dropout,
     )
-    build = _from_triplets if isinstance(index, TripletIndex) else _from_pairs
-    data = build(config, index, settings, preprocessing)  # type: ignore[arg-type]
+    data = _from_pairs(config, index, settings, preprocessing)
     examples, quadruplets = read_examples(config)
     if not examples or not config.validation.every:
         return data
@@ -357,43 +323,6 @@ def _from_pairs(
     return TrainingData(training, validation, tuple(usable), tuple(sorted(prompts)))
 
 
-def _from_triplets(
-    config: TrainConfig, index: TripletIndex, settings: DrawSettings, preprocessing: Preprocessing | None
-) -> TrainingData:
-    if config.data.cache_embeddings or config.data.cache_latents:
-        raise SettingsError(
-            expected="data.cache_embeddings and data.cache_latents off for an index of triplets",
-            got="on",
-            remedy="Switch them off, or import the pictures as pairs.",
-        )
-    _tell_idle_settings(config)
-    options: dict[str, Any] = {
-        "resolution_px": 2 * config.data.resolution_px, "preprocessing": preprocessing,
-        "on_bad_data": config.data.on_bad_data,
-    }  # fmt: skip
-    training = ReferenceDataset([r for r in index.records if r.split == "train"], settings, **options)
-    _warn_of_missing_captions(training.records, settings)
-    validation = {}
-    for name, chosen in validation_triplets(config, index.records).items():
-        if chosen and config.validation.every:
-            dataset = ReferenceDataset(chosen, settings, **options)
-            validation[name] = FixedSet(dataset, batches_by_bucket(dataset.bucket_of, config.run.micro_batch_size))
-    tell_outlook(validation_outlook(config, index.records))
-    fixed = chain.from_iterable(fixed.dataset.records for fixed in validation.values())
-    prompts = {*training.captions(), *(record.caption for record in fixed if settings.caption_source != "none")}
-    return TrainingData(training, validation, index.records, tuple(sorted(prompts)))
-
-
-def _warn_of_missing_captions(records: Sequence[PairRecord | TripletRecord], settings: DrawSettings) -> None:
+def _warn_of_missing_captions(records: Sequence[PairRecord], settings: DrawSettings) -> None:
     if line := missing_captions_line(records, settings.caption_source):
         logger.warning("%s", line)
-
-
-def _tell_idle_settings(config: TrainConfig) -> None:
-    """Triplets are drawn as they stand; a setting that says otherwise would be passed over in silence."""
-    changed = [name for name in _PAIR_SETTINGS if getattr(config.data, name) != DataConfig.model_fields[name].default]
-    idle = [f"data.{name}" for name in changed]
-    if config.text.caption_source in ("b", "task"):
-        idle.append("text.caption_source (the stored captions are used)")
-    if idle:
-        logger.warning("no effect on an index of triplets: %s", ", ".join(idle))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..base.source import ModelSource
 from ..data.checks import in_threads
-from ..data.index import PairRecord, TripletRecord
+from ..data.index import PairRecord
 
 logger = logging.getLogger(__name__)
 #: Section of a checkpoint → name of a pair or file → digest.
@@ -19,7 +19,7 @@ _BASE_FILES = ("transformer/*", "vae/*", "scheduler/*", "text_encoder*/*", "toke
 _BLOCK_BYTES = 4096
 
 
-def input_digests(records: Sequence[PairRecord | TripletRecord], source: ModelSource, encoder: Path) -> Inputs:
+def input_digests(records: Sequence[PairRecord], source: ModelSource, encoder: Path) -> Inputs:
     """Return digests of all pairs (id, split, texts and image files) and of the files of the base and the encoder."""
     base = {
         path.relative_to(folder).as_posix(): path
@@ -51,7 +51,7 @@ def warn_of_changes(before: Mapping[str, Mapping[str, str]], now: Inputs) -> Non
             )  # fmt: skip
 
 
-def _record_digest(record: PairRecord | TripletRecord) -> str:
+def _record_digest(record: PairRecord) -> str:
     texts = {name: value for name, value in vars(record).items() if not isinstance(value, Path) and name != "sha256"}
     paths = [value for value in vars(record).values() if isinstance(value, Path)]
     return _digest(paths, json.dumps(texts), blocks=4)

@@ -22,7 +22,7 @@ from ..base.single_file import check_header
 from ..base.source import FULL_SIZE_CONFIG, PartsHere, find_parts_here, is_repository_id
 from ..base.text import has_text_encoders
 from ..config.schema import TrainConfig
-from ..data.index import PairIndex, PairRecord, TripletRecord, open_index
+from ..data.index import PairIndex, PairRecord
 from ..data.pairing import all_captions, missing_captions_line
 from ..data.splits import held_out_tasks
 from .checkpoints import list_checkpoints
@@ -73,14 +73,7 @@ def preflight_report(config: TrainConfig) -> PreflightReport:
 
 
 def _check_data(config: TrainConfig, report: PreflightReport) -> None:
-    index = open_index(config.data.index)
-    if not isinstance(index, PairIndex):
-        report.lines.append(f"data: {len(index.records)} triplets")
-        has_captions = config.text.caption_source != "none"
-        _tell_missing_captions(config, index.records, report)
-        _tell_validation(validation_outlook(config, index.records), report)
-        report.prompts = {""} | {record.caption for record in index.records if has_captions}
-        return
+    index = PairIndex.read_index(config.data.index)
     usable, problems = divided_pairs(config, index)
     training = sum(record.split == "train" for record in usable)
     tasks, unseen = {record.task for record in usable}, held_out_tasks(usable)
@@ -94,9 +87,7 @@ def _check_data(config: TrainConfig, report: PreflightReport) -> None:
     report.prompts = set(all_captions(usable, config.text.caption_source))
 
 
-def _tell_missing_captions(
-    config: TrainConfig, records: Sequence[PairRecord | TripletRecord], report: PreflightReport
-) -> None:
+def _tell_missing_captions(config: TrainConfig, records: Sequence[PairRecord], report: PreflightReport) -> None:
     trained_on = [record for record in records if record.split == "train"]
     if line := missing_captions_line(trained_on, config.text.caption_source):
         report.lines.append(line)

@@ -39,29 +39,20 @@ def test_other_resolutions_are_refused(resolution: int) -> None:
     [((1000, 1000), (256, 256)), ((4000, 3000), (288, 224)), ((3000, 4000), (224, 288)), ((1500, 1000), (304, 208)),
      ((1920, 1080), (336, 192)), ((1080, 1920), (192, 336)), ((1100, 1000), (256, 256)), ((5000, 1000), (336, 192))],
 )  # fmt: skip
-def test_a_picture_gets_the_nearest_cell(size: tuple[int, int], cell: tuple[int, int]) -> None:
+def test_an_image_gets_the_nearest_cell(size: tuple[int, int], cell: tuple[int, int]) -> None:
     buckets = cell_buckets(256)
     assert buckets[nearest_bucket(buckets, size[0] / size[1])] == Cell(*cell)
 
 
 @given(st.floats(0.05, 20))
-def test_a_picture_and_its_transpose_get_transposed_cells(aspect: float) -> None:
+def test_an_image_and_its_transpose_get_transposed_cells(aspect: float) -> None:
     buckets = cell_buckets(256)
     cell, transposed = buckets[nearest_bucket(buckets, aspect)], buckets[nearest_bucket(buckets, 1 / aspect)]
     assert {cell, transposed} <= {cell, Cell(cell.height, cell.width)}
 
 
-def test_aspects_match_below_15_percent() -> None:
-    assert aspects_match(1.0, 1.149)
-    assert aspects_match(1.149, 1.0)
-    assert not aspects_match(1.0, 1.15)
-    assert not aspects_match(1.15, 1.0)
-
-
-def test_only_pictures_longer_than_every_bucket_are_odd() -> None:
-    assert not is_odd_aspect(1.0)
-    assert not is_odd_aspect(1920 / 1080)
-    assert not is_odd_aspect(2.0)
-    assert not is_odd_aspect(0.5)
-    assert is_odd_aspect(2.1)
-    assert is_odd_aspect(1 / 2.1)
+def test_the_limits_of_cropping_are_15_percent_and_those_of_the_longest_bucket() -> None:
+    assert aspects_match(1.0, 1.149) and aspects_match(1.149, 1.0)
+    assert not aspects_match(1.0, 1.15) and not aspects_match(1.15, 1.0)
+    assert not any(is_odd_aspect(aspect) for aspect in (1.0, 1920 / 1080, 2.0, 0.5))
+    assert is_odd_aspect(2.1) and is_odd_aspect(1 / 2.1)

@@ -117,7 +117,7 @@ def test_a_zipped_imagefolder_is_unpacked_unchanged(tmp_path: Path, source: str)
     assert all((tmp_path / "pictures") in record.before.parents for record in records)
 
 
-def test_pictures_of_an_archive_that_cannot_be_read_are_listed_and_the_others_used(tmp_path: Path) -> None:
+def test_images_of_an_archive_that_cannot_be_read_are_listed_and_the_others_used(tmp_path: Path) -> None:
     write_zip(tmp_path / "set" / "train.zip")
     data = bytearray((tmp_path / "set" / "train.zip").read_bytes())
     place = data.find(encoded(101, "PNG"))
@@ -129,7 +129,7 @@ def test_pictures_of_an_archive_that_cannot_be_read_are_listed_and_the_others_us
     assert "0001_after.png" in found.problems[0].reason
 
 
-def test_a_tar_of_pictures_is_sent_to_where_it_can_be_read(tmp_path: Path) -> None:
+def test_a_tar_of_images_is_sent_to_where_it_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     with tarfile.open(tmp_path / "set" / "train.tar", "w") as archive:
         info = tarfile.TarInfo("0001_before.png")
@@ -152,7 +152,7 @@ def test_columns_are_found_by_usual_names_or_named(tmp_path: Path) -> None:
     table(before="x", after="y").to_parquet(tmp_path / "odd.parquet")
     with pytest.raises(DataError, match="--before-column") as caught:
         find_pairs(str(tmp_path / "odd.parquet"), tmp_path / "p2")
-    assert "there are x, y, edit_instruction, task" in str(caught.value)
+    assert "only x, y, edit_instruction, task" in str(caught.value)
     chosen = Columns(before="x", after="y", task="edit_instruction")
     found = find_pairs(str(tmp_path / "odd.parquet"), tmp_path / "p2", columns=chosen)
     assert [candidate.task for candidate in found.candidates] == ["edit 0", "edit 1", "edit 2"]
@@ -160,7 +160,7 @@ def test_columns_are_found_by_usual_names_or_named(tmp_path: Path) -> None:
         find_pairs(str(tmp_path / "odd.parquet"), tmp_path / "p3", columns=Columns("x", "y", "words"))
 
 
-def test_rows_without_task_get_one_and_rows_without_picture_are_listed(tmp_path: Path) -> None:
+def test_rows_without_task_get_one_and_rows_without_image_are_listed(tmp_path: Path) -> None:
     features = datasets.Features({"before": datasets.Image(), "after": datasets.Image()})
     rows = [{"bytes": encoded(i), "path": None} for i in range(2)]
     broken = {"before": rows, "after": [rows[0], None]}
@@ -172,7 +172,7 @@ def test_rows_without_task_get_one_and_rows_without_picture_are_listed(tmp_path:
     assert [candidate.task for candidate in named.candidates] == ["mine"]
 
 
-def test_what_cannot_be_opened_is_told_without_asking_the_network(tmp_path: Path) -> None:
+def test_what_cannot_be_opened_is_reported_without_asking_the_network(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(DataError, match="no such file or folder"):
         find_pairs("./nothing/here", tmp_path / "pictures")
@@ -184,7 +184,7 @@ def test_what_cannot_be_opened_is_told_without_asking_the_network(tmp_path: Path
     assert not found.candidates
 
 
-def test_without_the_package_the_install_line_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_install_line_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)  # what Python itself does for "cannot be imported"
     with pytest.raises(DataError, match="pip install datasets"):
         find_pairs("owner/name", tmp_path / "pictures")

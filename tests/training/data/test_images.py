@@ -26,7 +26,7 @@ def test_a_strip_is_cut_in_equal_halves(tmp_path: Path) -> None:
     assert [half.size for half in cut_strip(Image.new("RGB", (1, 5)))] == [(1, 5), (1, 5)]
 
 
-def test_a_cell_is_the_centre_of_the_picture(tmp_path: Path) -> None:
+def test_a_cell_is_the_center_of_the_image(tmp_path: Path) -> None:
     picture = Image.new("RGB", (300, 100), "black")
     picture.paste("white", (100, 0, 200, 100))
     assert fit_cell(picture, Cell(32, 32))[:, 1:-1].min() > 250
@@ -36,7 +36,7 @@ def test_a_cell_is_the_centre_of_the_picture(tmp_path: Path) -> None:
     assert wide[:, 36:60].min() > 250
 
 
-def test_a_picture_of_the_cells_size_is_not_changed() -> None:
+def test_an_image_of_the_cells_size_is_not_changed() -> None:
     picture = paint(6, size=(48, 32))
     assert np.array_equal(fit_cell(picture, Cell(48, 32)), np.asarray(picture))
 

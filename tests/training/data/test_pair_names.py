@@ -54,11 +54,11 @@ def test_folders_called_a_or_target_alone_hold_no_side(tmp_path):
     [
         (
             ["t/x_before.png", "t/x_aftr.png"],
-            "no after picture named x (if it is x_aftr.png, rename that to x_after.png)",
+            "no after image named x (if it is x_aftr.png, rename that to x_after.png)",
         ),
         (["t/x_orig.png", "t/x_edit.png"], "names end in `edit` and `orig`: rename these to `before` and `after`"),
-        (["t/input/1.png", "t/output/1.png"], "output/ has pictures of the same names: rename the two folders"),
-        (["t/0001_before.png", "t/0002_after.png"], "there is no after picture named 0001\n"),
+        (["t/input/1.png", "t/output/1.png"], "output/ has images of the same names: rename the two folders"),
+        (["t/0001_before.png", "t/0002_after.png"], "there is no after image named 0001\n"),
     ],
 )
 def test_the_importer_names_the_renaming_that_would_help(tmp_path, files, told):

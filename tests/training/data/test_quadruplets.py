@@ -19,7 +19,7 @@ from training.data.images import fit_cell
 from training.data.index import DataError, PairRecord
 from training.data.pairing import DrawSettings
 from training.data.quadruplets import (
-    BrokenPictureError,
+    BrokenImageError,
     BucketBatchSampler,
     EncoderPictures,
     FixedQuadrupletDataset,
@@ -55,7 +55,7 @@ def assert_equal_batches(first: list[dict[str, object]], second: list[dict[str, 
             assert torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
 
 
-def test_every_quadrant_holds_its_picture(records: list[PairRecord]) -> None:
+def test_every_quadrant_holds_its_image(records: list[PairRecord]) -> None:
     dataset = dataset_of(records, preprocessing=SMALL)
     by_id = {record.id: record for record in records}
     for keys in (BucketBatchSampler(dataset, batch_size=2).batch(n) for n in range(8)):
@@ -81,11 +81,13 @@ def test_every_quadrant_holds_its_picture(records: list[PairRecord]) -> None:
 
 def test_batches_have_one_cell_size_and_stack(records: list[PairRecord]) -> None:
     shapes = set()
-    for batch in take(dataset_of(records, preprocessing=SMALL), 12):
+    dataset = dataset_of(records, preprocessing=SMALL)
+    for batch in take(dataset, 12):
         assert batch["target"].dtype == torch.uint8
         assert batch["target"].shape == batch["context"].shape
         assert batch["images"].shape == (4, 3, 16, 16, 3)
         assert len(batch["caption"]) == len(batch["task"]) == 4
+        assert set(batch["caption"]) <= set(dataset.captions())
         shapes.add(tuple(batch["target"].shape[2:]))
     assert len(shapes) > 1
     assert all(side % 32 == 0 for shape in shapes for side in shape)
@@ -108,12 +110,8 @@ def test_ranks_share_one_batch_without_overlap(records: list[PairRecord], world_
         shares = [rank.batch(number) for rank in ranks]
         assert [key for share in shares for key in share] == whole.batch(number)
         assert len({key.bucket for share in shares for key in share}) == 1
-
-
-def test_no_place_is_ever_used_twice(records: list[PairRecord]) -> None:
-    sampler = BucketBatchSampler(dataset_of(records), batch_size=4)
-    assert len(sampler) == 3  # 11 pairs
-    places = [(key.epoch, key.place) for number in range(12) for key in sampler.batch(number)]
+    assert len(whole) == 3  # 11 pairs
+    places = [(key.epoch, key.place) for number in range(12) for key in whole.batch(number)]
     assert len(set(places)) == 48
     assert {epoch for epoch, _ in places} == {0, 1, 2, 3}
 
@@ -134,7 +132,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(records: list[PairRecord], opt
         BucketBatchSampler(dataset_of(records), **options)
 
 
-def test_a_picture_that_breaks_mid_epoch_is_replaced(records: list[PairRecord]) -> None:
+def test_an_image_that_breaks_mid_epoch_is_replaced(records: list[PairRecord]) -> None:
     dataset = dataset_of(records)
     intact = take(dataset, 10)
     truncate(records[0].after)
@@ -161,7 +159,7 @@ def test_replacements_are_the_same_on_every_worker(records: list[PairRecord]) ->
 def test_stop_raises_one_clear_line_from_any_process(records: list[PairRecord], workers: int) -> None:
     for record in records:
         truncate(record.before)
-    with pytest.raises(BrokenPictureError) as caught:
+    with pytest.raises(BrokenImageError) as caught:
         take(dataset_of(records, on_bad_data="stop"), 1, num_workers=workers)
     message = str(caught.value)
     assert isinstance(caught.value, ImageError)
@@ -174,7 +172,7 @@ def test_stop_raises_one_clear_line_from_any_process(records: list[PairRecord], 
 def test_data_that_went_away_stop_the_run_even_with_skip(records: list[PairRecord]) -> None:
     for record in records:
         record.after.unlink()
-    with pytest.raises(BrokenPictureError, match="20 broken draws in a row"):
+    with pytest.raises(BrokenImageError, match="20 quadruplets in a row"):
         take(dataset_of(records), 1, num_workers=1)
 
 
@@ -195,12 +193,12 @@ def test_broken_validation_items_are_left_out_or_stop(records: list[PairRecord])
     held[broken].after.write_bytes(b"")
     assert count() == sum(broken not in (q.a, q.b) for q in chosen) < 4
     stopping = FixedQuadrupletDataset(held, chosen, resolution_px=64, on_bad_data="stop")
-    with pytest.raises(BrokenPictureError):
+    with pytest.raises(BrokenImageError):
         stopping[0]
     assert collate_quadruplets([None, None]) == {}
 
 
-def test_encoder_pictures_are_those_of_the_items(records: list[PairRecord]) -> None:
+def test_encoder_images_are_those_of_the_items(records: list[PairRecord]) -> None:
     loader = DataLoader(EncoderPictures(records, SMALL), batch_size=3, collate_fn=collate_quadruplets, num_workers=1)
     embedded = {
         key: image
@@ -214,7 +212,7 @@ def test_encoder_pictures_are_those_of_the_items(records: list[PairRecord]) -> N
             assert all(torch.equal(embedded[key], image) for key, image in zip(keys, images, strict=True))
 
 
-def test_large_photographs_give_the_same_encoder_picture_in_cache_and_item(tmp_path: Path) -> None:
+def test_large_photographs_give_the_same_encoder_image_in_cache_and_item(tmp_path: Path) -> None:
     for stem in ("0_before", "0_after", "1_before", "1_after"):
         paint(len(stem) + int(stem[0])).resize((2600, 2400)).save(tmp_path / f"{stem}.jpg")
     records = [
@@ -227,13 +225,13 @@ def test_large_photographs_give_the_same_encoder_picture_in_cache_and_item(tmp_p
     assert all(torch.equal(cached[k], image) for k, image in zip(item["image_keys"], item["images"], strict=True))
 
 
-def test_known_encoder_pictures_are_left_out_and_broken_ones_give_none(records: list[PairRecord]) -> None:
+def test_known_encoder_images_are_left_out_and_broken_ones_give_none(records: list[PairRecord]) -> None:
     known = {key for record in records[1:] for key in (record.before_key, record.after_key)}
     remaining = EncoderPictures(records, SMALL, known=known)
     assert [record.id for record in remaining.records] == [records[0].id]
     truncate(records[0].before)
     assert remaining[0] is None
-    with pytest.raises(BrokenPictureError):
+    with pytest.raises(BrokenImageError):
         EncoderPictures(records, SMALL, on_bad_data="stop")[0]
 
 
@@ -252,8 +250,3 @@ def test_strips_are_items_like_any_other(tmp_path: Path) -> None:
     cells = [np.asarray(paint(seed)) for seed in (a, 10 + a, b, 10 + b)]
     wanted = np.concatenate([np.concatenate(cells[:2], 1), np.concatenate(cells[2:], 1)], 0)
     assert np.array_equal(item["target"].permute(1, 2, 0).numpy(), wanted)
-
-
-def test_captions_of_a_dataset_cover_its_items(records: list[PairRecord]) -> None:
-    dataset = dataset_of(records)
-    assert {caption for batch in take(dataset, 10) for caption in batch["caption"]} <= set(dataset.captions())

@@ -1,6 +1,5 @@
 """What a run draws from: which analogies it is validated on, and what it says of pairs that it cannot use."""
 
-import json
 import re
 from collections import Counter
 from dataclasses import replace
@@ -8,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from training.data.index import PairIndex
-from training.prepare import main as prepare
 from training.run.data import divided_pairs, open_training_data, training_batches, validation_outlook
 from training.run.preflight import preflight_report
 from training.train import train
@@ -89,19 +87,14 @@ def test_check_says_that_it_reads_headers_only(tiny_config, tiny_parts, tmp_path
     assert "`training.prepare check` lists them, decodes every file and may find more" in told
 
 
-@pytest.mark.parametrize("kind", ["pairs", "triplets"])
-def test_what_is_held_out_is_never_trained_on(tiny_config, tiny_parts, triplets, kind):
-    options = ["data.hold_out_tasks=1", "data.hold_out_pairs=1", f"data.index={tiny_parts / 'pairs.jsonl'}"]
-    if kind == "triplets":
-        assert prepare(["split", str(triplets), "--hold-out-tasks", "1", "--hold-out-pairs", "1"]) == 0
-        options = ["data.hold_out_tasks=0", f"data.index={triplets}"]
-    config = tiny_config(*options, "run.batch_size=64")
+def test_what_is_held_out_is_never_trained_on(tiny_config):
+    config = tiny_config("data.hold_out_tasks=1", "data.hold_out_pairs=1", "run.batch_size=64")
     data = open_training_data(config, None)
     held_out = {record.id for record in data.records if record.split != "train"}
     assert held_out
     batches = training_batches(data, config, first_step=0, rank=0, world_size=1)
     batch = next(batches)
-    seen = {*batch["pair_a"], *batch["pair_b"]} if kind == "pairs" else {r.id for r in data.training.records}
+    seen = {*batch["pair_a"], *batch["pair_b"]}
     assert seen
     assert not seen & held_out
 
@@ -153,37 +146,3 @@ def test_a_set_that_was_not_asked_for_is_no_reason_to_warn(tiny_config, tiny_par
     assert outlook.counts == {"seen": 4, "held_out": 0}
     assert "held-out tasks: none, since data.hold_out_tasks is 0" in outlook.line
     assert not outlook.warning
-
-
-@pytest.fixture
-def triplets(tiny_parts, tmp_path):
-    """Index of ready-made triplets, all of them for training."""
-    folder, index = tmp_path / "reference", tmp_path / "triplets.jsonl"
-    assert prepare(["export-reference", str(tiny_parts / "pairs.jsonl"), "--out", str(folder), "--format", "png"]) == 0
-    assert prepare(["reference", str(folder), "--out", str(index)]) == 0
-    return index
-
-
-def test_triplets_validate_on_what_prepare_split_holds_out(tiny_config, triplets, caplog):
-    config = tiny_config("validation.every=1", f"data.index={triplets}", "data.hold_out_tasks=0")
-    assert not open_training_data(config, None).validation
-    (warning,) = [message for level, message in validation_lines(caplog) if level == "WARNING"]
-    assert f"prepare split {triplets} --hold-out-pairs 1`" in warning
-    caplog.clear()
-    assert prepare(["split", str(triplets), "--hold-out-tasks", "1", "--hold-out-pairs", "1"]) == 0
-    data = open_training_data(config, None)
-    assert data.validation.keys() == {"seen", "held_out"}
-    trained = {name for record in data.training.records for name in (record.pair_a, record.pair_b)}
-    for fixed in data.validation.values():
-        assert not trained & {record.pair_b for record in fixed.dataset.records}
-        assert fixed.dataset[fixed.batches[0][0]] is not None
-    assert not validation_lines(caplog)
-
-
-def test_a_run_on_triplets_gives_validation_losses(tiny_config, triplets):
-    assert prepare(["split", str(triplets), "--hold-out-tasks", "1", "--hold-out-pairs", "1"]) == 0
-    options = ("run.steps=1", "validation.every=1", "validation.pictures=0", "data.hold_out_tasks=0")
-    config = tiny_config(f"data.index={triplets}", *options)
-    train(config)
-    numbers = config.run_folder / "validation" / "step-000000001" / "numbers.json"
-    assert {"validation/seen", "validation/held_out"} <= json.loads(numbers.read_text()).keys()

@@ -1,5 +1,5 @@
-"""One module per layout that people have pictures in; each finds candidates, `building` makes records of them.
+"""One module per layout of image files; each finds candidates, `building` makes records of them.
 
 `folders` (a folder per transformation), `strips` (before|after side by side), `relation252k`, `hf_datasets`
-(parquet, imagefolder, hub), `webdataset` (tar shards), and `reference` (`control/` + `target/` triplets).
+(parquet, imagefolder, hub), `webdataset` (tar shards), and `reference` (`control/` + `target/` analogies).
 """

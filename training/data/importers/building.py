@@ -1,6 +1,6 @@
 """From what an importer found to records of an index: headers read, files hashed, ids made unique.
 
-An importer knows a layout; it neither opens pictures nor writes the index. What it cannot pair it lists as a problem.
+An importer knows a layout; it neither opens images nor writes the index. What it cannot pair it lists as a problem.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lorweb_core.files import MAX_TEXT_BYTES, read_bytes
 from lorweb_core.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageFileError, read_image_size
 
 from ..checks import hash_files, in_threads
-from ..index import DataError, PairRecord, Problem, TripletRecord
+from ..index import DataError, PairRecord, Problem
 
 _SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
 #: Folders that systems and unpackers leave beside the user's own.
@@ -50,7 +50,7 @@ class Found:
 def build_pairs(
     candidates: Sequence[Candidate], *, max_pixels: int = MAX_PIXELS, show_progress: bool = False
 ) -> tuple[list[PairRecord], list[Problem]]:
-    """Records of the candidates whose pictures have a readable header, and the problems of the others."""
+    """Records of the candidates whose images have a readable header, and the problems of the others."""
 
     def build(candidate: Candidate) -> PairRecord | Problem:
         try:
@@ -60,28 +60,14 @@ def build_pairs(
         except OSError as error:
             return Problem(str(candidate.before), "unreadable", error.strerror or str(error), pair_id=candidate.id)
 
-    built = in_threads(build, _with_unique_ids(candidates), show_progress, "reading")
+    seen: Counter[str] = Counter()
+    unique: list[Candidate] = []
+    for candidate in candidates:  # the second and later ones of one id become `id~2`, `id~3`, …
+        seen[candidate.id] += 1
+        number = seen[candidate.id]
+        unique.append(candidate if number == 1 else replace(candidate, id=f"{candidate.id}~{number}"))
+    built = in_threads(build, unique, show_progress, "reading")
     return [r for r in built if isinstance(r, PairRecord)], [p for p in built if isinstance(p, Problem)]
-
-
-def build_triplets(
-    records: Sequence[TripletRecord], *, max_pixels: int = MAX_PIXELS, show_progress: bool = False
-) -> tuple[list[TripletRecord], list[Problem]]:
-    """The same for triplets, whose sizes and hashes are still to be filled in."""
-
-    def build(record: TripletRecord) -> TripletRecord | Problem:
-        try:
-            read_image_size(record.control, max_pixels=max_pixels)
-            width, height = read_image_size(record.target, max_pixels=max_pixels)
-            digest = hash_files((record.control, record.target))
-        except ImageFileError as error:
-            return Problem(str(error.path), error.kind, error.reason, pair_id=record.id)
-        except OSError as error:
-            return Problem(str(record.target), "unreadable", error.strerror or str(error), pair_id=record.id)
-        return replace(record, width=width, height=height, sha256=digest)
-
-    built = in_threads(build, records, show_progress, "reading")
-    return [r for r in built if isinstance(r, TripletRecord)], [p for p in built if isinstance(p, Problem)]
 
 
 #: Labels and metadata of a whole data set.
@@ -89,25 +75,16 @@ MAX_LABELS_BYTES = 200_000_000
 
 
 def require_folder(path: Path, content: str) -> Path:
-    """The folder itself.
-
-    Args:
-        path: what the user named.
-        content: what should be in it, for the message.
-    Raises: DataError: when it is no folder.
-    """
+    """The path itself; DataError that names the content wanted when it is no folder."""
     if not path.is_dir():
-        raise DataError(
-            expected=f"a folder with {content}",
-            got=f"{path}, which is {'a file' if path.exists() else 'not there'}",
-            remedy="Correct the path.",
-        )
+        what = "is a file" if path.exists() else "does not exist"
+        raise DataError(f"{path} {what}. Name a folder with {content}.")
     return path
 
 
 def folder_name(path: Path) -> str:
     """The name of a folder, also of `.` and `..`."""
-    return path.resolve().name or "pictures"
+    return path.resolve().name or "images"
 
 
 def is_visible(path: Path) -> bool:
@@ -121,7 +98,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """Visible picture files of one folder by name, recognized by suffix; [] when there is no such folder."""
+    """Visible image files of one folder by name, recognized by suffix; [] when there is no such folder."""
     if not folder.is_dir():
         return []
     files = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -162,28 +139,5 @@ def _build_pair(candidate: Candidate, max_pixels: int) -> PairRecord:
         read_image_size(candidate.before, max_pixels=max_pixels)
     elif width < 2:
         raise ImageFileError(candidate.before, "odd-aspect", "a strip of one column has no halves")
-    return PairRecord(
-        id=candidate.id,
-        task=candidate.task,
-        before=candidate.before,
-        after=candidate.after,
-        width=width // 2 if candidate.strip else width,
-        height=height,
-        caption=candidate.caption,
-        split=candidate.split,
-        sha256=hash_files(files),
-        weight=candidate.weight,
-        strip=candidate.strip,
-        task_caption=candidate.task_caption,
-    )
-
-
-def _with_unique_ids(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates, the second and later ones of one id renamed `id~2`, `id~3`, …"""
-    seen: Counter[str] = Counter()
-    unique: list[Candidate] = []
-    for candidate in candidates:
-        seen[candidate.id] += 1
-        number = seen[candidate.id]
-        unique.append(candidate if number == 1 else replace(candidate, id=f"{candidate.id}~{number}"))
-    return unique
+    width = width // 2 if candidate.strip else width
+    return PairRecord(**vars(candidate), width=width, height=height, sha256=hash_files(files))

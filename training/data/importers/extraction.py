@@ -1,4 +1,4 @@
-"""Pictures that come out of archives and tables: which field is which, and bytes → files, never encoded again."""
+"""Images that come out of archives and tables: which field is which, and bytes → files, never encoded again."""
 
 from __future__ import annotations
 
@@ -41,15 +41,12 @@ def text_of(values: Mapping[str, object], names: Iterable[str]) -> str:
     return ""
 
 
-def write_picture(folder: Path, name: str, data: bytes) -> Path:
-    """Write a picture's bytes unchanged, with the suffix of what they are.
+def write_image(folder: Path, name: str, data: bytes) -> Path:
+    """Write the bytes of an encoded image unchanged, with the suffix of what they are; return the file.
 
-    Args:
-        folder: made when missing.
-        name: without suffix; characters that are unsafe in file names become `_`.
-        data: an encoded picture; unreadable ones are written too (`.bin`), so that the import can list them.
-    Returns: the file; importing the same again changes nothing.
-    Raises: OutputError: when it cannot be written, or another picture has this name (of another import).
+    Importing the same again changes nothing. Unreadable data are written too (`.bin`), so that the import lists them.
+
+    Raises: OutputError: when it cannot be written, or another image has this name (of another import).
     """
     path = folder / (safe_name(name) + _suffix_of(data))
     try:
@@ -57,19 +54,17 @@ def write_picture(folder: Path, name: str, data: bytes) -> Path:
         is_new = not path.is_file() or path.read_bytes() != data
         if is_new and path.exists():
             raise OutputError(
-                expected=f"an empty folder, or one of the same import, to put pictures into {folder}",
-                got=f"another picture named {path.name}",
-                remedy="Name another folder with --pictures; every import needs its own.",
+                f"{folder} already has another image named {path.name}. Name another folder with --pictures; every "
+                "import needs its own."
             )
         if is_new:
-            temporary = path.with_name(f".{path.name}.tmp")  # a killed import leaves no half picture under its name
+            temporary = path.with_name(f".{path.name}.tmp")  # a killed import leaves no half image under its name
             temporary.write_bytes(data)
             temporary.replace(path)
     except OSError as error:
         raise OutputError(
-            expected=f"to be able to write pictures into {folder}",
-            got=error.strerror or str(error),
-            remedy="Name another folder with --pictures, on a disk with enough space that you may write to.",
+            f"Images cannot be written into {folder}: {error.strerror or error}. Name another folder with --pictures, "
+            "on a disk with enough space that you may write to."
         ) from error
     return path
 

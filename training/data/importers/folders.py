@@ -40,7 +40,7 @@ from .building import (
 
 REVERSED_SUFFIX = " (reversed)"
 _CAPTION_FOLDERS = ("caption", "captions")
-#: Pictures that cameras and programs write and Pillow does not read as they are.
+#: Image formats of cameras and programs that Pillow does not read.
 _FOREIGN_SUFFIXES = (".heic", ".heif", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 
 
@@ -85,9 +85,9 @@ def read_task_settings(path: Path) -> TaskSettings:
         values = tomllib.loads(read_text(path, MAX_YAML_BYTES))
     except (ValueError, RecursionError) as error:  # FileError and TOMLDecodeError among them
         raise _toml_error(path, [str(error)]) from error
-    mistakes = [mistake for name, value in islice(values.items(), 20) if (mistake := _toml_mistake(name, value))]
-    if mistakes:
-        raise _toml_error(path, mistakes)
+    wrong = [problem for name, value in islice(values.items(), 20) if (problem := _toml_problem(name, value))]
+    if wrong:
+        raise _toml_error(path, wrong)
     return TaskSettings(**values)
 
 
@@ -108,16 +108,16 @@ def _search(
         _search(path, below_name, found, above=(*above, folder.resolve()), is_within_task=is_task)
     if not is_task and not below:
         renaming = _renaming(folder, [path for path in subfolders(folder.parent) if above and path != folder])
-        reason = f"no `*_before`/`*_after` pictures and no `before/` and `after/` folders{renaming}"
+        reason = f"no `*_before`/`*_after` images and no `before/` and `after/` folders{renaming}"
         found.problems.append(Problem(str(folder), "few-pairs", reason, "warning" if is_within_task else "error"))
 
 
 def _renaming(folder: Path, siblings: list[Path]) -> str:
-    """What would make pairs of a folder's pictures: other names for two folders, or for the two words names end in."""
+    """What would make pairs of a folder's images: other names for two folders, or for the two words names end in."""
     stems = {stem_of(path) for path in picture_files(folder)}
     twin = next((path for path in siblings if stems & {stem_of(file) for file in picture_files(path)}), None)
     if twin:
-        return f"; {twin.name}/ has pictures of the same names: rename the two folders to `before` and `after`"
+        return f"; {twin.name}/ has images of the same names: rename the two folders to `before` and `after`"
     endings: dict[str, list[str]] = {}
     for stem in sorted(stems):
         start, _, ending = re.sub("[ .-]", "_", stem).rpartition("_")
@@ -128,47 +128,41 @@ def _renaming(folder: Path, siblings: list[Path]) -> str:
 
 def _find_task(folder: Path, name: str, found: Found) -> None:
     settings = read_task_settings(folder / "task.toml")
-    before, after = _pictures_by_side(folder, found.problems)
+    before, after = _images_by_side(folder, found.problems)
     captions = _captions(folder, before.keys() | after.keys(), found.problems)
     candidates = [
         Candidate(
-            id=f"{name}/{stem}",
-            task=name,
-            before=before[stem],
-            after=after[stem],
-            caption=captions.get(stem) or settings.caption,
-            split=settings.split,
-            weight=float(settings.weight),
-            task_caption=settings.caption,
+            f"{name}/{stem}", name, before[stem], after[stem], captions.get(stem) or settings.caption,
+            split=settings.split, weight=float(settings.weight), task_caption=settings.caption,
         )
         for stem in sorted(before.keys() & after.keys())
-    ]
+    ]  # fmt: skip
     found.problems += _unpaired(folder, before, after)
     found.candidates += candidates + (_reversed(candidates, settings) if settings.bidirectional else [])
     if not before and not after:
-        reason = "its `before/` and `after/` folders hold no pictures"
+        reason = "its `before/` and `after/` folders hold no images"
         found.problems.append(Problem(str(folder), "few-pairs", reason))
 
 
-def _pictures_by_side(folder: Path, problems: list[Problem]) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The pair's name → before picture, and → after picture; of two of one name and side the first is used."""
+def _images_by_side(folder: Path, problems: list[Problem]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The pair's name → before image, and → after image; of two of one name and side the first is used."""
     sides: dict[str, dict[str, Path]] = {"before": {}, "after": {}}
     for side, name, path in find_sides(folder, picture_files):
         first = sides[side].setdefault(name, path)
         if first != path:
-            problems.append(Problem(str(path), "ambiguous", f"{first.name} is already the {side} picture of {name}"))
+            problems.append(Problem(str(path), "ambiguous", f"{first.name} is already the {side} image of {name}"))
 
     def list_foreign(place: Path) -> list[Path]:
         return [path for path in place.iterdir() if path.suffix.lower() in _FOREIGN_SUFFIXES and is_visible(path)]
 
     for _, _, path in find_sides(folder, list_foreign):
-        reason = f"{path.suffix} pictures cannot be read; save it as PNG or JPEG"
+        reason = f"{path.suffix} images cannot be read; save it as PNG or JPEG"
         problems.append(Problem(str(path), "unreadable", reason))
     return sides["before"], sides["after"]
 
 
 def _captions(folder: Path, names: Iterable[str], problems: list[Problem]) -> dict[str, str]:
-    """The pair's name → text of its file beside the pictures or in `caption/`; files of no pair are told once."""
+    """The pair's name → text of its file beside the images or in `caption/`; files of no pair are reported once."""
     own = [path for path, side in side_folders(folder).items() if side == "after"]  # as in ai-toolkit's target/
     places = [folder, *(path for path in subfolders(folder) if path.name.lower() in _CAPTION_FOLDERS), *own]
     files = [p for place in places for p in sorted(place.iterdir()) if p.suffix.lower() == ".txt" and is_visible(p)]
@@ -185,7 +179,7 @@ def _captions(folder: Path, names: Iterable[str], problems: list[Problem]) -> di
 
 
 def _unpaired(folder: Path, before: dict[str, Path], after: dict[str, Path]) -> list[Problem]:
-    """Pictures without a counterpart, with the left-over picture that is called nearly so."""
+    """Images without a counterpart, with the left-over image that is called nearly so."""
     pairs = before.keys() & after.keys()
     used = {side[name] for side in (before, after) for name in pairs}
     left_over = [p for place in (folder, *side_folders(folder)) for p in picture_files(place) if p not in used]
@@ -193,7 +187,7 @@ def _unpaired(folder: Path, before: dict[str, Path], after: dict[str, Path]) -> 
     for present, wanted in ((before, "after"), (after, "before")):
         for name in sorted(present.keys() - pairs):
             near = find_near(name, wanted, [path for path in left_over if path != present[name]])
-            reason = f"there is no {wanted} picture named {name}{near}"
+            reason = f"there is no {wanted} image named {name}{near}"
             problems.append(Problem(str(present[name]), "unpaired", reason))
     return problems
 
@@ -202,19 +196,14 @@ def _reversed(candidates: Iterable[Candidate], settings: TaskSettings) -> list[C
     caption = settings.reverse_caption
     return [
         replace(
-            candidate,
-            id=candidate.id + REVERSED_SUFFIX,
-            task=candidate.task + REVERSED_SUFFIX,
-            before=candidate.after,
-            after=candidate.before,
-            caption=caption,
-            task_caption=caption,
+            candidate, id=candidate.id + REVERSED_SUFFIX, task=candidate.task + REVERSED_SUFFIX,
+            before=candidate.after, after=candidate.before, caption=caption, task_caption=caption,
         )
         for candidate in candidates
-    ]
+    ]  # fmt: skip
 
 
-def _toml_mistake(name: str, value: Any) -> str:  # noqa: ANN401 (whatever TOML holds)
+def _toml_problem(name: str, value: Any) -> str:  # noqa: ANN401 (whatever TOML holds)
     defaults = asdict(TaskSettings())
     if name not in defaults:
         near = difflib.get_close_matches(name, defaults, n=1)
@@ -229,9 +218,6 @@ def _toml_mistake(name: str, value: Any) -> str:  # noqa: ANN401 (whatever TOML 
     return ""
 
 
-def _toml_error(path: Path, mistakes: list[str]) -> DataError:
-    return DataError(
-        expected=f"{path} to hold only {', '.join(item.name for item in fields(TaskSettings))}",
-        got="; ".join(mistakes),
-        remedy='For example: caption = "turn it into a watercolor".',
-    )
+def _toml_error(path: Path, problems: list[str]) -> DataError:
+    known = ", ".join(item.name for item in fields(TaskSettings))
+    return DataError(f"{path} cannot be used: {'; '.join(problems)}. It may set {known}.")

@@ -1,8 +1,8 @@
 """Hugging Face `datasets`: parquet files, an imagefolder, a saved data set, or a repository on the hub.
 
-Needs the package `datasets` (extra `hf`). Rows are streamed once; pictures inside a table, in an archive or on the hub
+Needs the package `datasets` (extra `hf`). Rows are streamed once; images inside a table, in an archive or on the hub
 are written out unchanged, those that are files already stay where they are. An imagefolder's metadata names its
-pictures in the columns `before_file_name` and `after_file_name`.
+images in the columns `before_file_name` and `after_file_name`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from lorweb_core.errors import LoRWeBError
 
 from ..index import DataError, Problem
 from .building import Candidate, Found, split_name
-from .extraction import AFTER_NAMES, BEFORE_NAMES, CAPTION_NAMES, TASK_NAMES, first_of, write_picture
+from .extraction import AFTER_NAMES, BEFORE_NAMES, CAPTION_NAMES, TASK_NAMES, first_of, write_image
 
 
 @dataclass(frozen=True)
@@ -50,58 +50,51 @@ def find_pairs(
     Args:
         source: a parquet file, a folder (parquet, imagefolder or saved with `save_to_disk`), a zip file of an
             imagefolder, or a hub id.
-        pictures: folder to write pictures into, a subfolder per split.
-        columns: see `Columns`.
+        pictures: folder to write images into, a subfolder per split.
         task: for rows that name none; the source's name when None.
-        limit: take only this many rows of each split.
-        show_progress: draw a progress bar over rows.
-    Raises: DataError: when the package is missing, the source cannot be opened or its columns cannot be told.
+        limit: at most this many rows of each split.
+    Raises: DataError: when the package is missing, the source cannot be opened or its columns are not found.
     """
-    found, files = Found(), _PictureFiles(pictures)
-    for name, table in _open_splits(source).items():
+    found, files = Found(), _ImageFiles(pictures)
+    for split, table in _open_splits(source).items():
         table, label_names = _undecoded(table)
-        rows = islice(table, limit)
+        rows = tqdm(islice(table, limit), desc=f"reading {split}", unit="row", disable=not show_progress)
         try:
-            for number, row in enumerate(tqdm(rows, desc=f"reading {name}", unit="row", disable=not show_progress)):
+            for number, row in enumerate(rows):
                 chosen = _choose_columns(columns or Columns(), row, source)
-                names = _RowNames(f"{name}/{number:06d}", split_name(name), task or Path(source).stem, label_names)
-                _read_row(row, chosen, names, files, found)
+                row_id = f"{split}/{number:06d}"
+                pair = _read_files(row, chosen, row_id, files)
+                if isinstance(pair, Problem):
+                    found.problems.append(pair)
+                    continue
+                caption, label = row.get(chosen.caption or ""), row.get(chosen.task or "")
+                names = label_names.get(chosen.task or "", [])
+                if isinstance(label, int) and 0 <= label < len(names):
+                    label = names[label]
+                own_task = "" if label is None else " ".join(str(label).split())
+                caption = " ".join(caption.split()) if isinstance(caption, str) else ""
+                found.candidates.append(
+                    Candidate(row_id, own_task or task or Path(source).stem, *pair, caption, split_name(split))
+                )
         except (OSError, ValueError) as error:
             if isinstance(error, LoRWeBError):
                 raise
             reason = f"reading stopped with “{error}”; the rows before that are used"
-            found.problems.append(Problem(f"{source} ({name})", "damaged", reason))
+            found.problems.append(Problem(f"{source} ({split})", "damaged", reason))
     return found
 
 
-@dataclass(frozen=True)
-class _RowNames:
-    """What a row is called: its id, split, the task when no column names one, and column → names of its classes."""
-
-    id: str
-    split: str
-    default_task: str
-    label_names: Mapping[str, Sequence[str]]
-
-
 @dataclass
-class _PictureFiles:
-    """Turns picture cells into files; an archive is opened once, since its list of contents is read in full each time.
-
-    Attributes:
-        folder: to write pictures into.
-    """
+class _ImageFiles:
+    """Turns image cells into files; an archive is opened once, since its list of contents is read in full each time."""
 
     folder: Path
     _archives: dict[str, zipfile.ZipFile] = field(default_factory=dict)
 
     def file_of(self, value: object, name: str) -> Path | None:
-        """The file of a picture cell: one that exists as it is, or one written from its bytes; None without any.
+        """The file of a cell (path and bytes, bytes, a path, or an image): an existing one, or `name` with its bytes.
 
-        Args:
-            value: a row's cell: path and bytes, bytes, a path, or a picture.
-            name: below the folder, without suffix.
-        Raises: OSError, ValueError, KeyError, ImportError, zipfile.BadZipFile, zlib.error: when a picture elsewhere
+        Raises: OSError, ValueError, KeyError, ImportError, zipfile.BadZipFile, zlib.error: when an image elsewhere
             cannot be fetched. OutputError: when it cannot be written.
         """
         path = value.get("path") if isinstance(value, Mapping) else value
@@ -113,7 +106,7 @@ class _PictureFiles:
         elif isinstance(value, Mapping) and data is None and isinstance(path, str) and "://" in path:
             data = self._fetch(path)
         if isinstance(data, bytes):
-            return write_picture(self.folder / Path(name).parent, Path(name).name, data)
+            return write_image(self.folder / Path(name).parent, Path(name).name, data)
         return Path(path) if isinstance(path, str) and path else None
 
     def _fetch(self, address: str) -> bytes:
@@ -136,9 +129,8 @@ def _open_splits(source: str) -> dict[str, Iterable[Mapping[str, Any]]]:
         import datasets
     except ImportError as error:
         raise DataError(
-            expected="the package `datasets`, which reads this format",
-            got=str(error),
-            remedy="Install it with `pip install datasets` (or the extra `hf` of this project).",
+            f"The package `datasets` reads this format and cannot be imported: {error}. Install it with `pip install "
+            "datasets` (or the extra `hf` of this project)."
         ) from error
     path = Path(source)
     if not path.exists() and (path.is_absolute() or source.startswith(".") or source.count("/") != 1 or path.suffix):
@@ -153,20 +145,19 @@ def _open_splits(source: str) -> dict[str, Iterable[Mapping[str, Any]]]:
         else:
             opened = datasets.load_dataset(source, streaming=True)
     except (OSError, ValueError) as error:
-        raise _cannot_open(source, _one_line(error)) from error
+        raise _cannot_open(source, " ".join(str(error).split())) from error
     return dict(opened) if isinstance(opened, dict) else {str(opened.split or "train"): opened}
 
 
 def _cannot_open(source: str, reason: str) -> DataError:
     return DataError(
-        expected="a parquet file, an imagefolder (also zipped), a saved data set or a hub id that `datasets` can open",
-        got=f"{source}: {reason.rstrip('.')}",
-        remedy="Correct the path or id; for a gated repository accept its terms and run `hf auth login` first.",
+        f"{source} cannot be opened: {reason.rstrip('.')}. Name a parquet file, an imagefolder (also zipped), a saved "
+        "data set or a hub id; for a gated repository accept its terms and run `hf auth login` first."
     )
 
 
 def _undecoded(table: Any) -> tuple[Any, dict[str, list[str]]]:  # noqa: ANN401 (no types without the package)
-    """The table with pictures as bytes or paths, and column → names of its classes."""
+    """The table with images as bytes or paths, and column → names of its classes."""
     import datasets
 
     features = dict(table.features or {})
@@ -176,55 +167,32 @@ def _undecoded(table: Any) -> tuple[Any, dict[str, list[str]]]:  # noqa: ANN401 
     return table, {name: kind.names for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _choose_columns(wanted: Columns, row: Mapping[str, Any], source: str) -> Columns:
     usual = {"before": BEFORE_NAMES, "after": AFTER_NAMES, "caption": CAPTION_NAMES, "task": TASK_NAMES}
     chosen = {role: getattr(wanted, role) or first_of(names, row) for role, names in usual.items()}
     absent = [f"{role} ({name})" for role, name in chosen.items() if name is not None and name not in row]
     absent += [role for role in ("before", "after") if chosen[role] is None]
     if absent:
-        raise DataError(
-            expected=f"columns of {source} for the before and the after picture",
-            got=f"no column for {', '.join(absent)}; there are {', '.join(row)}",
-            remedy="Unpack an archived imagefolder first; tar shards have a command of their own, `webdataset`."
-            if "__key__" in row
-            else "Name them with --before-column and --after-column.",
-        )
+        advice = "Name them with --before-column and --after-column."
+        if "__key__" in row:
+            advice = "Unpack an archived imagefolder first; tar shards have a command of their own, `webdataset`."
+        raise DataError(f"{source} has no column for {', '.join(absent)}, only {', '.join(row)}. {advice}")
     return Columns(**chosen)
 
 
-def _read_row(row: Mapping[str, Any], columns: Columns, names: _RowNames, files: _PictureFiles, found: Found) -> None:
+def _read_files(
+    row: Mapping[str, Any], columns: Columns, row_id: str, files: _ImageFiles
+) -> tuple[Path, Path] | Problem:
     paths = []
     for side, column in (("before", columns.before), ("after", columns.after)):
         try:
-            path = files.file_of(row[column or ""], f"{names.id}.{side}")
+            path = files.file_of(row[column or ""], f"{row_id}.{side}")
         except (OSError, ValueError, KeyError, ImportError, zipfile.BadZipFile, zlib.error) as error:
-            if isinstance(error, LoRWeBError | ConnectionError):  # no folder to write to, no network: not this picture
+            if isinstance(error, LoRWeBError | ConnectionError):  # no folder to write to, no network: not this image
                 raise
-            found.problems.append(Problem(names.id, "unreadable", f"column {column}: {_one_line(error)}"))
-            return
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return Problem(row_id, "unreadable", f"column {column}: {reason}")
         if path is None:
-            found.problems.append(Problem(names.id, "missing", f"column {column} holds no picture"))
-            return
+            return Problem(row_id, "missing", f"column {column} holds no image")
         paths.append(path)
-    caption = row.get(columns.caption or "")
-    task = _task_name(row.get(columns.task or ""), names.label_names.get(columns.task or ""))
-    found.candidates.append(
-        Candidate(
-            id=names.id,
-            task=task or names.default_task,
-            before=paths[0],
-            after=paths[1],
-            caption=" ".join(caption.split()) if isinstance(caption, str) else "",
-            split=names.split,
-        )
-    )
-
-
-def _task_name(value: object, label_names: Sequence[str] | None) -> str:
-    if isinstance(value, int) and label_names is not None and 0 <= value < len(label_names):
-        return label_names[value]
-    return "" if value is None else " ".join(str(value).split())
+    return paths[0], paths[1]

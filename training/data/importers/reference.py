@@ -1,57 +1,102 @@
 """The reference's layout: `control/<id>.jpg` (strip a|a'|b), `target/<id>.jpg` (b'), `target/<id>.txt` (caption).
 
-`analogy_metadata.json`, a list of {analogy_id, edit_prompt, category, pair_A, pair_C, …}, gives caption, task and the
-names of a's and b's pair where it is present; its prompt goes before the text file, as in the reference's loader. The
-one format of triplets: it has its own index.
+Every analogy gives two pairs of its task: (a, a') and (b, b'). The panels of the strip are cut and written as PNG, b'
+stays where it is. `analogy_metadata.json`, a list of {analogy_id, edit_prompt, category, pair_A, pair_C, …}, gives
+caption, task and the names of the pairs; a pair that many analogies name is imported once.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from tqdm import tqdm
+
 from lorweb_core.errors import FileError
 from lorweb_core.files import read_json
+from lorweb_core.images import MAX_PIXELS, ImageFileError, read_image
 
-from ..index import Problem, TripletRecord
-from ..reference import tidy_caption
-from .building import MAX_LABELS_BYTES, folder_name, picture_files, read_caption, require_folder
+from ..index import Problem
+from .building import MAX_LABELS_BYTES, Candidate, Found, folder_name, picture_files, read_caption, require_folder
+from .extraction import safe_name, write_image
 
 METADATA_NAME = "analogy_metadata.json"
 
 
-def find_triplets(root: Path) -> tuple[list[TripletRecord], list[Problem]]:
-    """The triplets below `root`, sizes and hashes still empty (see `building.build_triplets`).
+def find_pairs(root: Path, pictures: Path, *, max_pixels: int = MAX_PIXELS, show_progress: bool = False) -> Found:
+    """The pairs of all analogies below `root`; panels are written into `pictures`, a subfolder per task.
 
-    Raises: DataError: when `root` lacks one of the two folders.
+    Raises: DataError: when `root` lacks one of the two folders. OutputError: when panels cannot be written.
     """
     require_folder(root, "control/ and target/")
     controls = {path.stem: path for path in picture_files(require_folder(root / "control", "strips a|a'|b"))}
-    targets = {path.stem: path for path in picture_files(require_folder(root / "target", "pictures b'"))}
+    targets = {path.stem: path for path in picture_files(require_folder(root / "target", "images b'"))}
     metadata, problems = _read_metadata(root)
     for present, other, wanted in ((controls, targets, "target"), (targets, controls, "control")):
         for stem in sorted(present.keys() - other.keys()):
-            problems.append(Problem(str(present[stem]), "unpaired", f"there is no {wanted}/{stem} picture"))
-    records = []
-    for stem in sorted(controls.keys() & targets.keys()):
+            problems.append(Problem(str(present[stem]), "unpaired", f"there is no {wanted}/{stem} image"))
+
+    pairs: dict[tuple[str, str], tuple[Path, Path]] = {}
+    caption_as_a: dict[tuple[str, str], str] = {}
+    caption_as_b: dict[tuple[str, str], str] = {}
+    unnamed = 0
+    stems = sorted(controls.keys() & targets.keys())
+    for stem in tqdm(stems, desc="cutting", unit="analogy", disable=not show_progress):
         entry = metadata.get(stem, {})
-        caption = str(entry.get("edit_prompt") or "") or read_caption(targets[stem].with_suffix(".txt"), problems)
         task = str(entry.get("category") or folder_name(root))
-        records.append(
-            TripletRecord(
-                id=stem,
-                task=task,
-                control=controls[stem],
-                target=targets[stem],
-                width=0,
-                height=0,
-                caption=tidy_caption(caption),
-                pair_a=_text(entry.get("pair_A")),
-                pair_b=_text(entry.get("pair_C")),
-            )
+        caption = str(entry.get("edit_prompt") or "") or read_caption(targets[stem].with_suffix(".txt"), problems)
+        caption = ", ".join(part.strip() for part in caption.split(","))  # as the reference reads it
+        try:
+            a, a_prime, b = _cut_panels(controls[stem], targets[stem], max_pixels)
+        except ImageFileError as error:
+            problems.append(Problem(str(error.path), error.kind, error.reason))
+            continue
+        pair_a, pair_b = _text(entry.get("pair_A")), _text(entry.get("pair_C"))
+        unnamed += not (pair_a and pair_b)
+        key_a = task, pair_a.removeprefix(f"{task}/") or f"a {_hash(a.tobytes() + a_prime.tobytes())}"
+        key_b = task, pair_b.removeprefix(f"{task}/") or f"b {_hash(targets[stem].read_bytes())}"
+        folder = pictures / safe_name(task)
+        if key_b not in pairs:
+            pairs[key_b] = _write_panel(folder, key_b[1], "before", b), targets[stem].absolute()
+        if key_a not in pairs:
+            pairs[key_a] = _write_panel(folder, key_a[1], "before", a), _write_panel(folder, key_a[1], "after", a_prime)
+        caption_as_a.setdefault(key_a, caption)
+        caption_as_b.setdefault(key_b, caption)
+    if unnamed:
+        reason = (
+            f"{unnamed} analogies do not name their pairs (pair_A, pair_C), so a pair may be imported both as a and as "
+            "b; hold out whole tasks rather than pairs"
         )
-    return records, problems
+        problems.append(Problem(str(root / METADATA_NAME), "unnamed", reason, "warning"))
+    captions = caption_as_b | caption_as_a  # the stored instruction is that of pair a
+    candidates = [
+        Candidate(f"{task}/{name}", task, before, after, captions[task, name])
+        for (task, name), (before, after) in sorted(pairs.items())
+    ]
+    return Found(candidates, problems)
+
+
+def _cut_panels(control: Path, target: Path, max_pixels: int) -> list[Image.Image]:
+    """a, a' and b in the size of b', whatever the strip's."""
+    strip = read_image(control, max_pixels=max_pixels)
+    width, height = read_image(target, max_pixels=max_pixels).size
+    if strip.size != (3 * width, height):
+        strip = strip.resize((3 * width, height), Image.Resampling.BICUBIC)
+    return [strip.crop((left, 0, left + width, height)) for left in (0, width, 2 * width)]
+
+
+def _write_panel(folder: Path, name: str, side: str, panel: Image.Image) -> Path:
+    encoded = io.BytesIO()
+    panel.save(encoded, "PNG")
+    return write_image(folder, f"{name}_{side}", encoded.getvalue())
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
 def _text(value: object) -> str:

@@ -2,7 +2,7 @@
 
 `labels.json` is a list of {img_name, left_image_description, right_image_description, edit_instruction}. Written from
 the documented shape, without the set at hand: other spellings of a name, a dict around the list, a missing suffix and
-pictures in a subfolder are accepted, and what cannot be read is listed.
+images in a subfolder are accepted, and what cannot be read is listed.
 """
 
 from __future__ import annotations
@@ -27,19 +27,16 @@ from .building import (
     require_folder,
     subfolders,
 )
+from .extraction import text_of
 
 LABELS_NAME = "labels.json"
-_PICTURE_FIELDS = ("img_name", "image_name", "img", "image", "file_name", "filename")
+_IMAGE_FIELDS = ("img_name", "image_name", "img", "image", "file_name", "filename")
 _CAPTION_FIELDS = ("edit_instruction", "instruction", "edit_prompt", "prompt", "caption")
 
 
 def find_pairs(root: Path, *, group: str | None = "Group1") -> Found:
-    """The pairs of every task folder.
+    """The pairs of every task folder's group (as in the reference); all groups with None or where it is missing.
 
-    Args:
-        root: folder of task folders.
-        group: the subfolder of each task that is read, as the reference does; a task that has none of that name, and
-            None, give all its groups.
     Raises: DataError: when `root` is no folder.
     """
     require_folder(root, f"task folders that hold Group1/{LABELS_NAME}")
@@ -72,23 +69,24 @@ def _read_group(labels: Path, task: str, found: Found) -> None:
     if isinstance(entries, Problem):
         found.problems.append(entries)
         return
-    pictures = {name: path for path in _pictures_below(labels.parent) for name in (path.stem, path.name)}
+    below = [path for place in (*subfolders(labels.parent), labels.parent) for path in picture_files(place)]
+    images = {name: path for path in below for name in (path.stem, path.name)}
     prefix = f"{task}/" if labels.parent.name == "Group1" else f"{task}/{labels.parent.name}/"
     unnamed: list[int] = []
     for position, entry in enumerate(entries):
-        name = _first_text(entry, _PICTURE_FIELDS)
+        name = text_of(entry, _IMAGE_FIELDS)
         if not name:
             unnamed.append(position)
             continue
-        path = pictures.get(Path(name).name) or pictures.get(Path(name).stem)
+        path = images.get(Path(name).name) or images.get(Path(name).stem)
         if path is None:
-            reason = f"entry {position} names {name!r}, and there is no such picture"
+            reason = f"entry {position} names {name!r}, and there is no such image"
             found.problems.append(Problem(str(labels), "missing", reason))
             continue
-        caption = _first_text(entry, _CAPTION_FIELDS)
+        caption = text_of(entry, _CAPTION_FIELDS)
         found.candidates.append(Candidate(prefix + path.stem, task, path, path, caption, strip=True))
     if unnamed:
-        reason = f"{len(unnamed)} entries name no picture, the first is entry {unnamed[0]}"
+        reason = f"{len(unnamed)} entries name no image, the first is entry {unnamed[0]}"
         found.problems.append(Problem(str(labels), "missing", reason))
 
 
@@ -102,12 +100,3 @@ def _read_entries(labels: Path) -> list[Mapping[str, Any]] | Problem:
     if not isinstance(content, list):
         return Problem(str(labels), "unreadable", "no list of labels")
     return [entry if isinstance(entry, dict) else {} for entry in content]
-
-
-def _pictures_below(folder: Path) -> list[Path]:
-    return [path for place in (*subfolders(folder), folder) for path in picture_files(place)]
-
-
-def _first_text(entry: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    texts = (entry.get(name) for name in names)
-    return next((" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip()), "")

@@ -1,6 +1,6 @@
 """Webdataset shards: tar files whose members share a key, `key.before.jpg`, `key.after.jpg`, `key.json`, `key.txt`.
 
-Pictures are unpacked once, unchanged: a stream of shards gives no random second pair, which every analogy needs. A
+Images are unpacked once, unchanged: a stream of shards gives no random second pair, which every analogy needs. A
 shard is a plain tar file, so the standard library reads it; the `webdataset` package would add nothing here.
 Task, caption, split and weight come from the JSON; the caption also from `key.txt`.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,22 +19,12 @@ from lorweb_core.files import parse_json
 
 from ..index import DataError, Problem
 from .building import Candidate, Found, folder_name, is_visible, split_name
-from .extraction import AFTER_NAMES, BEFORE_NAMES, CAPTION_NAMES, TASK_NAMES, safe_name, text_of, write_picture
+from .extraction import AFTER_NAMES, BEFORE_NAMES, CAPTION_NAMES, TASK_NAMES, safe_name, text_of, write_image
 
 _SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 #: Of one image or text; a sparse or compressed member of a small shard may claim any size.
 _MAX_MEMBER_BYTES = 200_000_000
 _TEXT_SUFFIXES = ("txt", "json", "cls", "caption")
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """Members of one key of a shard, and where its pictures go (without side and suffix)."""
-
-    shard: Path
-    key: str
-    members: Mapping[str, bytes]
-    place: Path
 
 
 def find_pairs(
@@ -46,9 +35,8 @@ def find_pairs(
     Args:
         sources: tar files, or folders of them.
         pictures: folder to unpack into, a subfolder per shard.
-        task: for samples that name none; the name of the shard's folder when None.
-        show_progress: draw a progress bar over shards.
-    Raises: DataError: when there is no shard. OutputError: when pictures cannot be written.
+        task: of pairs that name none; the name of the shard's folder when None.
+    Raises: DataError: when there is no shard. OutputError: when images cannot be written.
     """
     shards = [shard for source in sources for shard in _shards_of(source)]
     found = Found()
@@ -56,8 +44,7 @@ def find_pairs(
         folder = pictures / safe_name(f"{number:05d}_{_shard_name(shard)}")
         try:
             for place, (key, members) in enumerate(_samples(shard)):
-                sample = _Sample(shard, key, members, folder / f"{place:06d}")
-                _read_sample(sample, task or folder_name(shard.parent), found)
+                _read_pair(shard, key, members, folder, f"{place:06d}", task or folder_name(shard.parent), found)
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             reason = f"reading stopped with “{error}”; the pairs before that are used"
             found.problems.append(Problem(str(shard), "damaged", reason))
@@ -67,11 +54,8 @@ def find_pairs(
 def _shards_of(source: Path) -> list[Path]:
     shards = sorted(p for p in source.rglob("*") if _is_shard(p)) if source.is_dir() else [source]
     if not shards or not all(shard.is_file() for shard in shards):
-        raise DataError(
-            expected="a tar file, or a folder of tar files",
-            got=f"{source}, which {'holds none' if source.is_dir() else 'is not there'}",
-            remedy="Name the shards one by one (your shell expands shard-*.tar).",
-        )
+        what = "holds no tar file" if source.is_dir() else "does not exist"
+        raise DataError(f"{source} {what}. Name tar files (your shell expands shard-*.tar) or folders of them.")
     return shards
 
 
@@ -102,27 +86,28 @@ def _samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield key, members
 
 
-def _read_sample(sample: _Sample, default_task: str, found: Found) -> None:
-    members = sample.members
-    before, after = (_picture_among(members, names) for names in (BEFORE_NAMES, AFTER_NAMES))
+def _read_pair(
+    shard: Path, key: str, members: Mapping[str, bytes], folder: Path, name: str, default_task: str, found: Found
+) -> None:
+    before, after = (_image_among(members, names) for names in (BEFORE_NAMES, AFTER_NAMES))
     if before is None or after is None:
-        reason = f"sample {sample.key} has no before and after picture, only {', '.join(sorted(members))}"
-        found.problems.append(Problem(str(sample.shard), "unpaired", reason))
+        reason = f"sample {key} has no before and after image, only {', '.join(sorted(members))}"
+        found.problems.append(Problem(str(shard), "unpaired", reason))
         return
     fields = _fields_of(members)
     if fields is None:
-        found.problems.append(Problem(str(sample.shard), "unreadable", f"the JSON of sample {sample.key}", "warning"))
+        found.problems.append(Problem(str(shard), "unreadable", f"the JSON of sample {key}", "warning"))
         fields = {}
     weight = fields.get("weight", 1.0)
     found.candidates.append(
         Candidate(
-            id=f"{_shard_name(sample.shard)}/{sample.key}",
-            task=text_of(fields, TASK_NAMES) or default_task,
-            before=write_picture(sample.place.parent, f"{sample.place.name}.before", before),
-            after=write_picture(sample.place.parent, f"{sample.place.name}.after", after),
-            caption=text_of(fields, CAPTION_NAMES),
-            split=split_name(str(fields.get("split", "train"))),
-            weight=float(weight) if isinstance(weight, int | float) and 0 <= weight < float("inf") else 1.0,
+            f"{_shard_name(shard)}/{key}",
+            text_of(fields, TASK_NAMES) or default_task,
+            write_image(folder, f"{name}.before", before),
+            write_image(folder, f"{name}.after", after),
+            text_of(fields, CAPTION_NAMES),
+            split_name(str(fields.get("split", "train"))),
+            float(weight) if isinstance(weight, int | float) and 0 <= weight < float("inf") else 1.0,
         )
     )
 
@@ -131,8 +116,8 @@ def _shard_name(shard: Path) -> str:
     return shard.name.split(".")[0]
 
 
-def _picture_among(members: Mapping[str, bytes], names: Sequence[str]) -> bytes | None:
-    """The member called `<name>.<picture suffix>` (`before.jpg`) for the first name that there is."""
+def _image_among(members: Mapping[str, bytes], names: Sequence[str]) -> bytes | None:
+    """The member called `<name>.<image suffix>` (`before.jpg`) for the first name that there is."""
     parts = ((extension.rpartition("."), data) for extension, data in members.items())
     by_name = {name: data for (name, dot, suffix), data in parts if dot and suffix not in _TEXT_SUFFIXES}
     return next((by_name[name] for name in names if name in by_name), None)
