@@ -45,17 +45,11 @@ def show(
 
 
 @app.command()
-def train(
-    out: Folder = Path("runs/demo"),
-    install: Annotated[bool, typer.Option("--install", help="Copy the result into training/demo/model.")] = False,
-) -> None:
+def train(out: Folder = Path("runs/demo")) -> None:
     """Train encoder, base and basis from nothing, about 80 minutes on one core."""
-    from .train import install as install_files
     from .train import train_parts
 
     train_parts(out)
-    if install:
-        install_files(out)
 
 
 @app.command()
@@ -65,16 +59,11 @@ def compare(
     steps: Annotated[int, typer.Option(help="Of the runs that are tested.")] = 1200,
     seeds: Annotated[int, typer.Option(min=1, help="Runs per method.")] = 3,
     per_edit: Annotated[int, typer.Option(min=1, help="Test analogies of every edit.")] = 2,
-    only: Annotated[list[str] | None, typer.Option(help="Train only this method, no test; repeatable.")] = None,
 ) -> None:
     """Compare LoRWeB with one LoRA of equal rank; needs what `train` leaves in --out."""
-    from .compare import METHODS
     from .compare import compare as run
 
-    for name in only or ():
-        if name not in METHODS:
-            raise typer.BadParameter(f"{name} is unknown. There are {', '.join(METHODS)}.", param_hint="--only")
-    print(run(out, sweep_steps=sweep_steps, steps=steps, seeds=seeds, per_edit=per_edit, only=only or ()) or "")
+    print(run(out, sweep_steps=sweep_steps, steps=steps, seeds=seeds, per_edit=per_edit))
 
 
 @app.command()
@@ -85,15 +74,13 @@ def ablation(
     seed: Annotated[int, typer.Option(help="Of every run.")] = 0,
     per_edit: Annotated[int, typer.Option(min=1, help="Test analogies of every edit.")] = 2,
     pairs_per_edit: Annotated[int, typer.Option(min=1, help="Training pairs of every edit.")] = 60,
-    device: Annotated[str, typer.Option(help="Of the encoder for the CLIP direction.")] = "auto",
 ) -> None:
     """Train and measure the paper's ablations; writes OUT/ablation.md."""
     from ..console import silence_libraries
     from .ablation import ablation as run
 
     silence_libraries()
-    options = {"steps": steps, "seed": seed, "per_edit": per_edit, "pairs_per_edit": pairs_per_edit}
-    print(run(out, variant or (), device=device, **options))
+    print(run(out, variant or (), steps=steps, seed=seed, per_edit=per_edit, pairs_per_edit=pairs_per_edit))
 
 
 @app.command()

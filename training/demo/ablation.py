@@ -68,11 +68,8 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def ablation(
-    out: Path, names: Sequence[str], *, steps: int, seed: int, per_edit: int, pairs_per_edit: int, device: str
-) -> str:
+def ablation(out: Path, names: Sequence[str], *, steps: int, seed: int, per_edit: int, pairs_per_edit: int) -> str:
     """Train and measure the variants, write ablation.md and a sheet of images, and return the text."""
-    opened = open_device(device)
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
         raise SettingsError(f"--variant {', '.join(unknown)} is unknown. There are {', '.join(VARIANTS)}.")
@@ -94,7 +91,7 @@ def ablation(
     for method in methods:
         generate(folder, method, samples)
     titles = [method.name for method in methods]
-    meter = load_meter(lpips_backbone=None, clip_encoder=str(MODEL_FOLDER / "encoder"), device=opened)
+    meter = load_meter(lpips_backbone=None, clip_encoder=str(MODEL_FOLDER / "encoder"), device=open_device())
     measure_all(folder, meter, titles, samples)
     caveats = " ".join((__doc__ or "").split("\n\n")[1].split())
     table = as_markdown(evaluate(folder, titles, samples, reference=titles[1]))
@@ -110,13 +107,13 @@ def variant_overrides(name: str, out: Path) -> tuple[str, ...]:
     return (*VARIANTS[name][1], *encoder)
 
 
-def prepare_demo(out: Path, *, pairs_per_edit: int, model: Path = MODEL_FOLDER) -> None:
+def prepare_demo(out: Path, *, pairs_per_edit: int) -> None:
     """Write `kontext/`, `encoder/`, `untrained-encoder/` and `pairs/` from the shipped model; what exists is kept.
 
     Raises SettingsError if `out` was made from something else, since its runs would be reused.
     """
     origin_file = out / "ablation-origin.json"
-    origin = {"pairs_per_edit": pairs_per_edit, "base": file_sha256(model / "base.safetensors")}
+    origin = {"pairs_per_edit": pairs_per_edit, "base": file_sha256(MODEL_FOLDER / "base.safetensors")}
     found = json.loads(origin_file.read_text(encoding="utf-8")) if origin_file.is_file() else origin
     if found != origin:
         raise SettingsError(
@@ -124,9 +121,9 @@ def prepare_demo(out: Path, *, pairs_per_edit: int, model: Path = MODEL_FOLDER) 
         )
     write_file(origin_file, json.dumps(origin) + "\n")
     if not (out / "kontext" / "model_index.json").is_file():
-        write_diffusers_folder(model / "base.safetensors", out / "kontext")
+        write_diffusers_folder(MODEL_FOLDER / "base.safetensors", out / "kontext")
     if not (out / "encoder" / "model.safetensors").is_file():
-        shutil.copytree(model / "encoder", out / "encoder", dirs_exist_ok=True)
+        shutil.copytree(MODEL_FOLDER / "encoder", out / "encoder", dirs_exist_ok=True)
     if not (out / "pairs" / INDEX_NAME).is_file():
         write_dataset(out / "pairs", pairs_per_edit=pairs_per_edit, seed=PAIRS_SEED)
     untrained = out / _UNTRAINED  # seeded random weights: what the router gains from a trained encoder

@@ -25,7 +25,7 @@ from .vae import comfyui_vae_tensors
 EXAMPLE_IMAGES = Path(__file__).parents[2] / "workflows" / "example_pictures"
 
 
-def write_comfyui_folder(models: Path, *, model: Path = MODEL_FOLDER) -> dict[str, Path]:
+def write_comfyui_folder(models: Path) -> dict[str, Path]:
     """Write base, VAE, basis and encoder into ComfyUI's `models` and return {unet, vae, basis, encoder} → path."""
     paths = {
         "unet": models / "diffusion_models" / "lorweb_demo_kontext.safetensors",
@@ -35,10 +35,10 @@ def write_comfyui_folder(models: Path, *, model: Path = MODEL_FOLDER) -> dict[st
     }
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(model / "base.safetensors", paths["unet"])
+    shutil.copyfile(MODEL_FOLDER / "base.safetensors", paths["unet"])
     write_safetensors_atomically(paths["vae"], comfyui_vae_tensors(), {"format": "pt"})
-    shutil.copyfile(model / "basis.safetensors", paths["basis"])
-    shutil.copytree(model / "encoder", paths["encoder"], dirs_exist_ok=True)
+    shutil.copyfile(MODEL_FOLDER / "basis.safetensors", paths["basis"])
+    shutil.copytree(MODEL_FOLDER / "encoder", paths["encoder"], dirs_exist_ok=True)
     return paths
 
 

@@ -20,7 +20,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lorweb_core.checkpoint import load_basis
 from lorweb_core.encoder import ImageEncoder, load_image_encoder
 from lorweb_core.files import write_text_atomically
 
@@ -71,18 +70,11 @@ METHODS: dict[str, tuple[tuple[str, ...], tuple[tuple[float, float], ...]]] = {
 Answerer = Callable[[Sequence[Analogy]], Tensor]
 
 
-def compare(
-    out: Path, *, sweep_steps: int, steps: int, seeds: int, per_edit: int, only: Sequence[str] = ()
-) -> str | None:
-    """Train, test, write comparison.md and comparison.png, and return the report.
-
-    With `only` these methods are trained, without a test (one process a core): None is returned.
-    """
+def compare(out: Path, *, sweep_steps: int, steps: int, seeds: int, per_edit: int) -> str:
+    """Train, test, write comparison.md and comparison.png, and return the report."""
     encoder = load_image_encoder(out / "encoder")
     sweeps, bases = [], {}
     for name, (overrides, candidates) in METHODS.items():
-        if only and name not in only:
-            continue
         found = {}
         for rates in candidates:
             file = trained_basis(out, name, overrides, rates, steps=sweep_steps, seed=0)
@@ -95,9 +87,6 @@ def compare(
         tried = ", ".join(f"{first:g}/{second:g}: {value:.1f} dB" for (first, second), value in found.items())
         sweeps.append(f"* {name}: {tried}; chosen {best[0]:g}/{best[1]:g}")
         bases[name] = [trained_basis(out, name, overrides, best, steps=steps, seed=seed) for seed in range(seeds)]
-    if only:
-        return None
-
     base = out / "base.safetensors"
     answerers: dict[str, Answerer] = {
         "copy b": copy_b,
@@ -116,8 +105,6 @@ def compare(
             *sweeps,
             "\n## Test, mean ± deviation of the seeds themselves: whole / changed region in dB, share right\n",
             as_table(scores, names),
-            "\n## Trained parameters\n",
-            *(_capacity(name, files[0]) for name, files in bases.items()),
             "",
         ]
     )
@@ -215,11 +202,3 @@ def _contact_sheet(answerers: Sequence[Answerer]) -> Image.Image:
 @torch.no_grad()
 def _in_batches(answerer: Answerer, analogies: Sequence[Analogy]) -> Tensor:
     return torch.cat([answerer(analogies[start : start + _BATCH]) for start in range(0, len(analogies), _BATCH)])
-
-
-def _capacity(name: str, file: Path) -> str:
-    layers = load_basis(file).layers.values()
-    adapters = sum(layer.lora_down.numel() + layer.lora_up.numel() for layer in layers)
-    router = sum(layer.keys.numel() for layer in layers)
-    router += sum(layer.query_projection.numel() for layer in layers if layer.query_projection is not None)
-    return f"* {name}: {adapters:,} in adapters, {0 if name == 'one-lora' else router:,} in the router"

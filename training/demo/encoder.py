@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lorweb_core.files import write_safetensors_atomically, write_text_atomically
+from lorweb_core.files import write_text_atomically
 
 from .scenes import ART_SIZE, BLOCK_PX, IMAGE_PX, TRAINED_KINDS, Edit, apply_edit, draw, edits_of, hue_color
 
@@ -89,23 +89,16 @@ def spread_over_blocks(art_model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def save_encoder(folder: Path, model: nn.Module) -> None:
+def save_encoder(folder: Path, model: Any) -> None:  # noqa: ANN401 (transformers' classes look untyped)
     """Write a Hugging Face folder: config.json, preprocessor_config.json and bfloat16 weights."""
-    state = {name: tensor.detach().bfloat16().contiguous() for name, tensor in model.state_dict().items()}
-    state = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
-    write_safetensors_atomically(folder / "model.safetensors", state, {"format": "pt"})
-    config = {
-        "architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model", "image_size": IMAGE_PX,
-        "patch_size": _ART_PATCH * BLOCK_PX, **_CONFIG,
-    }  # fmt: skip
+    model.to(torch.bfloat16).save_pretrained(folder)
     preprocessing = {
         "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": IMAGE_PX},
         "do_center_crop": True, "crop_size": {"height": IMAGE_PX, "width": IMAGE_PX}, "resample": 3,
         "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(_MEAN),
         "image_std": list(_STD), "do_convert_rgb": True,
     }  # fmt: skip
-    for name, value in (("config.json", config), ("preprocessor_config.json", preprocessing)):
-        write_text_atomically(folder / name, json.dumps(value, indent=2) + "\n")
+    write_text_atomically(folder / "preprocessor_config.json", json.dumps(preprocessing, indent=2) + "\n")
 
 
 def _draw_pairs(rng: np.random.Generator, count: int) -> tuple[list[Edit], Tensor]:

@@ -1,6 +1,7 @@
 """Train the demo's parts from nothing: encoder (10 min), base (45 min), pairs (10 s), basis (20 min).
 
 Times are for one CPU core; seeds are fixed. Each part is skipped if its file exists, or resumed where it stopped.
+To ship them, copy base.safetensors, basis.safetensors and encoder/ to training/demo/model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..config.reading import read_config
 from ..config.schema import TrainConfig
 from .base import save_base, train_base
 from .encoder import save_encoder, train_encoder
-from .scenes import INDEX_NAME, MODEL_FOLDER, write_dataset
+from .scenes import INDEX_NAME, write_dataset
 from .tiny_kontext import write_diffusers_folder
 
 log = logging.getLogger(__name__)
@@ -40,14 +41,6 @@ def train_parts(out: Path) -> None:
     if result.basis_file is not None:
         load_basis(result.basis_file)
         shutil.copyfile(result.basis_file, out / "basis.safetensors")
-
-
-def install(out: Path, model: Path = MODEL_FOLDER) -> None:
-    """Copy the finished files into the package."""
-    (model / "encoder").mkdir(parents=True, exist_ok=True)
-    names = ["base.safetensors", "basis.safetensors", *(f"encoder/{path.name}" for path in (out / "encoder").iterdir())]
-    for name in names:
-        shutil.copyfile(out / name, model / name)
 
 
 def basis_config(out: Path, *overrides: str) -> TrainConfig:

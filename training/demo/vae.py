@@ -37,18 +37,18 @@ def decode_art(latents: Tensor) -> Tensor:
     return ((copies.movedim(1, -1) + 1) / 2).clamp(0, 1)
 
 
-def build_vae(*, encoder_channels: int = 4) -> nn.Module:
-    """The VAE as diffusers' AutoencoderTiny, float32, eval mode.
-
-    An encoder of 4 channels is enough, and two hundred times faster than ComfyUI's fixed 64.
-    """
+def build_vae() -> nn.Module:
+    """The VAE as diffusers' AutoencoderTiny, float32, eval mode."""
     from diffusers import AutoencoderTiny
 
+    channels = 4  # enough for the encoder, and two hundred times faster than ComfyUI's fixed 64
     vae: Any = AutoencoderTiny(
-        encoder_block_out_channels=(encoder_channels,) * 4, latent_channels=LATENT_CHANNELS, scaling_factor=1.0,
+        encoder_block_out_channels=(channels,) * 4,
+        latent_channels=LATENT_CHANNELS,
+        scaling_factor=1.0,
         shift_factor=0.0,
-    )  # fmt: skip
-    vae.load_state_dict(_vae_tensors(encoder_channels))
+    )
+    vae.load_state_dict(_vae_tensors(channels))
     return vae.eval()
 
 

@@ -45,8 +45,6 @@ def test_a_folder_made_with_other_pairs_is_an_error(tmp_path):
         prepare_demo(tmp_path, pairs_per_edit=2)
 
 
-def test_unknown_variants_and_methods_are_errors(tmp_path, capsys):
+def test_an_unknown_variant_is_an_error(tmp_path, capsys):
     assert main(["ablation", "--out", str(tmp_path), "--variant", "lorwep"]) == 2
     assert "lorwep is unknown. There are lorweb, fewer-larger" in capsys.readouterr().err
-    assert main(["compare", "--out", str(tmp_path), "--only", "lorwep"]) == 2
-    assert "lorwep is unknown. There are lorweb-gain-n" in capsys.readouterr().err

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from training.base.flow import unpack_latents
 from training.base.single_file import from_bfl
 from training.base.transformer import Conditioning, predict_velocity
+from training.demo import tiny_kontext
 from training.demo.analogies import (
     GUIDANCE,
     STEPS,
-    answers,
     context_latents,
     draw_analogies,
     generate,
@@ -21,15 +21,7 @@ from training.demo.analogies import (
 )
 from training.demo.base import edit_code, save_base
 from training.demo.scenes import TRAINING_PHOTOS, Edit, to_image
-from training.demo.tiny_kontext import (
-    CODE_DIM,
-    CONFIG,
-    build_base,
-    load_base,
-    load_pipeline,
-    to_bfl,
-    write_diffusers_folder,
-)
+from training.demo.tiny_kontext import build_base, load_base
 from training.demo.vae import build_vae, comfyui_vae_tensors, decode_art, encode_art, psnr
 
 
@@ -53,10 +45,12 @@ def _pixels(art):
 
 
 @torch.no_grad()
-def test_the_vae_network_computes_the_closed_form(art):
-    latents = build_vae().encode(_pixels(art)).latents
+def test_the_vae_network_computes_the_closed_form_and_clips(art):
+    vae = build_vae()
+    latents = vae.encode(_pixels(art)).latents
     torch.testing.assert_close(latents, encode_art(art), atol=1e-6, rtol=0)
     torch.testing.assert_close(decode_art(latents), art, atol=1e-6, rtol=0)
+    assert float((vae.decode(torch.full((1, 16, 2, 2), -1.3)).sample + 1).abs().max()) < 1e-4
 
 
 @torch.no_grad()
@@ -66,12 +60,6 @@ def test_block_images_survive_the_vae_to_the_last_level_even_in_half_precision(a
         back = rounded.decode(encode_art(art)).sample
         assert psnr((back + 1) / 2, (_pixels(art) + 1) / 2) > 65
         assert torch.equal((back * 127.5 + 127.5).round(), (_pixels(art) * 127.5 + 127.5).round())
-
-
-@torch.no_grad()
-def test_the_vae_clips_what_leaves_the_range():
-    image = build_vae().decode(torch.full((1, 16, 2, 2), -1.3)).sample
-    assert float((image + 1).abs().max()) < 1e-4
 
 
 def test_the_vae_for_comfyui_has_its_names_and_scales():
@@ -84,15 +72,9 @@ def test_the_vae_for_comfyui_has_its_names_and_scales():
 
 def test_bfl_names_and_back_is_bit_equal():
     state = build_base(0).state_dict()
-    back = from_bfl(to_bfl(state), "memory")
+    back = from_bfl(tiny_kontext.to_bfl(state), "memory")
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
-
-
-def test_the_shipped_file_is_small_bfloat16_and_loads(base_file):
-    assert base_file.stat().st_size < 5_000_000
-    assert {tensor.dtype for tensor in load_file(base_file).values()} == {torch.bfloat16}
-    assert load_base(base_file).config.num_single_layers == CONFIG["num_single_layers"]
 
 
 @torch.no_grad()
@@ -107,29 +89,29 @@ def test_the_stock_pipeline_and_our_sampler_agree(base_file):
     analogies = draw_analogies([Edit("stripes", hue=2)], per_edit=1, seed=0, photos=TRAINING_PHOTOS)
     a, a_prime, b, _ = (to_image(pixels) for pixels in analogies[0].images)
     grid = Image.fromarray(np.vstack([np.hstack([a, a_prime]), np.hstack([b, b])]))
-    prompt, pooled = null_prompt(1)
-    packed = load_pipeline(base_file)(
+    prompt, code = null_prompt(1)[0], edit_code(analogies[0].edit)[None]
+    packed = tiny_kontext.load_pipeline(base_file)(
         image=grid, height=192, width=192, max_area=192 * 192, _auto_resize=False, num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE, prompt_embeds=prompt, pooled_prompt_embeds=pooled, output_type="latent",
+        guidance_scale=GUIDANCE, prompt_embeds=prompt, pooled_prompt_embeds=code, output_type="latent",
         generator=torch.Generator().manual_seed(0),
     ).images  # fmt: skip
     context = context_latents(*stack_images(analogies)[:3])
-    model, conditioning = load_base(base_file), Conditioning(context, prompt, pooled, None, GUIDANCE)
+    model, conditioning = load_base(base_file), Conditioning(context, prompt, code, None, GUIDANCE)
     ours = generate(lambda noisy, sigmas: predict_velocity(model, noisy, sigmas, conditioning), context)
     torch.testing.assert_close(unpack_latents(packed, 24, 24), ours, atol=1e-4, rtol=0)
-    assert answers(ours).shape == (1, 12, 12, 3)
 
 
 def test_the_diffusers_folder_gives_the_same_weights(base_file, tmp_path):
     from diffusers import FluxTransformer2DModel
 
-    folder = write_diffusers_folder(base_file, tmp_path / "kontext")
+    folder = tiny_kontext.write_diffusers_folder(base_file, tmp_path / "kontext")
     loaded = FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer", local_files_only=True)
     expected = load_base(base_file).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+    assert {tensor.dtype for tensor in load_file(base_file).values()} == {torch.bfloat16}
 
 
 def test_the_zero_code_means_copy_and_others_differ():
     assert not edit_code(None).any()
     codes = {tuple(edit_code(edit).tolist()) for edit in (Edit("frame", hue=0), Edit("frame", hue=1), Edit("gray"))}
-    assert len(codes) == 3 and len(next(iter(codes))) == CODE_DIM
+    assert len(codes) == 3 and len(next(iter(codes))) == tiny_kontext.CODE_DIM

@@ -7,29 +7,11 @@ import pytest
 import torch
 
 from training.data.index import PairIndex
+from training.demo import scenes
 from training.demo.analogies import draw_analogies, score, stack_images
 from training.demo.base import COPY_SHARE, draw_grids, draw_single_images
 from training.demo.compare import as_table, copy_b, evaluation_sets, measure
-from training.demo.scenes import (
-    ART_SIZE,
-    HELD_OUT_KINDS,
-    HUE_KINDS,
-    KIND_WEIGHTS,
-    KINDS,
-    TEST_PHOTOS,
-    TRAINED_KINDS,
-    TRAINING_PHOTOS,
-    Edit,
-    all_edits,
-    apply_edit,
-    draw,
-    draw_mosaic,
-    draw_scene,
-    edits_of,
-    to_image,
-    training_edits,
-    write_dataset,
-)
+from training.demo.scenes import KINDS, TEST_PHOTOS, TRAINED_KINDS, TRAINING_PHOTOS, Edit, apply_edit, draw, edits_of
 
 
 def _rng(seed=0):
@@ -42,50 +24,50 @@ def test_every_edit_changes_the_image_and_stays_on_the_8_bit_grid(kind):
         scene = draw(edit, _rng(3))
         assert np.array_equal(scene.pixels, draw(edit, _rng(3)).pixels)
         edited = apply_edit(scene, edit)
-        assert edited.shape == (ART_SIZE, ART_SIZE, 3) and edited.dtype == np.float32
+        assert edited.shape == (scenes.ART_SIZE, scenes.ART_SIZE, 3) and edited.dtype == np.float32
         assert np.abs(edited - scene.pixels).max() > 0.05
         assert np.allclose(edited * 255, np.round(edited * 255), atol=1e-3)
-        image = np.asarray(to_image(edited), np.float32)
+        image = np.asarray(scenes.to_image(edited), np.float32)
         assert image.shape == (96, 96, 3)
         assert np.array_equal(image, image[::8, ::8].repeat(8, 0).repeat(8, 1))
 
 
 def test_ground_shape_and_outline_do_not_overlap():
     for seed in range(50):
-        scene = draw_scene(_rng(seed))
+        scene = scenes.draw_scene(_rng(seed))
         regions = [(apply_edit(scene, Edit(kind, hue=0)) != scene.pixels).any(-1) for kind in ("ground", "shape")]
         assert not (regions[0] & regions[1]).any() and regions[0].any() and regions[1].any()
         assert (apply_edit(scene, Edit("outline", hue=0)) != scene.pixels).any(-1)[scene.shape_mask].sum() == 0
 
 
 def test_a_photograph_takes_no_edit_of_its_shape():
-    photo = draw_mosaic(TRAINING_PHOTOS, _rng())
+    photo = scenes.draw_mosaic(TRAINING_PHOTOS, _rng())
     assert not photo.takes(Edit("shape", hue=1)) and photo.takes(Edit("gray"))
     with pytest.raises(ValueError, match="not a photograph"):
         apply_edit(photo, Edit("shape", hue=1))
 
 
 def test_held_out_parameters_and_kinds_are_never_trained_on():
-    held_out = {edit.name for edit in all_edits() if edit.is_held_out}
-    assert not held_out & {edit.name for edit in training_edits()}
-    assert {edit.kind for edit in training_edits()} == set(TRAINED_KINDS) == set(KINDS) - set(HELD_OUT_KINDS)
+    trained = scenes.training_edits()
+    assert not any(edit.is_held_out for edit in trained)
+    assert {edit.kind for edit in trained} == set(TRAINED_KINDS) == set(KINDS) - set(scenes.HELD_OUT_KINDS)
     assert not set(TRAINING_PHOTOS) & set(TEST_PHOTOS)
 
 
 def test_each_hue_is_seen_with_some_kind_and_held_out_with_another():
     seen = defaultdict(set)
-    for edit in edits_of(kinds=[kind for kind in HUE_KINDS if kind in TRAINED_KINDS]):
+    for edit in edits_of(kinds=[kind for kind in scenes.HUE_KINDS if kind in TRAINED_KINDS]):
         seen[edit.hue].add(edit.is_held_out)
     assert all(states == {True, False} for states in seen.values()) and len(seen) == 12
 
 
 def test_training_pairs_are_indexed_and_weighted_by_kind(tmp_path):
-    index = PairIndex.read_index(write_dataset(tmp_path / "pairs", pairs_per_edit=2, seed=1))
+    index = PairIndex.read_index(scenes.write_dataset(tmp_path / "pairs", pairs_per_edit=2, seed=1))
     weights = defaultdict(float)
     for record in index.records:
         assert record.before.is_file() and record.after.is_file()
         weights[record.task.split("-")[0]] += record.weight / 2
-    assert weights == pytest.approx({kind: KIND_WEIGHTS.get(kind, 1.0) for kind in TRAINED_KINDS})
+    assert weights == pytest.approx({kind: scenes.KIND_WEIGHTS.get(kind, 1.0) for kind in TRAINED_KINDS})
 
 
 @pytest.mark.parametrize("draw_batch", [draw_single_images, draw_grids])

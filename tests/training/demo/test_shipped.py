@@ -14,13 +14,11 @@ from PIL import Image
 from lorweb_core.encoder import load_image_encoder
 from lorweb_core.images import ImageFileError
 from training.demo.__main__ import main
-from training.demo.analogies import GUIDANCE, STEPS, draw_analogies, load_demo, null_prompt, score, stack_images
-from training.demo.base import edit_code
+from training.demo.analogies import draw_analogies, load_demo, score, stack_images
 from training.demo.comfyui import write_comfyui_folder
 from training.demo.compare import base_answerer, basis_answerer, copy_b
-from training.demo.scenes import MODEL_FOLDER, PHOTOS, PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, edits_of, to_image
+from training.demo.scenes import MODEL_FOLDER, PHOTOS, PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, edits_of
 from training.demo.show import show_bundled, show_own
-from training.demo.tiny_kontext import load_pipeline
 from training.demo.vae import psnr
 
 BASE = MODEL_FOLDER / "base.safetensors"
@@ -46,13 +44,10 @@ def test_everything_shipped_is_below_twelve_megabytes():
     assert (MODEL_FOLDER / "README.md").is_file()
 
 
-@pytest.mark.parametrize("knows", ["edit", "kind"])
-def test_the_base_edits_by_code_and_takes_a_missing_parameter_from_a_prime(analogies, knows):
-    scores = score(base_answerer(BASE, knows=knows)(analogies), analogies)
-    assert fmean(item.whole_db for item in scores) > 30
-
-
-def test_the_base_copies_b_without_a_code(analogies):
+def test_the_base_edits_by_code_takes_a_missing_parameter_from_a_prime_and_copies_without(analogies):
+    for knows in ("edit", "kind"):
+        scores = score(base_answerer(BASE, knows=knows)(analogies), analogies)
+        assert fmean(item.whole_db for item in scores) > 30
     assert psnr(base_answerer(BASE, knows="nothing")(analogies), copy_b(analogies)) > 45
 
 
@@ -71,19 +66,6 @@ def test_different_analogies_get_different_coefficients(analogies, encoder):
     coefficients = torch.cat(list(by_layer.values()), dim=1)
     distances = torch.cdist(coefficients, coefficients) + torch.eye(len(coefficients)) * 9
     assert float(distances.min()) > 0.1
-
-
-def test_the_stock_kontext_pipeline_edits_by_code():
-    (analogy,) = draw_analogies([Edit("corner", hue=8)], per_edit=1, seed=3, photos=TEST_PHOTOS)
-    a, a_prime, b, truth = (to_image(pixels) for pixels in analogy.images)
-    grid = Image.fromarray(np.vstack([np.hstack([a, a_prime]), np.hstack([b, b])]))
-    result = load_pipeline(BASE)(
-        image=grid, height=192, width=192, max_area=192 * 192, _auto_resize=False, num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE, prompt_embeds=null_prompt(1)[0], pooled_prompt_embeds=edit_code(analogy.edit)[None],
-        generator=torch.Generator().manual_seed(0),
-    ).images[0]  # fmt: skip
-    answer, expected = (torch.from_numpy(np.array(image)) / 255 for image in (result.crop((96, 96, 192, 192)), truth))
-    assert psnr(answer, expected) > 30
 
 
 def test_the_sheet_shows_every_kind_with_its_verdict():
@@ -114,16 +96,17 @@ def test_own_images_are_read_upright_on_white_and_broken_ones_are_named(tmp_path
         show_own(model, upright, turned, clear)
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
-    (tmp_path / "out").write_text("in the way")
-    assert main(["show", "--out", str(tmp_path / "out")]) == 2
-    assert "demo.png cannot be written" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("words", [["--a", "x.png"], ["--a", "", "--a-prime", "", "--b", "x.png"]])
-def test_one_image_of_three_is_an_error(words, capsys):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", __file__], "demo.png cannot be written"),
+        (["--a", "x.png"], "Only 1 of the three images A, A_PRIME and B"),
+        (["--a", "", "--a-prime", "x.png", "--b", "x.png"], "Only 2 of the three images"),
+    ],
+)
+def test_errors_of_the_command_name_what_is_wrong(words, message, capsys):
     assert main(["show", *words]) == 2
-    assert "Only 1 of the three images A, A_PRIME and B are given" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_the_comfyui_folder_holds_every_file(tmp_path, capsys):
