@@ -37,11 +37,11 @@ def show(
 ) -> None:
     """Answer analogies with the shipped model, on bundled images or your own."""
     from ..console import silence_libraries
-    from .show import show
+    from .show import show as run
 
     silence_libraries()
     logging.getLogger().setLevel(logging.WARNING)
-    show(out, [Path(name) for name in (a, a_prime, b) if name])
+    run(out, [Path(name) for name in (a, a_prime, b) if name])
 
 
 @app.command()

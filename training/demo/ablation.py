@@ -47,8 +47,6 @@ from .train import PAIRS_SEED, trained_basis
 
 #: Learning rates of adapters and router.
 _GAIN_N_RATES, _GAIN_1_RATES, _LORA_RATES = (3e-3, 1e-3), (1e-2, 1e-3), (3e-3, 1e-3)
-#: Variants whose runs `training.demo compare` makes too, under these names.
-_RUNS_OF_COMPARE = {"lorweb": "lorweb-gain-n", "gain-1": "lorweb-gain-1"}
 _UNTRAINED = "untrained-encoder"
 #: Name → (title, config overrides): the difference from the demo's basis (N 16, r 4, gain N, softmax, a + a′ + b).
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -80,8 +78,7 @@ def ablation(out: Path, names: Sequence[str], *, steps: int, seed: int, per_edit
         overrides = variant_overrides(name, out)
         rates = _GAIN_1_RATES if "basis.coefficient_gain=1" in overrides else _GAIN_N_RATES
         rates = _LORA_RATES if "basis.basis_size=1" in overrides else rates
-        run = _RUNS_OF_COMPARE.get(name, name)
-        basis_file = trained_basis(out, run, overrides, rates, steps=steps, seed=seed)
+        basis_file = trained_basis(out, name, overrides, rates, steps=steps, seed=seed)
         if not basis_file.is_file():  # the trainer was asked to stop
             raise KeyboardInterrupt
         encoder = out / (_UNTRAINED if name == _UNTRAINED else "encoder")

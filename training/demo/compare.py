@@ -56,10 +56,10 @@ log = logging.getLogger(__name__)
 
 VALIDATION_SEED, TEST_SEED = 101, 202
 _BATCH = 32
-#: Config overrides of each method, and the (adapters, router) rates to choose from.
+#: Config overrides of each method, whose runs `ablation` reuses, and the (adapters, router) rates to choose from.
 METHODS: dict[str, tuple[tuple[str, ...], tuple[tuple[float, float], ...]]] = {
-    "lorweb-gain-n": ((), ((1e-3, 1e-3), (3e-3, 1e-3), (1e-2, 1e-3))),
-    "lorweb-gain-1": (("basis.coefficient_gain=1",), ((3e-3, 1e-3), (1e-2, 1e-3), (3e-2, 1e-3))),
+    "lorweb": ((), ((1e-3, 1e-3), (3e-3, 1e-3), (1e-2, 1e-3))),
+    "gain-1": (("basis.coefficient_gain=1",), ((3e-3, 1e-3), (1e-2, 1e-3), (3e-2, 1e-3))),
     "one-lora": (
         ("basis.basis_size=1", "basis.rank=64", "basis.coefficient_gain=1"),
         ((1e-3, 1e-3), (3e-3, 1e-3), (1e-2, 1e-3)),
@@ -73,7 +73,8 @@ Answerer = Callable[[Sequence[Analogy]], Tensor]
 def compare(out: Path, *, sweep_steps: int, steps: int, seeds: int, per_edit: int) -> str:
     """Train, test, write comparison.md and comparison.png, and return the report."""
     encoder = load_image_encoder(out / "encoder")
-    sweeps, bases = [], {}
+    sweeps: list[str] = []
+    bases: dict[str, list[Path]] = {}
     for name, (overrides, candidates) in METHODS.items():
         found = {}
         for rates in candidates:

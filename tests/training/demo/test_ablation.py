@@ -20,7 +20,7 @@ def test_every_variant_is_a_valid_configuration_of_its_own(tmp_path):
 
 @pytest.mark.slow
 def test_trained_variants_are_measured_on_held_out_parameters(tmp_path):
-    name = "lorweb-gain-n-0.003-0.001-21-seed0"
+    name = "lorweb-0.003-0.001-21-seed0"
     (tmp_path / name).mkdir()
     shutil.copy(MODEL_FOLDER / "basis.safetensors", tmp_path / name / f"{name}.safetensors")
     words = ["--steps", "21", "--per-edit", "1", "--pairs-per-edit", "1", "--variant", "lorweb"]
