@@ -11,10 +11,10 @@ import shutil
 from pathlib import Path
 
 from lorweb_core.checkpoint import load_basis
-from training.train import train
 
 from ..config.reading import read_config
 from ..config.schema import TrainConfig
+from ..train import train
 from .base import save_base, train_base
 from .encoder import save_encoder, train_encoder
 from .scenes import INDEX_NAME, write_dataset
