@@ -112,7 +112,7 @@ def plain_lora(layers, coefficients, dtype):  # noqa: ANN001, ANN201
 
 
 def step_inputs(dtype):  # noqa: ANN001, ANN201
-    """Return what the model's forward_orig takes: 1024 picture tokens and 256 text tokens."""
+    """Return what the model's forward_orig takes: 1024 image tokens and 256 text tokens."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

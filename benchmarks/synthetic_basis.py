@@ -4,8 +4,7 @@
     python benchmarks/synthetic_basis.py /tmp/small.safetensors --double-blocks 1 --single-blocks 1
 
 494 layers, N 32, r 4, K 128, Q 2304 in fp16 give 835,051,520 numbers and 1.67 GB. The weights are random but of a
-trained basis' order of magnitude; keep the file outside of the repository. It carries no settings, as a
-reference file does.
+trained basis' order of magnitude; keep the file outside of the repository. Like the published file it has no settings.
 """
 
 from __future__ import annotations
@@ -22,32 +21,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lorweb_core.files import write_safetensors_atomically
 
-WIDTH = 3072
-MLP_WIDTH = 4 * WIDTH
-#: in, out of each adapted Linear of FLUX.1; order as in a diffusers block.
+W = 3072
+#: (in, out) of each adapted Linear of FLUX.1; order as in a diffusers block.
 DOUBLE_BLOCK = {
-    "norm1.linear": (WIDTH, 6 * WIDTH),
-    "norm1_context.linear": (WIDTH, 6 * WIDTH),
-    "attn.to_q": (WIDTH, WIDTH),
-    "attn.to_k": (WIDTH, WIDTH),
-    "attn.to_v": (WIDTH, WIDTH),
-    "attn.add_q_proj": (WIDTH, WIDTH),
-    "attn.add_k_proj": (WIDTH, WIDTH),
-    "attn.add_v_proj": (WIDTH, WIDTH),
-    "attn.to_out.0": (WIDTH, WIDTH),
-    "attn.to_add_out": (WIDTH, WIDTH),
-    "ff.net.0.proj": (WIDTH, MLP_WIDTH),
-    "ff.net.2": (MLP_WIDTH, WIDTH),
-    "ff_context.net.0.proj": (WIDTH, MLP_WIDTH),
-    "ff_context.net.2": (MLP_WIDTH, WIDTH),
+    **{f"{norm}.linear": (W, 6 * W) for norm in ("norm1", "norm1_context")},
+    **{f"attn.{name}": (W, W) for name in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")},
+    **{f"attn.{name}": (W, W) for name in ("to_out.0", "to_add_out")},
+    "ff.net.0.proj": (W, 4 * W),
+    "ff.net.2": (4 * W, W),
+    "ff_context.net.0.proj": (W, 4 * W),
+    "ff_context.net.2": (4 * W, W),
 }
 SINGLE_BLOCK = {
-    "norm.linear": (WIDTH, 3 * WIDTH),
-    "proj_mlp": (WIDTH, MLP_WIDTH),
-    "proj_out": (WIDTH + MLP_WIDTH, WIDTH),
-    "attn.to_q": (WIDTH, WIDTH),
-    "attn.to_k": (WIDTH, WIDTH),
-    "attn.to_v": (WIDTH, WIDTH),
+    "norm.linear": (W, 3 * W),
+    "proj_mlp": (W, 4 * W),
+    "proj_out": (5 * W, W),
+    **{f"attn.{name}": (W, W) for name in ("to_q", "to_k", "to_v")},
 }
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -63,7 +52,7 @@ def layer_sizes(*, double_blocks: int = 19, single_blocks: int = 38) -> Iterator
 
 
 def synthetic_tensors(arguments: argparse.Namespace) -> dict[str, Tensor]:
-    """Return the tensors of all layers under the reference format's names."""
+    """The tensors of all layers under the published names."""
     generator = torch.Generator().manual_seed(arguments.seed)
     size, rank = arguments.basis_size, arguments.rank
     tensors = {}
@@ -82,19 +71,11 @@ def synthetic_tensors(arguments: argparse.Namespace) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    """Read the command line and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="the .safetensors file to write, outside of the repository")
-    for option, default in (
-        ("--basis-size", 32),
-        ("--rank", 4),
-        ("--key-dim", 128),
-        ("--query-dim", 2304),
-        ("--double-blocks", 19),
-        ("--single-blocks", 38),
-        ("--seed", 0),
-    ):
-        parser.add_argument(option, type=int, default=default, help=f"default {default}")
+    sizes = {"basis-size": 32, "rank": 4, "key-dim": 128, "query-dim": 2304, "double-blocks": 19, "single-blocks": 38}
+    for option, default in {**sizes, "seed": 0}.items():
+        parser.add_argument(f"--{option}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp16", help="default fp16")
     arguments = parser.parse_args()
     tensors = synthetic_tensors(arguments)

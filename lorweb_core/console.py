@@ -45,7 +45,7 @@ def new_app(help_text: str) -> typer.Typer:
 def make_main(
     app: typer.Typer, program: str, *, log_format: str = "%(levelname)s: %(message)s", level: int = logging.WARNING,
     interrupted: str = INTERRUPTED,
-) -> Callable[[Sequence[str] | None], int]:  # fmt: skip
+) -> Callable[..., int]:  # fmt: skip
     """Return `main(arguments=None) -> exit code` of an app.
 
     Args:

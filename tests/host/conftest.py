@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests.host import graphs, models
 from tests.host.server import prepare_base, running_server
-from training.demo.tiny_flux import write_comfyui_folder
+from training.demo.comfyui import write_comfyui_folder
 
 GGUF_PACK = Path.home() / "comfy" / "ComfyUI-GGUF"
 #: Chosen in workflows, replaced or not loaded in tests; empty, so that the frontend finds them.

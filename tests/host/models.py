@@ -149,7 +149,7 @@ def write_basis(path, width, *, basis_size=3, rank=2, size=0.4, seed=0, dtype=to
 
 def write_vae(path):
     """Write the 8 × 8 block codec under ComfyUI's names."""
-    from training.demo.codec import comfyui_vae_tensors
+    from training.demo.vae import comfyui_vae_tensors
 
     _save(comfyui_vae_tensors(), path)
 

@@ -19,10 +19,10 @@ from tests.host.conftest import read_latent
 from tests.host.models import FP8
 from training.base.flow import unpack_latents
 from training.demo.analogies import GUIDANCE, STEPS, draw_analogies, null_prompt, score
-from training.demo.codec import HOST_SCALE, HOST_SHIFT, psnr
 from training.demo.scenes import BLOCK_PX, IMAGE_PX, MODEL_FOLDER, TEST_PHOTOS, to_image
 from training.demo.show import shown_edits
-from training.demo.tiny_flux import load_pipeline
+from training.demo.tiny_kontext import load_pipeline
+from training.demo.vae import HOST_SCALE, HOST_SHIFT, psnr
 
 PLAIN, SCALED, TWIN = (f"demo_{name}.safetensors" for name in ("fp32", "scaled_fp8", "twin_of_scaled"))
 #: Largest difference of latents in the model's space; PSNR in dB of two hosts' pictures, and of a right answer.
@@ -52,7 +52,7 @@ def analogies(newest_server):
     """One analogy of every kind, held-out parameters and photographs; the pictures are in the server's input folder."""
     drawn = draw_analogies(shown_edits(), per_edit=1, seed=8, photos=TEST_PHOTOS)
     for analogy in drawn:
-        for name, pixels in zip(("a", "a_prime", "b", "b_prime"), analogy.pictures, strict=True):
+        for name, pixels in zip(("a", "a_prime", "b", "b_prime"), analogy.images, strict=True):
             to_image(pixels).save(newest_server.base / "input" / f"{analogy.edit.name}_{name}.png")
     return drawn
 
@@ -76,7 +76,7 @@ def ask_comfyui(server, analogy, **changes):
 
 def ask_diffusers(base, analogy):
     """Return the same of diffusers' own pipeline, the analogy's mix folded into its weights."""
-    pictures = [to_image(pixels) for pixels in analogy.pictures[:3]]
+    pictures = [to_image(pixels) for pixels in analogy.images[:3]]
     basis, encoder = load_basis(MODEL_FOLDER / "basis.safetensors"), load_image_encoder(MODEL_FOLDER / "encoder")
     query = embed_analogy(basis.settings, encoder.embed, *(from_pil(picture)[None] for picture in pictures))
     pipeline = load_pipeline(base)
@@ -125,4 +125,4 @@ def test_patched_float8_weights_still_give_the_edit(newest_server, copies, analo
 def test_strength_zero_gives_b_back(newest_server, analogies):
     for analogy in analogies[:3]:
         _, picture = ask_comfyui(newest_server, analogy, LoRWeBApplyMixedLoRA={"strength": 0.0})
-        assert psnr(picture, from_pil(to_image(analogy.pictures[2]))) > SAME_DB - 10
+        assert psnr(picture, from_pil(to_image(analogy.images[2]))) > SAME_DB - 10

@@ -73,7 +73,7 @@ def test_every_node_of_ours_exists(workflow):
 
 def test_the_demo_explains_its_files_and_license():
     notes = notes_of(graphs.load_workflow(graphs.DEMO))
-    assert "python -m training.demo.tiny_flux" in notes and "**Apache-2.0**" in notes
+    assert "python -m training.demo.comfyui" in notes and "**Apache-2.0**" in notes
     for folder in ("diffusion_models", "vae", "lorweb", "clip_vision"):
         assert f"models/{folder}" in notes
     assert graphs.links_in(notes) == []

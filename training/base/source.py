@@ -179,7 +179,7 @@ def _find(place: _Place, *, download: bool) -> Path:
     is_tiny = folder.parts[-2:] == TINY_PARTS
     # Where the folder around it exists, a path that has the form of a repository's id was most likely meant as a path.
     if is_tiny or not is_repository_id(place.name) or (not download and folder.parent.is_dir()):
-        tiny = f" `python -m training.demo.tiny_kontext {folder.parent}` writes it." if is_tiny else ""
+        tiny = f" `python -m training.demo tiny-parts {folder.parent}` writes it." if is_tiny else ""
         raise ModelError(
             expected="a diffusers folder, a single .safetensors file, or a Hugging Face id like owner/name",
             got=f"{place.name!r}, which is none of them here",

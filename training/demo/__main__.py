@@ -1,107 +1,106 @@
-"""Make the whole demo model from nothing: python -m training.demo [--out runs/demo] [--only STAGE …]
+"""The demo's command line: python -m training.demo COMMAND --help
 
-Stages: encoder (10 min), base (45 min), pairs (10 s), basis (10 min), card; on one CPU core, fixed seeds, each
-resumable or skipped when its file is there. `--install` copies the finished files into the package (`model/`).
+Commands import what they need when they run, so `show` and `comfyui` start without the trainer.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
-import shutil
-from collections.abc import Callable
+import sys
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 
-from lorweb_core.checkpoint import load_basis
-from training.train import train
+from lorweb_core.console import make_main, new_app
 
-from ..config.reading import read_config
-from ..config.schema import TrainConfig
-from .base import BaseSettings, save_base, train_base
-from .encoder import EncoderSettings, save_encoder, train_encoder
-from .scenes import INDEX_NAME, MODEL_FOLDER, write_dataset
-from .tiny_flux import write_diffusers_folder
-
-log = logging.getLogger(__name__)
-
-BASIS_CONFIG = Path(__file__).parent / "basis.yaml"
-PAIRS_PER_EDIT = 60
-PAIRS_SEED = 77
+app = new_app("The tiny Kontext: make it, see it, compare it.")
+main = make_main(
+    app, "python -m training.demo", log_format="%(asctime)s %(message)s", level=logging.INFO,
+    interrupted="interrupted; run it again to continue",
+)  # fmt: skip
+Folder = Annotated[Path, typer.Option(help="Folder for everything that is made.")]
 
 
-def make_encoder(out: Path) -> None:
-    """Train the image encoder into `out/encoder`."""
-    if not (out / "encoder" / "model.safetensors").is_file():
-        (out / "encoder").mkdir(parents=True, exist_ok=True)
-        save_encoder(out / "encoder", train_encoder(EncoderSettings()))
+@app.callback()
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # faster at this size, and the same numbers everywhere
 
 
-def make_base(out: Path) -> None:
-    """Train the base into `out/base.safetensors`, and write it as a diffusers folder `out/kontext`."""
-    if not (out / "base.safetensors").is_file():
-        save_base(out / "base.safetensors", train_base(BaseSettings(), out / "base_checkpoint.pt"))
-    write_diffusers_folder(out / "base.safetensors", out / "kontext")
+@app.command()
+def show(
+    out: Annotated[Path, typer.Option(help="Folder for the image.")] = Path("runs/demo"),
+    a: Annotated[str, typer.Option(help="Your own images: give all three or none.")] = "",
+    a_prime: Annotated[str, typer.Option(help="The edited a.")] = "",
+    b: Annotated[str, typer.Option(help="The image to edit alike.")] = "",
+) -> None:
+    """Answer analogies with the shipped model, on bundled images or your own."""
+    from ..console import silence_libraries
+    from .show import show as run
+
+    silence_libraries()
+    logging.getLogger().setLevel(logging.WARNING)
+    run(out, [Path(name) for name in (a, a_prime, b) if name])
 
 
-def make_pairs(out: Path) -> None:
-    """Write the training pairs into `out/pairs`."""
-    write_dataset(out / "pairs", pairs_per_edit=PAIRS_PER_EDIT, seed=PAIRS_SEED)
+@app.command()
+def train(out: Folder = Path("runs/demo")) -> None:
+    """Train encoder, base and basis from nothing, about 80 minutes on one core."""
+    from .train import train_parts
+
+    train_parts(out)
 
 
-def basis_config(out: Path, *overrides: str) -> TrainConfig:
-    """Return the configuration of the basis with the paths below `out`; overrides as on the trainer's command line."""
-    paths = {
-        "base.model": out / "kontext",
-        "encoder.model": out / "encoder",
-        "data.index": out / "pairs" / INDEX_NAME,
-        "data.cache": out / "cache",
-        "run.folder": out,
-    }
-    return read_config(BASIS_CONFIG, [*(f"{name}={path}" for name, path in paths.items()), *overrides])
+@app.command()
+def compare(
+    out: Folder = Path("runs/demo"),
+    sweep_steps: Annotated[int, typer.Option(help="Of each run of the rate sweep.")] = 300,
+    steps: Annotated[int, typer.Option(help="Of the runs that are tested.")] = 1200,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per method.")] = 3,
+    per_edit: Annotated[int, typer.Option(min=1, help="Test analogies of every edit.")] = 2,
+) -> None:
+    """Compare LoRWeB with one LoRA of equal rank; needs what `train` leaves in --out."""
+    from .compare import compare as run
+
+    print(run(out, sweep_steps=sweep_steps, steps=steps, seeds=seeds, per_edit=per_edit))
 
 
-def make_basis(out: Path) -> None:
-    """Train the basis with the ordinary trainer into `out/basis.safetensors`, going on where it was stopped."""
-    result = train(basis_config(out), resume="latest")
-    if result.basis_file is not None:
-        load_basis(result.basis_file)
-        shutil.copyfile(result.basis_file, out / "basis.safetensors")
+@app.command()
+def ablation(
+    out: Folder = Path("runs/ablation"),
+    variant: Annotated[list[str] | None, typer.Option(help="Only this variant; repeatable.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of every variant; 300 take about 5 min on a core.")] = 300,
+    seed: Annotated[int, typer.Option(help="Of every run.")] = 0,
+    per_edit: Annotated[int, typer.Option(min=1, help="Test analogies of every edit.")] = 2,
+    pairs_per_edit: Annotated[int, typer.Option(min=1, help="Training pairs of every edit.")] = 60,
+) -> None:
+    """Train and measure the paper's ablations; writes OUT/ablation.md."""
+    from ..console import silence_libraries
+    from .ablation import ablation as run
+
+    silence_libraries()
+    print(run(out, variant or (), steps=steps, seed=seed, per_edit=per_edit, pairs_per_edit=pairs_per_edit))
 
 
-STAGES: dict[str, Callable[[Path], None]] = {
-    "encoder": make_encoder,
-    "base": make_base,
-    "pairs": make_pairs,
-    "basis": make_basis,
-}
+@app.command()
+def comfyui(models: Annotated[Path, typer.Argument(help="ComfyUI's models folder.")]) -> None:
+    """Write the demo model into ComfyUI's models folder."""
+    from .comfyui import write_for_comfyui
+
+    write_for_comfyui(models)
 
 
-def install(out: Path, model: Path = MODEL_FOLDER) -> None:
-    """Copy the finished files into the package."""
-    (model / "encoder").mkdir(parents=True, exist_ok=True)
-    names = ["base.safetensors", "basis.safetensors", *(f"encoder/{path.name}" for path in (out / "encoder").iterdir())]
-    for name in names:
-        shutil.copyfile(out / name, model / name)
+@app.command()
+def tiny_parts(folder: Annotated[Path, typer.Argument(help="Gets model/, encoder/ and pictures/.")]) -> None:
+    """Write a random tiny Kontext, an encoder and image pairs, to try the trainer with tiny.yaml."""
+    from .tiny_kontext import write_pictures, write_tiny_encoder, write_tiny_kontext
 
-
-def main() -> None:
-    """Command line, see the module's first lines."""
-    parser = argparse.ArgumentParser(prog="python -m training.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything that is made")
-    parser.add_argument("--only", nargs="*", choices=tuple(STAGES), default=tuple(STAGES), help="stages to run")
-    parser.add_argument("--install", action="store_true", help="copy the result into training/demo/model")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(1)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in arguments.only:
-        log.info("stage %s", name)
-        STAGES[name](arguments.out)
-    if arguments.install:
-        install(arguments.out)
+    write_tiny_kontext(folder / "model")
+    write_tiny_encoder(folder / "encoder")
+    pairs = write_pictures(folder / "pictures")
+    print(f"Next: python -m training.prepare folders {pairs} --out {folder / 'pairs.jsonl'}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,17 +2,15 @@
 
     x_σ = (1 − σ)·x₀ + σ·noise,   loss = mean( m · (v(x_σ, context, code) − (noise − x₀))² )
 
-Half of the steps are single pictures (context b, target b′, at the bottom-right quadrant's ids), half are whole grids
+Half of the steps are single images (context b, target b′, at the bottom-right quadrant's ids), half are whole grids
 a | a′ over b | b. The code is a one-hot kind, RGB and amount. On grids the parameter is left out half of the time, so
 that the base also learns to take it from a′; without any code it copies b. Resumes from its checkpoint exactly.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,67 +19,41 @@ import torch
 from torch import Tensor, nn
 
 from lorweb_core.files import write_safetensors_atomically
-from lorweb_core.grid import tile_2x2
 
 from ..base.flow import CONTEXT, TARGET, pack_latents, token_ids
-from .codec import encode_art
 from .scenes import ART_SIZE, KINDS, Edit, apply_edit, draw, edits_of, hue_color
-from .tiny_flux import CODE_DIM, build_base, to_bfl
+from .tiny_kontext import CODE_DIM, build_base, to_bfl
+from .vae import encode_art
 
 log = logging.getLogger(__name__)
 
-#: Edits that the base learns slowly are drawn more often.
+#: Edits that the base learns slowly occur more often.
 KIND_WEIGHTS = {"ground": 2.0, "shape": 2.0, "outline": 2.5, "tint": 1.5, "invert": 1.5}
 COPY_SHARE = 0.12
 PARAMETER_DROPOUT = 0.5
 COPIED_WEIGHT = 0.3
 SHIFT = 1.6
 
-
-@dataclass(frozen=True)
-class BaseSettings:
-    """How the base is trained.
-
-    Attributes:
-        steps: optimizer steps, alternating single pictures and grids.
-        cells: single pictures a step.
-        grids: grids a step.
-        matrix_lr: peak rate of Muon on the block matrices.
-        other_lr: peak rate of AdamW on everything else.
-        average: decay of the moving average of the weights, which is what is saved.
-        seed: of initialization, data and noise.
-    """
-
-    steps: int = 6500
-    cells: int = 32
-    grids: int = 16
-    matrix_lr: float = 4e-3
-    other_lr: float = 2e-3
-    average: float = 0.998
-    seed: int = 0
+STEPS = 6500
+SINGLE_IMAGES, GRIDS = 32, 16
+#: Peak rates of Muon on the block matrices, and of AdamW on everything else.
+MATRIX_RATE, OTHER_RATE = 4e-3, 2e-3
+EMA_DECAY = 0.998
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Latents of one step.
+    """Latents of one step; `weights` of the loss, `origin` the first row and column of the position ids."""
 
-    Attributes:
-        context: [B, 16, h, w].
-        target: [B, 16, h, w].
-        code: [B, 32].
-        weights: [target tokens], of the loss.
-        origin: the first row and column of the position ids.
-    """
-
-    context: Tensor
-    target: Tensor
-    code: Tensor
-    weights: Tensor
+    context: Tensor  # [B, 16, h, w]
+    target: Tensor  # [B, 16, h, w]
+    code: Tensor  # [B, 32]
+    weights: Tensor  # [target tokens]
     origin: int
 
 
 def edit_code(edit: Edit | None, *, has_parameter: bool = True) -> Tensor:
-    """Return the code [32] of an edit; None is the zero code, which means copy."""
+    """The code [32] of an edit; None gives the zero code, which means copy."""
     code = torch.zeros(CODE_DIM)
     if edit is None:
         return code
@@ -93,8 +65,16 @@ def edit_code(edit: Edit | None, *, has_parameter: bool = True) -> Tensor:
     return code
 
 
-def draw_cells(rng: np.random.Generator, count: int) -> Batch:
-    """Draw single pictures with their edits."""
+def draw_edit(rng: np.random.Generator) -> Edit:
+    """A random edit: the kind by `KIND_WEIGHTS`, then its parameter."""
+    weights = np.array([KIND_WEIGHTS.get(kind, 1.0) for kind in KINDS])
+    kind = KINDS[int(rng.choice(len(KINDS), p=weights / weights.sum()))]
+    candidates = edits_of(kinds=[kind])
+    return candidates[int(rng.integers(len(candidates)))]
+
+
+def draw_single_images(rng: np.random.Generator, count: int) -> Batch:
+    """Random images with their edits."""
     before, after, codes = [], [], []
     for _ in range(count):
         edit = draw_edit(rng)
@@ -103,39 +83,30 @@ def draw_cells(rng: np.random.Generator, count: int) -> Batch:
         before.append(scene.pixels)
         after.append(scene.pixels if is_copy else apply_edit(scene, edit))
         codes.append(edit_code(None if is_copy else edit))
-    weights = torch.ones((ART_SIZE // 2) ** 2)
-    return Batch(_latents(before), _latents(after), torch.stack(codes), weights, origin=ART_SIZE // 2)
+    context, target = (encode_art(torch.from_numpy(np.stack(images))) for images in (before, after))
+    return Batch(context, target, torch.stack(codes), torch.ones((ART_SIZE // 2) ** 2), origin=ART_SIZE // 2)
 
 
 def draw_grids(rng: np.random.Generator, count: int) -> Batch:
-    """Draw whole analogies; the context shows b twice, the target shows b′ (or b again for the zero code)."""
-    pictures: list[list[np.ndarray]] = [[], [], [], []]
-    codes = []
+    """Random analogies; the context shows b twice, the target shows b′ (or b again for the zero code)."""
+    contexts, targets, codes = [], [], []
     for _ in range(count):
         edit = draw_edit(rng)
         first, second = draw(edit, rng), draw(edit, rng)
         is_copy = rng.random() < COPY_SHARE
-        answer = second.pixels if is_copy else apply_edit(second, edit)
-        for place, pixels in zip(pictures, (first.pixels, apply_edit(first, edit), second.pixels, answer), strict=True):
-            place.append(pixels)
+        b, b_prime = second.pixels, second.pixels if is_copy else apply_edit(second, edit)
+        top = np.concatenate([first.pixels, apply_edit(first, edit)], axis=1)
+        contexts.append(np.concatenate([top, np.concatenate([b, b], axis=1)]))
+        targets.append(np.concatenate([top, np.concatenate([b, b_prime], axis=1)]))
         codes.append(edit_code(None if is_copy else edit, has_parameter=rng.random() >= PARAMETER_DROPOUT))
-    a, a_prime, b, b_prime = (_latents(place) for place in pictures)
+    context, target = (encode_art(torch.from_numpy(np.stack(grids))) for grids in (contexts, targets))
     weights = torch.full((ART_SIZE, ART_SIZE), COPIED_WEIGHT)
     weights[ART_SIZE // 2 :, ART_SIZE // 2 :] = 1.0
-    context, target = tile_2x2(a, a_prime, b, b), tile_2x2(a, a_prime, b, b_prime)
     return Batch(context, target, torch.stack(codes), weights.flatten(), origin=0)
 
 
-def draw_edit(rng: np.random.Generator) -> Edit:
-    """Draw an edit: the kind by `KIND_WEIGHTS`, then its parameter."""
-    weights = np.array([KIND_WEIGHTS.get(kind, 1.0) for kind in KINDS])
-    kind = KINDS[int(rng.choice(len(KINDS), p=weights / weights.sum()))]
-    candidates = edits_of(kinds=[kind])
-    return candidates[int(rng.integers(len(candidates)))]
-
-
 def base_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-    """Return the weighted flow-matching loss of a batch, a scalar."""
+    """The weighted flow-matching loss of a batch, a scalar."""
     count, _, height, width = batch.target.shape
     uniform = torch.rand(count, generator=generator)
     sigmas = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
@@ -150,36 +121,56 @@ def base_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Ten
             hidden_states=tokens, encoder_hidden_states=torch.zeros(count, 1, CODE_DIM), timestep=sigmas,
             pooled_projections=batch.code, img_ids=ids, txt_ids=torch.zeros(1, 3), guidance=guidance, return_dict=False,
         )[0]  # fmt: skip
-    wanted = pack_latents(noise - batch.target)
-    errors = (output[:, : wanted.shape[1]].float() - wanted).square().mean((0, 2))
+    velocity = pack_latents(noise - batch.target)
+    errors = (output[:, : velocity.shape[1]].float() - velocity).square().mean((0, 2))
     return (errors * batch.weights).sum() / batch.weights.sum()
 
 
-def train_base(settings: BaseSettings, checkpoint: Path) -> nn.Module:
-    """Return the trained base (moving average of its weights), resuming from `checkpoint` when it is there."""
-    model = build_base(settings.seed).train()
-    averaged = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizers = _optimizers(model, settings)
-    first = _resume(checkpoint, model, averaged, optimizers) if checkpoint.exists() else 0
-    started, smooth = time.monotonic(), float("nan")
-    for step in range(first, settings.steps):
-        rng = np.random.default_rng((settings.seed, step))
-        batch = draw_grids(rng, settings.grids) if step % 2 else draw_cells(rng, settings.cells)
-        _set_rates(optimizers, settings, step)
-        loss = base_loss(model, batch, torch.Generator().manual_seed(settings.seed * 1_000_003 + step))
+def train_base(checkpoint: Path, *, steps: int = STEPS, seed: int = 0) -> nn.Module:
+    """The trained base (EMA of its weights), resumed from `checkpoint` if it exists."""
+    model = build_base(seed).train()
+    named = dict(model.named_parameters())
+    ema = {name: parameter.detach().clone() for name, parameter in named.items()}
+    is_matrix = {name: p.dim() == 2 and "blocks." in name and "norm" not in name for name, p in named.items()}
+    matrices = [parameter for name, parameter in named.items() if is_matrix[name]]
+    others = [parameter for name, parameter in named.items() if not is_matrix[name]]
+    optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+        (torch.optim.Muon(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), MATRIX_RATE),
+        (torch.optim.AdamW(others, betas=(0.9, 0.99), weight_decay=0.0), OTHER_RATE),
+    ]
+    first = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        ema.update(state["ema"])
+        for (optimizer, _), saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        first = int(state["step"])
+
+    smooth = float("nan")
+    for step in range(first, steps):
+        rng = np.random.default_rng((seed, step))
+        batch = draw_grids(rng, GRIDS) if step % 2 else draw_single_images(rng, SINGLE_IMAGES)
+        loss = base_loss(model, batch, torch.Generator().manual_seed(seed * 1_000_003 + step))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
+        factor = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        for optimizer, rate in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        _average(averaged, model, min(settings.average, (1 + step) / (10 + step)))
+        decay = min(EMA_DECAY, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(ema.values()), [parameter.detach() for parameter in named.values()], 1 - decay)
         smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
         if (step + 1) % 100 == 0:
-            seconds = (time.monotonic() - started) / (step + 1 - first)
-            log.info("base step %d of %d: loss %.5f, %.2f s a step", step + 1, settings.steps, smooth, seconds)
-        if (step + 1) % 500 == 0 or step + 1 == settings.steps:
-            _save(checkpoint, step + 1, model, averaged, optimizers)
-    model.load_state_dict(averaged)
+            log.info("base step %d of %d: loss %.5f", step + 1, steps, smooth)
+        if (step + 1) % 500 == 0 or step + 1 == steps:
+            saved = [optimizer.state_dict() for optimizer, _ in optimizers]
+            state = {"step": step + 1, "model": model.state_dict(), "ema": ema, "optimizers": saved}
+            torch.save(state, checkpoint.with_suffix(".part"))
+            checkpoint.with_suffix(".part").replace(checkpoint)
+    model.load_state_dict(ema)
     return model.eval()
 
 
@@ -187,70 +178,3 @@ def save_base(path: Path, model: nn.Module) -> None:
     """Write the base in bfloat16 under BFL names, for ComfyUI and `load_base`."""
     state = {name: tensor.detach().bfloat16().contiguous() for name, tensor in to_bfl(model.state_dict()).items()}
     write_safetensors_atomically(path, state, {"format": "pt", "title": "LoRWeB demo base (tiny FLUX.1-Kontext)"})
-
-
-def _latents(pictures: list[np.ndarray]) -> Tensor:
-    return encode_art(torch.from_numpy(np.stack(pictures)))
-
-
-def _optimizers(model: nn.Module, settings: BaseSettings) -> list[torch.optim.Optimizer]:
-    is_matrix = {
-        name: parameter.dim() == 2 and "blocks." in name and "norm" not in name
-        for name, parameter in model.named_parameters()
-    }
-    matrices = [parameter for name, parameter in model.named_parameters() if is_matrix[name]]
-    others = [parameter for name, parameter in model.named_parameters() if not is_matrix[name]]
-    muon = torch.optim.Muon(matrices, lr=settings.matrix_lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(others, lr=settings.other_lr, betas=(0.9, 0.99), weight_decay=0.0)]
-
-
-def _set_rates(optimizers: list[torch.optim.Optimizer], settings: BaseSettings, step: int) -> None:
-    factor = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
-    for optimizer, rate in zip(optimizers, (settings.matrix_lr, settings.other_lr), strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * factor
-
-
-def _average(averaged: dict[str, Tensor], model: nn.Module, decay: float) -> None:
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    with torch.no_grad():
-        torch._foreach_lerp_([averaged[name] for name in names], [p.detach() for p in parameters], 1 - decay)
-
-
-def _save(
-    path: Path,
-    step: int,
-    model: nn.Module,
-    averaged: dict[str, Tensor],
-    optimizers: list[torch.optim.Optimizer],
-) -> None:
-    state = {"step": step, "model": model.state_dict(), "averaged": averaged}
-    temporary = path.with_suffix(".part")
-    torch.save(state | {"optimizers": [optimizer.state_dict() for optimizer in optimizers]}, temporary)
-    temporary.replace(path)
-
-
-def _resume(path: Path, model: nn.Module, averaged: dict[str, Tensor], optimizers: list[torch.optim.Optimizer]) -> int:
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    averaged.update(state["averaged"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return int(state["step"])
-
-
-def main() -> None:
-    """Command line: python -m training.demo.base --out FOLDER [--steps N]."""
-    parser = argparse.ArgumentParser(description="Train the demo's base model on CPU; resumes when stopped.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for base.safetensors and the checkpoint")
-    parser.add_argument("--steps", type=int, default=BaseSettings.steps)
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    model = train_base(BaseSettings(steps=arguments.steps), arguments.out / "base_checkpoint.pt")
-    save_base(arguments.out / "base.safetensors", model)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()

@@ -1,180 +1,205 @@
-"""Compare LoRWeB and one LoRA on the demo: sweep the rate of each on validation analogies, then test three seeds.
+"""Compare LoRWeB and one LoRA on the demo: sweep the learning rates of each on validation analogies, test three seeds.
 
-    python -m training.demo.compare --out runs/demo --sweep-steps 300 --steps 1200 --seeds 3
-
-Needs what `python -m training.demo` leaves in --out. Every run is an ordinary `training.train` run in that folder;
-finished ones are reused, stopped ones resumed. Writes comparison.md (mean ± standard deviation of the seeds
-themselves, and how many numbers each method trains, with and without its router) and comparison.png (a | a′ | b |
-answers of seed 0 | b′). The test is looked at once, after the rates are fixed. `--only METHOD …` trains these methods
-and stops before the test: one process a core, then once more without it.
+Every run is an ordinary `training.train` run in the folder that `python -m training.demo train` has filled; finished
+runs are reused, stopped ones resumed. The test is evaluated once, after the rates are fixed: new scenes and photographs
+that no training step saw, in three sets: seen parameters, held-out parameters (hue of its kind, or amount) and held-out
+edits (whole kinds), held out from encoder and basis, not from the base. Numbers are means over analogies, kinds
+weighing alike.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import Literal
 
 import torch
+from PIL import Image
+from torch import Tensor
 
-from lorweb_core.checkpoint import load_basis
 from lorweb_core.encoder import ImageEncoder, load_image_encoder
 from lorweb_core.files import write_text_atomically
-from training.train import train
 
-from .__main__ import basis_config
-from .analogies import Score
-from .measure import Method, Split, base_method, basis_method, contact_sheet, copy_b, mean_of_kinds, measure
-from .scenes import TRAINING_PHOTOS, validation_edits
+from ..base.transformer import Conditioning, predict_velocity
+from .analogies import (
+    GUIDANCE,
+    Analogy,
+    Score,
+    answers,
+    context_latents,
+    draw_analogies,
+    generate,
+    load_demo,
+    null_prompt,
+    score,
+    stack_images,
+)
+from .base import edit_code
+from .scenes import (
+    HELD_OUT_KINDS,
+    TEST_PHOTOS,
+    TRAINED_KINDS,
+    TRAINING_PHOTOS,
+    Edit,
+    edits_of,
+    held_out_parameters,
+    validation_edits,
+)
+from .show import sheet, shown_edits
+from .tiny_kontext import load_base
+from .train import trained_basis
 
 log = logging.getLogger(__name__)
 
 VALIDATION_SEED, TEST_SEED = 101, 202
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A method and the rates to choose from.
-
-    Attributes:
-        name: for tables and run folders.
-        overrides: of `basis.yaml`.
-        rates: (adapters, router).
-    """
-
-    name: str
-    overrides: tuple[str, ...]
-    rates: tuple[tuple[float, float], ...]
-
-
-CONTENDERS = (
-    Contender("lorweb-gain-n", (), ((1e-3, 1e-3), (3e-3, 1e-3), (1e-2, 1e-3))),
-    Contender("lorweb-gain-1", ("basis.coefficient_gain=1",), ((3e-3, 1e-3), (1e-2, 1e-3), (3e-2, 1e-3))),
-    Contender(
-        "one-lora",
+_BATCH = 32
+#: Config overrides of each method, whose runs `ablation` reuses, and the (adapters, router) rates to choose from.
+METHODS: dict[str, tuple[tuple[str, ...], tuple[tuple[float, float], ...]]] = {
+    "lorweb": ((), ((1e-3, 1e-3), (3e-3, 1e-3), (1e-2, 1e-3))),
+    "gain-1": (("basis.coefficient_gain=1",), ((3e-3, 1e-3), (1e-2, 1e-3), (3e-2, 1e-3))),
+    "one-lora": (
         ("basis.basis_size=1", "basis.rank=64", "basis.coefficient_gain=1"),
         ((1e-3, 1e-3), (3e-3, 1e-3), (1e-2, 1e-3)),
     ),
-)
+}
+
+#: analogies → generated b′ [B, 12, 12, 3]
+Answerer = Callable[[Sequence[Analogy]], Tensor]
 
 
-def trained_basis(out: Path, contender: Contender, rates: tuple[float, float], *, steps: int, seed: int) -> Path:
-    """Return the basis file of one run, training it when it is not there."""
-    name = f"{contender.name}-{rates[0]:g}-{rates[1]:g}-{steps}-seed{seed}"
-    file = out / name / f"{name}.safetensors"
-    if not file.is_file():
-        log.info("training %s", name)
-        own = (f"optimizer.learning_rate={rates[0]}", f"optimizer.router_learning_rate={rates[1]}")
-        run = (f"run.name={name}", f"run.steps={steps}", f"run.seed={seed}")
-        train(basis_config(out, *contender.overrides, *own, *run), resume="latest")
-    return file
-
-
-def best_rates(
-    out: Path, contender: Contender, encoder: ImageEncoder, *, steps: int
-) -> tuple[tuple[float, float], dict[tuple[float, float], float]]:
-    """Return the rates with the highest validation PSNR, and every rate's PSNR in dB."""
-    split = Split("validation", validation_edits())
-    found = {}
-    for rates in contender.rates:
-        file = trained_basis(out, contender, rates, steps=steps, seed=0)
-        methods = {contender.name: basis_method(out, file, encoder)}
-        scores = measure(methods, per_edit=4, seed=VALIDATION_SEED, splits=[split], photos=TRAINING_PHOTOS)
-        found[rates] = mean_of_kinds(scores["validation"][contender.name], "whole_db")
-        log.info("%s at %s: %.2f dB", contender.name, rates, found[rates])
-    return max(found, key=lambda rates: found[rates]), found
-
-
-def trained_seeds(
-    out: Path, contender: Contender, encoder: ImageEncoder, *, sweep_steps: int, steps: int, seeds: int
-) -> tuple[str, list[Path]]:
-    """Sweep the rates, train every seed at the best, and return (line about the sweep, basis files)."""
-    rates, found = best_rates(out, contender, encoder, steps=sweep_steps)
-    tried = ", ".join(f"{first:g}/{second:g}: {value:.1f} dB" for (first, second), value in found.items())
-    files = [trained_basis(out, contender, rates, steps=steps, seed=seed) for seed in range(seeds)]
-    return f"* {contender.name}: {tried}; chosen {rates[0]:g}/{rates[1]:g}", files
-
-
-def report(out: Path, encoder: ImageEncoder, swept: Mapping[str, tuple[str, list[Path]]], *, per_edit: int) -> str:
-    """Return the sweep and the test of all trained bases as Markdown, and write comparison.png beside it."""
+def compare(out: Path, *, sweep_steps: int, steps: int, seeds: int, per_edit: int) -> str:
+    """Train, test, write comparison.md and comparison.png, and return the report."""
+    encoder = load_image_encoder(out / "encoder")
+    sweeps: list[str] = []
+    bases: dict[str, list[Path]] = {}
+    for name, (overrides, candidates) in METHODS.items():
+        found = {}
+        for rates in candidates:
+            file = trained_basis(out, name, overrides, rates, steps=sweep_steps, seed=0)
+            answerer = {name: basis_answerer(out, file, encoder)}
+            sets = {"validation": validation_edits()}
+            scores = measure(answerer, sets, per_edit=4, seed=VALIDATION_SEED, photos=TRAINING_PHOTOS)
+            found[rates] = mean_of_kinds(scores["validation"][name], "whole_db")
+            log.info("%s at %s: %.2f dB", name, rates, found[rates])
+        best = max(found, key=lambda rates: found[rates])
+        tried = ", ".join(f"{first:g}/{second:g}: {value:.1f} dB" for (first, second), value in found.items())
+        sweeps.append(f"* {name}: {tried}; chosen {best[0]:g}/{best[1]:g}")
+        bases[name] = [trained_basis(out, name, overrides, best, steps=steps, seed=seed) for seed in range(seeds)]
     base = out / "base.safetensors"
-    runs = {name: files for name, (_, files) in swept.items()}
-    methods: dict[str, Method] = {
+    answerers: dict[str, Answerer] = {
         "copy b": copy_b,
-        "base alone": base_method(base, told="nothing"),
-        "base told the kind": base_method(base, told="kind"),
-        "base with code": base_method(base, told="edit"),
+        "base alone": base_answerer(base, knows="nothing"),
+        "base that knows the kind": base_answerer(base, knows="kind"),
+        "base that knows the edit": base_answerer(base, knows="edit"),
     }
-    for name, files in runs.items():
-        methods |= {f"{name}#{seed}": basis_method(out, file, encoder) for seed, file in enumerate(files)}
-    scores = measure(methods, per_edit=per_edit, seed=TEST_SEED)
-    contact_sheet({name: methods[f"{name}#0"] for name in runs}, seed=TEST_SEED + 1).save(out / "comparison.png")
-    lines = ["## Rates (adapters/router), on validation analogies, seed 0", "", *(line for line, _ in swept.values())]
-    lines += [
-        "",
-        "## Test, mean ± deviation of the seeds themselves: whole / changed region in dB, share right",
-        "",
-    ]
-    lines += _test_table(scores, ("copy b", "base alone", "base told the kind", "base with code", *runs))
-    lines += ["", "## Numbers trained", "", *(_capacity(name, files[0]) for name, files in runs.items())]
-    return "\n".join(lines) + "\n"
+    names = [*answerers, *bases]
+    for name, files in bases.items():
+        answerers |= {f"{name}#{seed}": basis_answerer(out, file, encoder) for seed, file in enumerate(files)}
+    scores = measure(answerers, evaluation_sets(), per_edit=per_edit, seed=TEST_SEED)
+    _contact_sheet([answerers[f"{name}#0"] for name in bases]).save(out / "comparison.png")
+    report = "\n".join(
+        [
+            "## Rates (adapters/router), on validation analogies, seed 0\n",
+            *sweeps,
+            "\n## Test, mean ± deviation of the seeds themselves: whole / changed region in dB, share right\n",
+            as_table(scores, names),
+            "",
+        ]
+    )
+    write_text_atomically(out / "comparison.md", report)
+    return report
 
 
-def _test_table(scores: Mapping[str, Mapping[str, Sequence[Score]]], names: Sequence[str]) -> list[str]:
+def evaluation_sets() -> dict[str, tuple[Edit, ...]]:
+    """The three test sets; edits without parameters have nothing to hold out and count as seen."""
+    return {
+        "seen parameters": edits_of(kinds=TRAINED_KINDS, is_held_out=False),
+        "held-out parameters": held_out_parameters(),
+        "held-out edits": edits_of(kinds=HELD_OUT_KINDS),
+    }
+
+
+def copy_b(analogies: Sequence[Analogy]) -> Tensor:
+    """b itself: the baseline that does nothing."""
+    return stack_images(analogies)[2]
+
+
+def base_answerer(base: Path, *, knows: Literal["nothing", "kind", "edit"]) -> Answerer:
+    """The base alone, without code, with the kind alone (hue and amount come from a′), or with the edit (the ceiling).
+
+    With the kind it reaches what a basis can by choosing kinds; it trained on every hue and amount.
+    """
+    model = load_base(base)
+
+    def answer(analogies: Sequence[Analogy]) -> Tensor:
+        prompt, code = null_prompt(len(analogies))
+        if knows != "nothing":
+            code = torch.stack([edit_code(analogy.edit, has_parameter=knows == "edit") for analogy in analogies])
+        context = context_latents(*stack_images(analogies)[:3])
+        conditioning = Conditioning(context, prompt, code, None, GUIDANCE)
+        return answers(generate(lambda noisy, sigmas: predict_velocity(model, noisy, sigmas, conditioning), context))
+
+    return answer
+
+
+def basis_answerer(model: Path, basis_file: Path, encoder: ImageEncoder) -> Answerer:
+    """The base with a basis, which sees the images alone; `model` as for `load_demo`."""
+    demo = load_demo(model, basis_file=basis_file, encoder=encoder)
+    return lambda analogies: demo.answer(*stack_images(analogies)[:3])
+
+
+def measure(
+    answerers: Mapping[str, Answerer], sets: Mapping[str, Sequence[Edit]], *, per_edit: int, seed: int,
+    photos: Sequence[str] = TEST_PHOTOS,
+) -> dict[str, dict[str, list[Score]]]:  # fmt: skip
+    """{set: {method: scores}}, every method on the same analogies and noise."""
+    result: dict[str, dict[str, list[Score]]] = {}
+    for name, edits in sets.items():
+        analogies = draw_analogies(edits, per_edit=per_edit, seed=seed, photos=photos)
+        result[name] = {
+            method: score(_in_batches(answerer, analogies), analogies) for method, answerer in answerers.items()
+        }
+    return result
+
+
+def as_table(scores: Mapping[str, Mapping[str, Sequence[Score]]], names: Sequence[str]) -> str:
+    """Markdown: methods × sets, `whole ± deviation / changed ± deviation, right`; NAME#SEED are the seeds of NAME."""
     lines = ["| method | " + " | ".join(scores) + " |", "|---|" + "---|" * len(scores)]
     for name in names:
         cells = []
         for by_method in scores.values():
-            own = [values for label, values in by_method.items() if label.split("#")[0] == name]
-            cells.append(
-                ", ".join(_spread([mean_of_kinds(values, field) for values in own], field) for field in _FIELDS)
-            )
+            seeds = [values for label, values in by_method.items() if label.split("#")[0] == name]
+            whole, changed = (_spread(seeds, field) for field in ("whole_db", "changed_db"))
+            right = fmean(mean_of_kinds(values, "is_right") for values in seeds)
+            cells.append(f"{whole} / {changed}, {right:.0%}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
+    return "\n".join(lines)
 
 
-_FIELDS = ("whole_db", "changed_db", "is_right")
+def mean_of_kinds(scores: Sequence[Score], field: str) -> float:
+    """The mean of a field of the scores, kinds weighing alike."""
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for item in scores:
+        by_kind[item.edit.kind].append(float(getattr(item, field)))
+    return fmean(map(fmean, by_kind.values()))
 
 
-def _spread(values: Sequence[float], field: str) -> str:
-    if field == "is_right":
-        return f"{fmean(values):.0%}"
+def _spread(seeds: Sequence[Sequence[Score]], field: str) -> str:
+    values = [mean_of_kinds(scores, field) for scores in seeds]
     return f"{fmean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")
 
 
-def _capacity(name: str, file: Path) -> str:
-    layers = load_basis(file).layers.values()
-    adapters = sum(layer.lora_down.numel() + layer.lora_up.numel() for layer in layers)
-    router = sum(layer.keys.numel() for layer in layers)
-    router += sum(layer.query_projection.numel() for layer in layers if layer.query_projection is not None)
-    return f"* {name}: {adapters:,} in adapters, {0 if name == 'one-lora' else router:,} in the router"
+def _contact_sheet(answerers: Sequence[Answerer]) -> Image.Image:
+    """a | a′ | b | each method's b̂′ | b′, one row a kind of edit."""
+    analogies = draw_analogies(shown_edits(), per_edit=1, seed=TEST_SEED + 1, photos=TEST_PHOTOS)
+    a, a_prime, b, truth = stack_images(analogies)
+    generated = [_in_batches(answerer, analogies) for answerer in answerers]
+    return sheet([part.numpy() for part in (a, a_prime, b, *generated, truth)])
 
 
-def main() -> None:
-    """Command line, see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Compare LoRWeB with one LoRA of equal rank on the demo.")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--sweep-steps", type=int, default=300, help="length of each run of the rate sweep")
-    parser.add_argument("--steps", type=int, default=1200, help="length of the runs that are tested")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--per-edit", type=int, default=2)
-    parser.add_argument("--only", nargs="+", choices=[item.name for item in CONTENDERS], help="train these, no test")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    encoder = load_image_encoder(arguments.out / "encoder")
-    length = {name: getattr(arguments, name) for name in ("sweep_steps", "steps", "seeds")}
-    chosen = [item for item in CONTENDERS if not arguments.only or item.name in arguments.only]
-    swept = {item.name: trained_seeds(arguments.out, item, encoder, **length) for item in chosen}
-    if arguments.only:
-        return
-    text = report(arguments.out, encoder, swept, per_edit=arguments.per_edit)
-    write_text_atomically(arguments.out / "comparison.md", text)
-    print(text)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+@torch.no_grad()
+def _in_batches(answerer: Answerer, analogies: Sequence[Analogy]) -> Tensor:
+    return torch.cat([answerer(analogies[start : start + _BATCH]) for start in range(0, len(analogies), _BATCH)])

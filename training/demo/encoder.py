@@ -4,7 +4,7 @@
 
 The heads are linear and thrown away afterwards: what they can read, a linear query projection can read. Held-out kinds,
 hues and amounts never occur. Training runs on 12 × 12 art pixels; the patch embedding is then spread over 8-px blocks,
-which is exact for block pictures and averages any other.
+which is exact for block images and averages any other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lorweb_core.files import write_safetensors_atomically, write_text_atomically
+from lorweb_core.files import write_text_atomically
 
 from .scenes import ART_SIZE, BLOCK_PX, IMAGE_PX, TRAINED_KINDS, Edit, apply_edit, draw, edits_of, hue_color
 
@@ -30,34 +29,15 @@ EMBEDDING_DIM = 96
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 _CONFIG: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "projection_dim": EMBEDDING_DIM,
-    "attention_dropout": 0.0,
-}
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "projection_dim": EMBEDDING_DIM, "attention_dropout": 0.0,
+}  # fmt: skip
 _ART_PATCH = 2
 _THUMBNAIL = 6
 
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """How the encoder is trained.
-
-    Attributes:
-        steps: optimizer steps.
-        pairs: pairs (a, a′) a step.
-        lr: peak rate of AdamW.
-        noise: added to the embeddings before the heads, against the embeddings' spread of about 1.
-        seed: of initialization and data.
-    """
-
-    steps: int = 1500
-    pairs: int = 64
-    lr: float = 1.5e-3
-    noise: float = 0.3
-    seed: int = 0
+STEPS, PAIRS, RATE = 1500, 64, 1.5e-3
+#: Added to the embeddings before the heads, against the embeddings' spread of about 1.
+NOISE = 0.3
 
 
 class _Heads(nn.Module):
@@ -70,31 +50,38 @@ class _Heads(nn.Module):
         self.thumbnail = nn.Linear(EMBEDDING_DIM, 3 * _THUMBNAIL**2)
 
 
-def train_encoder(settings: EncoderSettings) -> nn.Module:
-    """Return the trained encoder for 96-px pictures, in eval mode."""
+def train_encoder(*, steps: int = STEPS, pairs: int = PAIRS, seed: int = 0) -> nn.Module:
+    """The trained encoder for 96-px images, in eval mode."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model, heads = _build(ART_SIZE, _ART_PATCH).train(), _Heads()
+        torch.manual_seed(seed)
+        model, heads = build_encoder(ART_SIZE, _ART_PATCH).train(), _Heads()
     parameters = [*model.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    generator = torch.Generator().manual_seed(settings.seed)
-    for step in range(settings.steps):
-        rate = min(1.0, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
-        optimizer.param_groups[0]["lr"] = settings.lr * rate
-        edits, pixels = _draw_pairs(np.random.default_rng((settings.seed, step)), settings.pairs)
-        loss, right = _loss(model, heads, edits, pixels, noise=settings.noise, generator=generator)
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        factor = min(1.0, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        optimizer.param_groups[0]["lr"] = RATE * factor
+        edits, pixels = _draw_pairs(np.random.default_rng((seed, step)), pairs)
+        loss, right = _loss(model, heads, edits, pixels, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0:
-            log.info("encoder step %d of %d: loss %.4f, kind right %.2f", step + 1, settings.steps, loss.item(), right)
+            log.info("encoder step %d of %d: loss %.4f, kind right %.2f", step + 1, steps, loss.item(), right)
     return spread_over_blocks(model)
 
 
+def build_encoder(image_px: int, patch_px: int) -> nn.Module:
+    """An untrained encoder for images and patches of a size."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(image_size=image_px, patch_size=patch_px, **_CONFIG))
+
+
 def spread_over_blocks(art_model: nn.Module) -> nn.Module:
-    """Return the same encoder for pictures of 8-px blocks: each patch weight is shared evenly by its block."""
-    model = _build(IMAGE_PX, _ART_PATCH * BLOCK_PX)
+    """The same encoder for images of 8-px blocks: each patch weight is shared evenly by its block."""
+    model = build_encoder(IMAGE_PX, _ART_PATCH * BLOCK_PX)
     state = art_model.state_dict()
     (name,) = (name for name in state if name.endswith("patch_embedding.weight"))
     blocks = state[name].repeat_interleave(BLOCK_PX, -1).repeat_interleave(BLOCK_PX, -2)
@@ -102,48 +89,24 @@ def spread_over_blocks(art_model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def save_encoder(folder: Path, model: nn.Module) -> None:
+def save_encoder(folder: Path, model: Any) -> None:  # noqa: ANN401 (transformers' classes look untyped)
     """Write a Hugging Face folder: config.json, preprocessor_config.json and bfloat16 weights."""
-    state = {name: tensor.detach().bfloat16().contiguous() for name, tensor in model.state_dict().items()}
-    state = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
-    write_safetensors_atomically(folder / "model.safetensors", state, {"format": "pt"})
-    config = {
-        "architectures": ["CLIPVisionModelWithProjection"],
-        "model_type": "clip_vision_model",
-        "image_size": IMAGE_PX,
-        "patch_size": _ART_PATCH * BLOCK_PX,
-        **_CONFIG,
-    }
+    model.to(torch.bfloat16).save_pretrained(folder)
     preprocessing = {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": IMAGE_PX},
-        "do_center_crop": True,
-        "crop_size": {"height": IMAGE_PX, "width": IMAGE_PX},
-        "resample": 3,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(_MEAN),
-        "image_std": list(_STD),
-        "do_convert_rgb": True,
-    }
-    for name, value in (("config.json", config), ("preprocessor_config.json", preprocessing)):
-        write_text_atomically(folder / name, json.dumps(value, indent=2) + "\n")
-
-
-def _build(image_px: int, patch_px: int) -> nn.Module:
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    return CLIPVisionModelWithProjection(CLIPVisionConfig(image_size=image_px, patch_size=patch_px, **_CONFIG))
+        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": IMAGE_PX},
+        "do_center_crop": True, "crop_size": {"height": IMAGE_PX, "width": IMAGE_PX}, "resample": 3,
+        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(_MEAN),
+        "image_std": list(_STD), "do_convert_rgb": True,
+    }  # fmt: skip
+    write_text_atomically(folder / "preprocessor_config.json", json.dumps(preprocessing, indent=2) + "\n")
 
 
 def _draw_pairs(rng: np.random.Generator, count: int) -> tuple[list[Edit], Tensor]:
-    """Return edits and pixel values [2·count, 3, 12, 12]: all a, then all a′."""
-    seen = {kind: edits_of(kinds=[kind], is_held_out=False) for kind in TRAINED_KINDS}
+    """Edits and pixel values [2·count, 3, 12, 12]: all a, then all a′."""
     edits, before, after = [], [], []
     for _ in range(count):
-        candidates = seen[TRAINED_KINDS[int(rng.integers(len(TRAINED_KINDS)))]]
+        kind = TRAINED_KINDS[int(rng.integers(len(TRAINED_KINDS)))]
+        candidates = edits_of(kinds=[kind], is_held_out=False)
         edit = candidates[int(rng.integers(len(candidates)))]
         scene = draw(edit, rng)
         edits.append(edit)
@@ -154,21 +117,20 @@ def _draw_pairs(rng: np.random.Generator, count: int) -> tuple[list[Edit], Tenso
 
 
 def _loss(
-    model: nn.Module,
-    heads: _Heads,
-    edits: list[Edit],
-    pixel_values: Tensor,
-    *,
-    noise: float,
-    generator: torch.Generator,
+    model: nn.Module, heads: _Heads, edits: list[Edit], pixel_values: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, float]:
     embeddings = model(pixel_values=pixel_values).image_embeds
-    noisy = embeddings + noise * torch.randn(embeddings.shape, generator=generator)
+    noisy = embeddings + NOISE * torch.randn(embeddings.shape, generator=generator)
     pairs = torch.cat(noisy.chunk(2), dim=1)
     kinds = torch.tensor([TRAINED_KINDS.index(edit.kind) for edit in edits])
-    wanted, mask = _parameter_targets(edits)
+    targets, mask = torch.zeros(len(edits), 4), torch.zeros(len(edits), 4)  # RGB and amount, where the edit has them
+    for row, edit in enumerate(edits):
+        if edit.hue is not None:
+            targets[row, :3], mask[row, :3] = torch.from_numpy(hue_color(edit.hue)), 1.0
+        if edit.amount is not None:
+            targets[row, 3], mask[row, 3] = edit.amount, 1.0
     logits = heads.kind(pairs)
-    errors = nn.functional.binary_cross_entropy_with_logits(heads.parameters_head(pairs), wanted, reduction="none")
+    errors = nn.functional.binary_cross_entropy_with_logits(heads.parameters_head(pairs), targets, reduction="none")
     small = nn.functional.avg_pool2d(pixel_values, ART_SIZE // _THUMBNAIL).flatten(1)
     loss = (
         nn.functional.cross_entropy(logits, kinds)
@@ -177,14 +139,3 @@ def _loss(
         + 0.1 * (embeddings.square().mean() - 1).square()
     )
     return loss, float((logits.argmax(1) == kinds).float().mean())
-
-
-def _parameter_targets(edits: list[Edit]) -> tuple[Tensor, Tensor]:
-    """Return targets [B, 4] in 0…1 (RGB, amount) and the mask [B, 4] of those that the edit has."""
-    wanted, mask = torch.zeros(len(edits), 4), torch.zeros(len(edits), 4)
-    for row, edit in enumerate(edits):
-        if edit.hue is not None:
-            wanted[row, :3], mask[row, :3] = torch.from_numpy(hue_color(edit.hue)), 1.0
-        if edit.amount is not None:
-            wanted[row, 3], mask[row, 3] = edit.amount, 1.0
-    return wanted, mask

@@ -1,8 +1,8 @@
-"""Procedural pictures of the demo: pixel-art scenes and mosaics of photographs, the edits, and which are held out.
+"""Procedural images of the demo: pixel-art scenes and mosaics of photographs, the edits, and which are held out.
 
-A picture is 12 × 12 art pixels; `to_image` draws each as a block of 8 px (96 px a side), which the demo's codec carries
+An image is 12 × 12 art pixels; `to_image` makes each a block of 8 px (96 px a side), which the demo's VAE carries
 exactly. Scenes are muted (low saturation, ground lighter than the shape) and edits vivid, so that an edit can be seen
-in a' itself, as with real photographs. Nothing here knows tensors of a model.
+in a' itself, as with real photographs.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lorweb_core.images import read_image
-from training.data.index import PairIndex, PairRecord
+
+from ..data.index import PairIndex, PairRecord
 
 Pixels = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 ART_SIZE = 12
 BLOCK_PX = 8
 IMAGE_PX = ART_SIZE * BLOCK_PX
-PICTURES = Path(__file__).parent / "pictures"
+PHOTOS = Path(__file__).parent / "pictures"
 #: The shipped files: base.safetensors, encoder/, basis.safetensors, README.md.
 MODEL_FOLDER = Path(__file__).parent / "model"
 TRAINING_PHOTOS = ("astronaut", "coffee", "rocket", "raccoon")
@@ -40,8 +42,6 @@ PLAIN_KINDS = ("gray", "invert")
 KINDS = HUE_KINDS + AMOUNT_KINDS + PLAIN_KINDS
 SCENE_ONLY_KINDS = ("ground", "shape", "outline")
 AMOUNTS = (0.35, 0.5, 0.65)
-
-_LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)
 
 #: Whole edits that neither the encoder nor the basis sees in training.
 HELD_OUT_KINDS = ("columns", "bar")
@@ -66,12 +66,10 @@ _SPRITES = (
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit with its parameters.
+    """A kind of `KINDS` with its parameter.
 
-    Attributes:
-        kind: one of `KINDS`.
-        hue: index into `HUES`, for `HUE_KINDS` only.
-        amount: factor on the light (darker) or on the distance to white (lighter), for `AMOUNT_KINDS` only.
+    `hue` is an index into `HUES`, for `HUE_KINDS` only; `amount` a factor on the light (darker) or on the distance to
+    white (lighter), for `AMOUNT_KINDS` only.
     """
 
     kind: str
@@ -80,13 +78,13 @@ class Edit:
 
     @property
     def name(self) -> str:
-        """A label for tables and file names, such as `frame-azure` or `darker-0.5`."""
+        """For tables and file names, such as `frame-azure` or `darker-0.5`."""
         parameter = HUES[self.hue] if self.hue is not None else self.amount
         return self.kind if parameter is None else f"{self.kind}-{parameter}"
 
     @property
     def is_held_out(self) -> bool:
-        """True when basis and encoder never train on it: a held-out kind, hue of its kind, or amount."""
+        """True if basis and encoder never train on it: a held-out kind, hue of its kind, or amount."""
         if self.kind in HELD_OUT_KINDS or self.amount == HELD_OUT_AMOUNT:
             return True
         return self.hue is not None and self.hue in held_out_hues(self.kind)
@@ -94,69 +92,87 @@ class Edit:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture before any edit.
+    """An image before any edit: pixels [12, 12, 3] in 0–1 on the 8-bit grid, RGB.
 
-    Attributes:
-        pixels: [12, 12, 3], float 0–1 on the 8-bit grid, RGB.
-        shape_mask: [12, 12] bool, where the main shape is; None for photographs.
-        ground_mask: [12, 12] bool, where the plain ground is; None for photographs.
+    The masks [12, 12] of the main shape and the plain ground are None for photographs.
     """
 
     pixels: Pixels
-    shape_mask: NDArray[np.bool_] | None = None
-    ground_mask: NDArray[np.bool_] | None = None
+    shape_mask: Mask | None = None
+    ground_mask: Mask | None = None
 
     def takes(self, edit: Edit) -> bool:
-        """True when the edit has a meaning for this picture (a photograph has neither ground nor shape)."""
+        """False for an edit that needs a ground or shape, on a photograph."""
         return self.shape_mask is not None or edit.kind not in SCENE_ONLY_KINDS
 
 
 def held_out_hues(kind: str) -> tuple[int, ...]:
-    """Return the three hues of a kind that are kept for testing: each hue is seen with most other kinds."""
+    """The three hues of a kind that are kept for testing; each hue is seen with most other kinds."""
     start = HUE_KINDS.index(kind)
     return tuple(sorted((start + step) % len(HUES) for step in (0, 4, 7)))
 
 
 @cache
 def all_edits() -> tuple[Edit, ...]:
-    """Return every edit of the demo, in a fixed order."""
+    """Every edit of the demo, in a fixed order."""
     hues = [Edit(kind, hue=hue) for kind in HUE_KINDS for hue in range(len(HUES))]
     amounts = [Edit(kind, amount=amount) for kind in AMOUNT_KINDS for amount in AMOUNTS]
     return (*hues, *amounts, *(Edit(kind) for kind in PLAIN_KINDS))
 
 
 def edits_of(*, kinds: Sequence[str] = KINDS, is_held_out: bool | None = None) -> tuple[Edit, ...]:
-    """Return the edits of some kinds; seen ones, held-out ones, or (None) both."""
+    """The edits of some kinds: seen ones, held-out ones, or (None) both."""
     chosen = (edit for edit in all_edits() if edit.kind in kinds)
     return tuple(edit for edit in chosen if is_held_out is None or edit.is_held_out == is_held_out)
 
 
+def training_edits() -> tuple[Edit, ...]:
+    """The edits on which basis and encoder train."""
+    return edits_of(kinds=TRAINED_KINDS, is_held_out=False)
+
+
 def validation_edits() -> tuple[Edit, ...]:
-    """Return the held-out edits on which rates are chosen: one hue of every trained kind. Never part of a test."""
+    """The held-out edits on which learning rates are chosen: one hue of every trained kind. Never part of a test."""
     kinds = [kind for kind in HUE_KINDS if kind in TRAINED_KINDS]
     return tuple(Edit(kind, hue=held_out_hues(kind)[0]) for kind in kinds)
 
 
+def held_out_parameters() -> tuple[Edit, ...]:
+    """The test's edits of trained kinds with a held-out hue or amount, without those of `validation_edits`."""
+    chosen_on = validation_edits()
+    return tuple(edit for edit in edits_of(kinds=TRAINED_KINDS, is_held_out=True) if edit not in chosen_on)
+
+
 def hue_color(hue: int) -> Pixels:
-    """Return the vivid color [3] of a hue index."""
+    """The vivid color [3] of a hue index."""
     return _from_hsv(hue / len(HUES), 1.0, 1.0)
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draw a random scene: plain light ground, one darker shape of a dozen, often a small dot."""
-    ground_hue = rng.random()
-    ground = _from_hsv(ground_hue, rng.uniform(0.05, 0.35), rng.uniform(0.55, 0.95))
+    """A random scene: plain light ground, one darker shape of a dozen, often a small dot."""
+    ground = _from_hsv(rng.random(), rng.uniform(0.05, 0.35), rng.uniform(0.55, 0.95))
     shape = _from_hsv(rng.random(), rng.uniform(0.15, 0.6), rng.uniform(0.1, 0.45))
     pixels = np.broadcast_to(ground, (ART_SIZE, ART_SIZE, 3)).copy()
-    mask = _place(_sprite(int(rng.integers(len(_SPRITES))), is_mirrored=rng.random() < 0.5), rng)
+    rows = _SPRITES[int(rng.integers(len(_SPRITES)))].split()
+    sprite = np.array([[character == "#" for character in row] for row in rows])
+    sprite = sprite[:, ::-1] if rng.random() < 0.5 else sprite
+    height, width = sprite.shape
+    mask = np.zeros((ART_SIZE, ART_SIZE), bool)
+    top, left = int(rng.integers(1, ART_SIZE - height)), int(rng.integers(1, ART_SIZE - width))
+    mask[top : top + height, left : left + width] = sprite
     pixels[mask] = shape
-    dot = _draw_dot(mask, rng) if rng.random() < 0.5 else np.zeros_like(mask)
+    dot = np.zeros_like(mask)
+    if rng.random() < 0.5:
+        top, left = (int(value) for value in rng.integers(0, ART_SIZE - 1, 2))
+        dot[top : top + 2, left : left + 2] = True
+        if (dot & (mask | _neighbors(mask))).any():  # too close to the shape
+            dot[:] = False
     pixels[dot] = _from_hsv(rng.random(), rng.uniform(0.1, 0.5), rng.uniform(0.2, 0.9))
     return Scene(_on_8_bits(pixels), mask, ~(mask | dot))
 
 
 def draw_mosaic(photos: Sequence[str], rng: np.random.Generator) -> Scene:
-    """Draw a 12 × 12 mosaic of a random crop of a random photograph, mirrored half of the time."""
+    """A 12 × 12 mosaic of a random crop of a random photograph, mirrored half of the time."""
     photo = _photo(photos[int(rng.integers(len(photos)))])
     side = int(rng.integers(48, 129))
     left, top = (int(rng.integers(0, 129 - side)) for _ in range(2))
@@ -166,13 +182,13 @@ def draw_mosaic(photos: Sequence[str], rng: np.random.Generator) -> Scene:
 
 
 def draw(edit: Edit, rng: np.random.Generator, *, photos: Sequence[str] = TRAINING_PHOTOS) -> Scene:
-    """Draw a picture that takes the edit: one in three is a mosaic, unless the edit needs a scene."""
+    """A random image that takes the edit: one in three is a mosaic, unless the edit needs a scene."""
     wants_mosaic = rng.random() < 1 / 3
     return draw_mosaic(photos, rng) if wants_mosaic and edit.kind not in SCENE_ONLY_KINDS else draw_scene(rng)
 
 
 def apply_edit(scene: Scene, edit: Edit) -> Pixels:
-    """Return the edited picture [12, 12, 3] on the 8-bit grid."""
+    """The edited image [12, 12, 3] on the 8-bit grid."""
     pixels = scene.pixels.copy()
     if edit.hue is not None:
         color = hue_color(edit.hue)
@@ -185,67 +201,46 @@ def apply_edit(scene: Scene, edit: Edit) -> Pixels:
     elif edit.kind == "lighter":
         pixels = 1 - (1 - pixels) * edit.amount
     elif edit.kind == "gray":
-        pixels = np.repeat(pixels @ _LUMA, 3, axis=-1)
+        pixels = np.repeat(pixels @ np.array([[0.299], [0.587], [0.114]], np.float32), 3, axis=-1)
     else:
         pixels = 1 - pixels
     return _on_8_bits(pixels)
 
 
 def to_image(pixels: Pixels) -> Image.Image:
-    """Return the picture with each art pixel as an 8-px block, 96 × 96 px."""
+    """The image with each art pixel as an 8-px block, 96 × 96 px."""
     small = Image.fromarray(np.round(pixels * 255).astype(np.uint8), "RGB")
     return small.resize((IMAGE_PX, IMAGE_PX), Image.Resampling.NEAREST)
 
 
-def _region(scene: Scene, kind: str) -> NDArray[np.bool_]:
+def _region(scene: Scene, kind: str) -> Mask:
+    if kind in SCENE_ONLY_KINDS:
+        if scene.shape_mask is None or scene.ground_mask is None:
+            raise ValueError(f"The edit {kind} needs a scene with a shape, not a photograph. Draw one with `draw`.")
+        if kind == "ground":
+            return scene.ground_mask
+        return scene.shape_mask if kind == "shape" else _neighbors(scene.shape_mask)
     rows, columns = np.indices((ART_SIZE, ART_SIZE))
-    if kind == "frame":
-        return (rows == 0) | (columns == 0) | (rows == ART_SIZE - 1) | (columns == ART_SIZE - 1)
-    if kind == "stripes":
-        return rows % 3 == 1
-    if kind == "columns":
-        return columns % 3 == 1
-    if kind == "bar":
-        return rows >= ART_SIZE - 3
-    if kind == "corner":
-        return (rows < 4) & (columns < 4)
-    if scene.shape_mask is None or scene.ground_mask is None:
-        raise ValueError(f"Expected a scene with a shape for the edit {kind}; got a photograph. Draw with `draw`.")
-    if kind == "ground":
-        return scene.ground_mask
-    return scene.shape_mask if kind == "shape" else _neighbors(scene.shape_mask)
+    last = ART_SIZE - 1
+    regions: dict[str, Mask] = {
+        "frame": (rows == 0) | (columns == 0) | (rows == last) | (columns == last),
+        "stripes": rows % 3 == 1,
+        "columns": columns % 3 == 1,
+        "bar": rows >= ART_SIZE - 3,
+        "corner": (rows < 4) & (columns < 4),
+    }
+    return regions[kind]
 
 
-def _neighbors(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _neighbors(mask: Mask) -> Mask:
     padded = np.pad(mask, 1)
     near = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
     return near & ~mask
 
 
 @cache
-def _sprite(index: int, *, is_mirrored: bool) -> NDArray[np.bool_]:
-    sprite = np.array([[character == "#" for character in row] for row in _SPRITES[index].split()])
-    return sprite[:, ::-1] if is_mirrored else sprite
-
-
-def _place(sprite: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
-    height, width = sprite.shape
-    mask = np.zeros((ART_SIZE, ART_SIZE), bool)
-    top, left = int(rng.integers(1, ART_SIZE - height)), int(rng.integers(1, ART_SIZE - width))
-    mask[top : top + height, left : left + width] = sprite
-    return mask
-
-
-def _draw_dot(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
-    dot = np.zeros_like(mask)
-    top, left = (int(value) for value in rng.integers(0, ART_SIZE - 1, 2))
-    dot[top : top + 2, left : left + 2] = True
-    return dot if not (dot & (mask | _neighbors(mask))).any() else np.zeros_like(mask)
-
-
-@cache
 def _photo(name: str) -> Image.Image:
-    return read_image(PICTURES / f"{name}.png")
+    return read_image(PHOTOS / f"{name}.png")
 
 
 def _from_hsv(hue: float, saturation: float, value: float) -> Pixels:
@@ -258,29 +253,15 @@ def _on_8_bits(pixels: Pixels) -> Pixels:
     return (np.round(np.clip(pixels, 0, 1) * 255) / 255).astype(np.float32)
 
 
-# Write the pairs that the demo's basis is trained on, as PNG files with a pair index that `training.train` reads.
-#
-# A task is one seen edit with its parameter (frame-azure); its pairs are new pictures each. Kinds are drawn by
-# `KIND_WEIGHTS`, however many parameters they have. Held-out kinds, hues and amounts never occur.
-
-
-INDEX_NAME = "pairs.jsonl"
-#: How often a kind is drawn against 1: more for those learned slowly, or whose change is faint (gray).
+#: How often a kind occurs in the basis' pairs, against 1: more where it is learned slowly or faint (gray).
 KIND_WEIGHTS = {"outline": 2.5, "shape": 2.0, "gray": 2.0, "ground": 1.5, "invert": 1.5}
-
-
-def training_edits() -> tuple[Edit, ...]:
-    """Return the edits that basis and encoder may see."""
-    return edits_of(kinds=TRAINED_KINDS, is_held_out=False)
+INDEX_NAME = "pairs.jsonl"
 
 
 def write_dataset(folder: Path, *, pairs_per_edit: int, seed: int) -> Path:
-    """Write pictures and index below `folder` and return the index file.
+    """Write the basis' training pairs as PNG files and a pair index, and return the index file.
 
-    Args:
-        folder: made when missing; files of an earlier call are replaced.
-        pairs_per_edit: pictures of every edit.
-        seed: of the pictures.
+    A task is one seen edit with its parameter (frame-azure). Held-out kinds, hues and amounts never occur.
     """
     edits = training_edits()
     tasks_of_kind = Counter(edit.kind for edit in edits)
@@ -288,26 +269,19 @@ def write_dataset(folder: Path, *, pairs_per_edit: int, seed: int) -> Path:
     records = []
     for edit in edits:
         (folder / edit.name).mkdir(parents=True, exist_ok=True)
+        weight = KIND_WEIGHTS.get(edit.kind, 1.0) / tasks_of_kind[edit.kind]
         for number in range(pairs_per_edit):
-            weight = KIND_WEIGHTS.get(edit.kind, 1.0) / tasks_of_kind[edit.kind]
-            records.append(_write_pair(folder, edit, number, rng, weight=weight))
+            scene = draw(edit, rng)
+            before, after = (folder / edit.name / f"{number:03d}_{side}.png" for side in ("before", "after"))
+            to_image(scene.pixels).save(before)
+            to_image(apply_edit(scene, edit)).save(after)
+            digest = hashlib.sha256(before.read_bytes() + after.read_bytes()).hexdigest()
+            records.append(
+                PairRecord(
+                    id=f"{edit.name}/{number:03d}", task=edit.name, before=before, after=after, width=IMAGE_PX,
+                    height=IMAGE_PX, sha256=digest, weight=weight,
+                )
+            )  # fmt: skip
     index = folder / INDEX_NAME
     PairIndex(records).write_index(index)
     return index
-
-
-def _write_pair(folder: Path, edit: Edit, number: int, rng: np.random.Generator, *, weight: float) -> PairRecord:
-    scene = draw(edit, rng)
-    paths = [folder / edit.name / f"{number:03d}_{side}.png" for side in ("before", "after")]
-    for path, pixels in zip(paths, (scene.pixels, apply_edit(scene, edit)), strict=True):
-        to_image(pixels).save(path)
-    return PairRecord(
-        id=f"{edit.name}/{number:03d}",
-        task=edit.name,
-        before=paths[0],
-        after=paths[1],
-        width=IMAGE_PX,
-        height=IMAGE_PX,
-        sha256=hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest(),
-        weight=weight,
-    )

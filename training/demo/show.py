@@ -1,13 +1,13 @@
 """See the demo work: python -m training.demo.show [--out FOLDER] [--a A --a-prime A_PRIME --b B]
 
-Without pictures: one analogy of every kind of edit, on scenes and photographs that no training saw, with colors that
-encoder and basis never saw with that kind (the base did); demo.png shows a | a′ | b | b̂′ | b′. With pictures: theirs,
-as 12 × 12 art pixels, own.png: a | a′ | b | b̂′.
+Without images: one analogy of every kind of edit, on scenes and photographs that no training saw, with colors that
+encoder and basis never saw with that kind (the base did); demo.png shows a | a′ | b | b̂′ | b′. With images: yours, as
+12 × 12 art pixels; own.png shows a | a′ | b | b̂′.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,59 +16,69 @@ import torch
 from PIL import Image
 
 from lorweb_core.coefficient_summary import describe
-from lorweb_core.errors import ImageError, OutputError
-from lorweb_core.images import ImageFileError, read_image
+from lorweb_core.errors import OutputError, SettingsError
+from lorweb_core.images import read_image
 
-from ..console import let_terminal_replace, silence_libraries
-from .analogies import Analogy, DemoModel, draw_analogies, load_demo, score, to_art
-from .scenes import ART_SIZE, PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, Pixels, edits_of, to_image
+from .analogies import DemoModel, draw_analogies, load_demo, score, stack_images, to_art
+from .scenes import ART_SIZE, PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, edits_of, to_image
 
 _GAP_PX = 6
-SHOWN_SEED = 3
-NEXT_STEP = (
-    "Next: this model in ComfyUI (README.md, 'See it in ComfyUI at once'), "
-    "then real pictures with FLUX.1-Kontext ('First edit in five minutes')."
+_SEED = 3
+_NEXT_STEP = (
+    "Next: this model in ComfyUI (README.md, 'See it without downloads'), "
+    "then real images with FLUX.1-Kontext ('First edit')."
 )
-_OWN_PICTURES = (
-    f"This toy sees your pictures as {ART_SIZE} × {ART_SIZE} blocks of their middle square, and knows "
-    f"{len(TRAINED_KINDS)} edits: {', '.join(TRAINED_KINDS)}.\nOther edits, and pictures full of detail, it gets wrong."
+_LIMITS = (
+    f"This tiny model sees the center square of your images as {ART_SIZE} × {ART_SIZE} blocks, and knows "
+    f"{len(TRAINED_KINDS)} edits: {', '.join(TRAINED_KINDS)}.\nIt fails on other edits and on images full of detail.\n"
 )
+
+
+def show(out: Path, own: Sequence[Path] = ()) -> None:
+    """Generate, print what the router chose, and write demo.png, or own.png for three images of your own.
+
+    Raises ImageFileError, OutputError or SettingsError for files that cannot be used.
+    """
+    if len(own) not in (0, 3):
+        raise SettingsError(f"Only {len(own)} of the three images A, A_PRIME and B are given. Give all three or none.")
+    image, lines = show_own(load_demo(), *own) if own else show_bundled(load_demo())
+    file = out / ("own.png" if own else "demo.png")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        image.save(file)
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {error.strerror or error}. Choose another --out.") from error
+    columns = "a | a′ | b | answer" if own else "a | a′ | b | answer | truth"
+    print("\n".join([*lines, f"{columns}: {file}", _NEXT_STEP]))
 
 
 def shown_edits() -> list[Edit]:
-    """Return one held-out edit of every kind, and the kinds without parameter as they are."""
+    """One held-out edit of every kind, and the kinds without parameter as they are."""
     return [edits_of(kinds=[kind], is_held_out=None if kind in PLAIN_KINDS else True)[-1] for kind in TRAINED_KINDS]
 
 
-def show_bundled(model: DemoModel, *, seed: int = SHOWN_SEED) -> tuple[Image.Image, list[str]]:
-    """Return the sheet of one analogy a kind, a line about each, and what the router chose for the first."""
-    analogies = draw_analogies(shown_edits(), per_edit=1, seed=seed, photos=TEST_PHOTOS)
-    a, a_prime, b, wanted = ([analogy.pictures[i] for analogy in analogies] for i in range(4))
-    produced = model.answer(*(torch.from_numpy(np.stack(part)) for part in (a, a_prime, b)))
+def show_bundled(model: DemoModel) -> tuple[Image.Image, list[str]]:
+    """The sheet of one analogy a kind, a line about each, and the coefficients of the first."""
+    analogies = draw_analogies(shown_edits(), per_edit=1, seed=_SEED, photos=TEST_PHOTOS)
+    a, a_prime, b, truth = stack_images(analogies)
+    generated = model.answer(a, a_prime, b)
     lines = ["Edit, PSNR of the answer, and whether the right edit is the nearest of all:"]
-    lines += [_line(analogy, whole, is_right) for analogy, whole, is_right in _judge(produced, analogies)]
-    first = (torch.from_numpy(part[0])[None] for part in (a, a_prime, b))
-    lines += ["", f"Coefficients of {analogies[0].edit.name}:", describe(model.coefficients(*first)), ""]
-    return sheet([a, a_prime, b, list(produced.numpy()), wanted]), lines
+    for item in score(generated, analogies):
+        lines.append(f"{item.edit.name:16} {item.whole_db:5.1f} dB  {'right' if item.is_right else 'wrong'}")
+    first = describe(model.coefficients(a[:1], a_prime[:1], b[:1]))
+    lines += ["", f"Coefficients of {analogies[0].edit.name}:", first, ""]
+    return sheet([part.numpy() for part in (a, a_prime, b, generated, truth)]), lines
 
 
-def show_own(model: DemoModel, a: Path, a_prime: Path, b: Path) -> tuple[Image.Image, list[str]]:
-    """Return a | a′ | b | b̂′ of three picture files, and what the router chose.
-
-    Raises: ImageError: when a file is missing or no picture.
-    """
-    pictures = [_open(path) for path in (a, a_prime, b)]
-    batches = [torch.from_numpy(picture)[None] for picture in pictures]
-    produced = model.answer(*batches)
-    return sheet([*([picture] for picture in pictures), [produced[0].numpy()]]), [
-        "Coefficients:",
-        describe(model.coefficients(*batches)),
-        "",
-    ]
+def show_own(model: DemoModel, *files: Path) -> tuple[Image.Image, list[str]]:
+    """a | a′ | b | b̂′ of three image files, and the coefficients; raises ImageFileError for a file that is no image."""
+    images = [torch.from_numpy(to_art(read_image(file)))[None] for file in files]
+    columns = [part.numpy() for part in (*images, model.answer(*images))]
+    return sheet(columns), ["Coefficients:", describe(model.coefficients(*images)), "", _LIMITS]
 
 
-def sheet(columns: Sequence[Sequence[Pixels]]) -> Image.Image:
-    """Return columns of art pixels as one picture on white."""
+def sheet(columns: Sequence[np.ndarray]) -> Image.Image:
+    """Columns of art pixels as one image on white."""
     side = to_image(columns[0][0]).width + _GAP_PX
     result = Image.new("RGB", (len(columns) * side - _GAP_PX, len(columns[0]) * side - _GAP_PX), "white")
     for x, column in enumerate(columns):
@@ -77,63 +87,7 @@ def sheet(columns: Sequence[Sequence[Pixels]]) -> Image.Image:
     return result
 
 
-def _judge(produced: torch.Tensor, analogies: Sequence[Analogy]) -> list[tuple[Analogy, float, bool]]:
-    scores = score(produced, analogies)
-    return [(analogy, item.whole_db, item.is_right) for analogy, item in zip(analogies, scores, strict=True)]
-
-
-def _line(analogy: Analogy, whole_db: float, is_right: bool) -> str:
-    return f"{analogy.edit.name:16} {whole_db:5.1f} dB  {'right' if is_right else 'wrong'}"
-
-
-def _open(path: Path) -> Pixels:
-    try:
-        return to_art(read_image(path))
-    except ImageFileError as error:
-        raise ImageError(
-            expected=f"a picture at {path}",
-            got=f"{error.kind}: {error.reason}",
-            remedy="Give a PNG, JPEG or WebP file that opens elsewhere.",
-        ) from error
-
-
-def _save(picture: Image.Image, file: Path) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(file)
-    except OSError as error:
-        raise OutputError(
-            expected=f"to be able to write {file}",
-            got=error.strerror or str(error),
-            remedy="Choose another folder with --out.",
-        ) from error
-
-
-def main() -> None:
-    """Command line, see the module's first lines."""
-    let_terminal_replace()
-    parser = argparse.ArgumentParser(
-        prog="python -m training.demo.show", description="Draw analogies with the demo model."
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/demo-pictures"))
-    for name in ("--a", "--a-prime", "--b"):
-        parser.add_argument(name, default="", help="picture of your own; give all three or none")
-    arguments = parser.parse_args()
-    own = [Path(name) for name in (arguments.a, arguments.a_prime, arguments.b) if name]
-    if len(own) not in (0, 3):
-        parser.error("expected all three of A, A_PRIME and B, or none; got one or two of them. Name the missing ones.")
-    silence_libraries()
-    file = arguments.out / ("own.png" if own else "demo.png")
-    try:
-        picture, lines = show_own(load_demo(), *own) if own else show_bundled(load_demo())
-        _save(picture, file)
-    except (ImageError, OutputError) as error:
-        parser.exit(2, f"error: {error}\n")
-    columns = f"a | a′ | b | answer{'' if own else ' | truth'}"
-    lines += [_OWN_PICTURES, ""] if own else []
-    print("\n".join([*lines, f"{columns}: {file}", NEXT_STEP]))
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+    from .__main__ import main
+
+    sys.exit(main(["show", *sys.argv[1:]]))

@@ -207,7 +207,7 @@ def test_missing_single_file_and_unknown_names_say_where_to_look(tmp_path):
 
 @pytest.mark.parametrize("name", ["nowhere/tiny-parts/model", "tiny-parts/model"])
 def test_missing_tiny_base_says_what_writes_it(name):
-    with pytest.raises(ValueError, match=rf"tiny_kontext {name.removesuffix('/model')}` writes it"):
+    with pytest.raises(ValueError, match=rf"tiny-parts {name.removesuffix('/model')}` writes it"):
         find_source(name, None, None)
 
 

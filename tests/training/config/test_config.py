@@ -54,14 +54,14 @@ def test_single_lora_has_the_capacity_of_the_paper_run():
 def test_all_mistakes_are_told_at_once_with_the_nearest_names(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "optimizer: {}\nbasis: {heads: 3, basis_sise: 4}\nrun: {batch_size: many, rank: 3}\n"
+        "optimiser: {}\nbasis: {heads: 3, basis_sise: 4}\nrun: {batch_size: many, rank: 3}\n"
         "optimizer: {ema_decay: 2}\ndata: {resolution_px: 100}\n"
     )
     with pytest.raises(ConfigError) as caught:
         read_config(path, ["steps=3"])
     told = "\n".join(caught.value.mistakes)
     for part in (
-        "optimizer: unknown name; did you mean optimizer?",
+        "optimiser: unknown name; did you mean optimizer?",
         "basis.basis_sise: unknown name; did you mean basis_size?",
         "run.rank: unknown name; did you mean basis.rank?",
         "run.batch_size",

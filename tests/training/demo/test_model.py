@@ -1,4 +1,4 @@
-"""The demo's codec, file layout and base, in stock diffusers: laws that hold for untrained weights too."""
+"""The demo's VAE, file layout and base, in stock diffusers: laws that hold for untrained weights too."""
 
 import numpy as np
 import pytest
@@ -9,19 +9,20 @@ from safetensors.torch import load_file
 from training.base.flow import unpack_latents
 from training.base.single_file import from_bfl
 from training.base.transformer import Conditioning, predict_velocity
-from training.demo.analogies import GUIDANCE, STEPS, Analogy, answers, context_latents, generate, null_prompt
-from training.demo.base import edit_code, save_base
-from training.demo.codec import build_codec, comfyui_vae_tensors, decode_art, encode_art, psnr
-from training.demo.scenes import Edit, apply_edit, draw, to_image
-from training.demo.tiny_flux import (
-    CODE_DIM,
-    CONFIG,
-    build_base,
-    load_base,
-    load_pipeline,
-    to_bfl,
-    write_diffusers_folder,
+from training.demo import tiny_kontext
+from training.demo.analogies import (
+    GUIDANCE,
+    STEPS,
+    context_latents,
+    draw_analogies,
+    generate,
+    null_prompt,
+    stack_images,
 )
+from training.demo.base import edit_code, save_base
+from training.demo.scenes import TRAINING_PHOTOS, Edit, to_image
+from training.demo.tiny_kontext import build_base, load_base
+from training.demo.vae import build_vae, comfyui_vae_tensors, decode_art, encode_art, psnr
 
 
 @pytest.fixture(scope="module")
@@ -34,38 +35,34 @@ def base_file(tmp_path_factory):
     return path
 
 
-def _art(count=2):
-    return torch.randint(0, 256, (count, 12, 12, 3), generator=torch.Generator().manual_seed(1)) / 255
+@pytest.fixture
+def art():
+    return torch.randint(0, 256, (2, 12, 12, 3), generator=torch.Generator().manual_seed(1)) / 255
 
 
 def _pixels(art):
     return art.repeat_interleave(8, 1).repeat_interleave(8, 2).movedim(-1, 1) * 2 - 1
 
 
-def test_the_codec_network_computes_the_closed_form():
-    art = _art()
-    with torch.no_grad():
-        latents = build_codec().encode(_pixels(art)).latents
+@torch.no_grad()
+def test_the_vae_network_computes_the_closed_form_and_clips(art):
+    vae = build_vae()
+    latents = vae.encode(_pixels(art)).latents
     torch.testing.assert_close(latents, encode_art(art), atol=1e-6, rtol=0)
     torch.testing.assert_close(decode_art(latents), art, atol=1e-6, rtol=0)
+    assert float((vae.decode(torch.full((1, 16, 2, 2), -1.3)).sample + 1).abs().max()) < 1e-4
 
 
-def test_block_pictures_survive_the_codec_to_the_last_level_even_in_half_precision():
-    codec, art = build_codec(), _art()
-    for rounded in (codec, codec.half().float()):
-        with torch.no_grad():
-            back = rounded.decode(encode_art(art)).sample
+@torch.no_grad()
+def test_block_images_survive_the_vae_to_the_last_level_even_in_half_precision(art):
+    vae = build_vae()
+    for rounded in (vae, vae.half().float()):
+        back = rounded.decode(encode_art(art)).sample
         assert psnr((back + 1) / 2, (_pixels(art) + 1) / 2) > 65
         assert torch.equal((back * 127.5 + 127.5).round(), (_pixels(art) * 127.5 + 127.5).round())
 
 
-def test_the_codec_clips_what_leaves_the_range():
-    with torch.no_grad():
-        picture = build_codec().decode(torch.full((1, 16, 2, 2), -1.3)).sample
-    assert float((picture + 1).abs().max()) < 1e-4
-
-
-def test_comfyuis_codec_has_its_names_and_scales():
+def test_the_vae_for_comfyui_has_its_names_and_scales():
     tensors = comfyui_vae_tensors()
     assert float(tensors["vae_scale"]) == pytest.approx(0.3611)
     assert float(tensors["vae_shift"]) == pytest.approx(0.1159)
@@ -75,64 +72,46 @@ def test_comfyuis_codec_has_its_names_and_scales():
 
 def test_bfl_names_and_back_is_bit_equal():
     state = build_base(0).state_dict()
-    back = from_bfl(to_bfl(state), "memory")
+    back = from_bfl(tiny_kontext.to_bfl(state), "memory")
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
 
 
-def test_the_shipped_file_is_small_bfloat16_and_loads(base_file):
-    assert base_file.stat().st_size < 5_000_000
-    assert {tensor.dtype for tensor in load_file(base_file).values()} == {torch.bfloat16}
-    assert load_base(base_file).config.num_single_layers == CONFIG["num_single_layers"]
-
-
+@torch.no_grad()
 def test_an_untrained_base_takes_the_code_linearly_into_its_modulation():
     embedder = build_base(0).time_text_embed.text_embedder
     first, second = edit_code(Edit("frame", hue=3)), edit_code(Edit("darker", amount=0.65))
-    with torch.no_grad():
-        both, one, other, none = (embedder(code[None]) for code in (first + second, first, second, 0 * first))
+    both, one, other, none = (embedder(code[None]) for code in (first + second, first, second, 0 * first))
     assert float((both - one - other + none).norm() / (both - none).norm()) < 0.12
 
 
 def test_the_stock_pipeline_and_our_sampler_agree(base_file):
-    rng = np.random.default_rng(0)
-    edit = Edit("stripes", hue=2)
-    analogy = Analogy(edit, draw(edit, rng), draw(edit, rng))
-    context = context_latents([analogy])
-    a, a_prime, b, _ = analogy.pictures
-    grid = np.concatenate([np.concatenate([a, a_prime], 1), np.concatenate([b, b], 1)], 0)
-    picture = Image.fromarray(np.round(grid * 255).astype(np.uint8)).resize((192, 192), Image.Resampling.NEAREST)
-    prompt, pooled = null_prompt(1)
-    packed = load_pipeline(base_file)(
-        image=picture, height=192, width=192, max_area=192 * 192, _auto_resize=False, num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE, prompt_embeds=prompt, pooled_prompt_embeds=pooled, output_type="latent",
+    analogies = draw_analogies([Edit("stripes", hue=2)], per_edit=1, seed=0, photos=TRAINING_PHOTOS)
+    a, a_prime, b, _ = (to_image(pixels) for pixels in analogies[0].images)
+    grid = Image.fromarray(np.vstack([np.hstack([a, a_prime]), np.hstack([b, b])]))
+    prompt, code = null_prompt(1)[0], edit_code(analogies[0].edit)[None]
+    packed = tiny_kontext.load_pipeline(base_file)(
+        image=grid, height=192, width=192, max_area=192 * 192, _auto_resize=False, num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE, prompt_embeds=prompt, pooled_prompt_embeds=code, output_type="latent",
         generator=torch.Generator().manual_seed(0),
     ).images  # fmt: skip
-    model, conditioning = load_base(base_file), Conditioning(context, prompt, pooled, None, GUIDANCE)
-    noise = torch.randn(1, 16, 24, 24, generator=torch.Generator().manual_seed(0))
-    ours = generate(lambda noisy, sigmas: predict_velocity(model, noisy, sigmas, conditioning), noise)
+    context = context_latents(*stack_images(analogies)[:3])
+    model, conditioning = load_base(base_file), Conditioning(context, prompt, code, None, GUIDANCE)
+    ours = generate(lambda noisy, sigmas: predict_velocity(model, noisy, sigmas, conditioning), context)
     torch.testing.assert_close(unpack_latents(packed, 24, 24), ours, atol=1e-4, rtol=0)
-    assert answers(ours).shape == (1, 12, 12, 3)
 
 
 def test_the_diffusers_folder_gives_the_same_weights(base_file, tmp_path):
     from diffusers import FluxTransformer2DModel
 
-    folder = write_diffusers_folder(base_file, tmp_path / "kontext")
+    folder = tiny_kontext.write_diffusers_folder(base_file, tmp_path / "kontext")
     loaded = FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer", local_files_only=True)
-    wanted = load_base(base_file).state_dict()
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded.state_dict().items())
+    expected = load_base(base_file).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+    assert {tensor.dtype for tensor in load_file(base_file).values()} == {torch.bfloat16}
 
 
 def test_the_zero_code_means_copy_and_others_differ():
     assert not edit_code(None).any()
     codes = {tuple(edit_code(edit).tolist()) for edit in (Edit("frame", hue=0), Edit("frame", hue=1), Edit("gray"))}
-    assert len(codes) == 3 and len(next(iter(codes))) == CODE_DIM
-
-
-def test_pictures_are_blocks_of_eight_pixels():
-    edit = Edit("invert")
-    scene = draw(edit, np.random.default_rng(4))
-    image = np.asarray(to_image(apply_edit(scene, edit)), np.float32)
-    assert image.shape == (96, 96, 3)
-    assert np.array_equal(image, image[::8, ::8].repeat(8, 0).repeat(8, 1))
+    assert len(codes) == 3 and len(next(iter(codes))) == tiny_kontext.CODE_DIM

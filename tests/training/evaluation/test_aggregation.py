@@ -173,5 +173,5 @@ def test_sheets_have_heads_and_names_and_replace_earlier_ones(evaluation):
         assert sheet[:22, 6 + 102 * column : 102 * (column + 1)].min() < 100, f"no head above column {column}"
     for row in range(4):
         top = 22 + row * 124
-        assert sheet[top : top + 22].min() < 100, f"no task name above row {row}"
+        assert sheet[top : top + 22].min() < 128, f"no task name above row {row}"
         assert sheet[top + 22 + 1, 6 + 102 * 6 + 1] < 255, "the true b′"

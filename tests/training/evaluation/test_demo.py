@@ -12,7 +12,7 @@ from training.data.importers.folders import find_pairs
 from training.data.index import PairIndex
 from training.demo.analogies import GUIDANCE, draw_analogies
 from training.demo.scenes import IMAGE_PX, MODEL_FOLDER, TEST_PHOTOS, edits_of, to_image
-from training.demo.tiny_flux import write_diffusers_folder
+from training.demo.tiny_kontext import write_diffusers_folder
 from training.evaluate import main
 
 KINDS = ("frame", "tint")
@@ -26,7 +26,7 @@ def held_out(tmp_path):
         folder = tmp_path / "pairs" / drawn.edit.name
         folder.mkdir(parents=True)
         names = ("0_before", "0_after", "1_before", "1_after")
-        for name, pixels in zip(names, drawn.pictures, strict=True):
+        for name, pixels in zip(names, drawn.images, strict=True):
             to_image(pixels).save(folder / f"{name}.png")
     records, _ = build_pairs(find_pairs(tmp_path / "pairs").candidates)
     PairIndex(records).write_index(tmp_path / "pairs" / "pairs.jsonl")

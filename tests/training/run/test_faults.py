@@ -90,7 +90,7 @@ def test_a_killed_loading_process_costs_no_step(tiny_config, monkeypatch):
 def test_a_crash_does_not_leave_the_process_waiting_for_its_loaders(tiny_overrides):
     """They ignore SIGTERM, which is how Python ends them at exit while a traceback keeps the loader alive."""
     crash = (
-        "import sys; from training import loop, train\n"
+        "import sys; from training import train; from training.run import loop\n"
         "def fail(*_): raise RuntimeError('a mistake in the update')\n"
         "loop.Loop._update = fail; train.main(sys.argv[1:])"
     )
