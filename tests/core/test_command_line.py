@@ -341,9 +341,9 @@ def test_wrong_files_are_one_line(run, tmp_path, embeddings):
 
     assert_refused(mix("name.safetensors"), "not one floating-point tensor query_embedding", "embedding (F32)")
     assert_refused(mix("integer.safetensors"), "query_embedding (I32)")
-    assert_refused(mix("narrow.safetensors"), "width 36", "got 12")
-    assert_refused(mix("flat.safetensors"), "got shape [36]")
-    assert_refused(mix("nan.safetensors"), "finite numbers; got NaN")
+    assert_refused(mix("narrow.safetensors"), "width 36", "is 12 wide")
+    assert_refused(mix("flat.safetensors"), "shape [36]")
+    assert_refused(mix("nan.safetensors"), "holds NaN or infinity")
     assert_refused(mix("broken.safetensors"), "PyTorch pickle")
     assert_refused(mix("missing.safetensors"), "There is no file")
     assert_refused(mix(good.name, "--settings", tmp_path / "bad.yaml"), "heads is 3, which does not divide")
@@ -351,7 +351,7 @@ def test_wrong_files_are_one_line(run, tmp_path, embeddings):
     assert_refused(mix(good.name, basis=golden_basis("J")), "internal query")
     assert_refused(run("inspect", tmp_path), "is a folder, not a file")
     biased = write_reference(tmp_path / "biased.safetensors", bias=True, query_dim=36, metadata={"lorweb": HEADER})
-    assert_refused(mix(good.name, basis=biased), "without per-adapter biases", "got 4 layers")
+    assert_refused(mix(good.name, basis=biased), "4 layers", "per-adapter biases")
     missing = tmp_path / "missing" / "o.safetensors"
     assert_refused(run("convert", golden_basis("A"), missing), "able to write", "No such file", "existing folder")
     assert not (tmp_path / "o.safetensors").exists()
