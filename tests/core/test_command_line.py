@@ -74,6 +74,12 @@ def test_an_error_is_one_line_and_exit_code_2():
     assert "Traceback" not in result.stderr and "missing.safetensors" in result.stderr
 
 
+def test_without_typer_it_says_what_to_install():
+    script = "import runpy, sys; sys.modules['typer'] = None; runpy.run_module('lorweb_core', run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr == "The command line needs typer: pip install typer\n"
+
+
 def run_module(*words):
     return subprocess.run([sys.executable, "-m", "lorweb_core", *words], cwd=ROOT, capture_output=True, text=True)
 

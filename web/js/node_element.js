@@ -24,7 +24,7 @@ export function keepMinWidth(node, className, width) {
   addStyle(`${className}-min-width`, `[data-node-id]:has(.${className}) { --min-node-width: ${width}px !important }`)
 }
 
-/** In the renderer whose nodes are HTML they are resized by their own style alone; nodes are told afterwards. */
+/** In the HTML renderer only CSS limits the size of a node; onResize runs afterwards. */
 function addStyle(id, rule) {
   if (document.getElementById(id)) return
   const style = document.createElement('style')
