@@ -103,4 +103,4 @@ def tiny_parts(folder: Annotated[Path, typer.Argument(help="Gets model/, encoder
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

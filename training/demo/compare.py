@@ -197,7 +197,7 @@ def _contact_sheet(answerers: Sequence[Answerer]) -> Image.Image:
     analogies = draw_analogies(shown_edits(), per_edit=1, seed=TEST_SEED + 1, photos=TEST_PHOTOS)
     a, a_prime, b, truth = stack_images(analogies)
     generated = [_in_batches(answerer, analogies) for answerer in answerers]
-    return sheet([part.numpy() for part in (a, a_prime, b, *generated, truth)])
+    return sheet([a, a_prime, b, *generated, truth])
 
 
 @torch.no_grad()

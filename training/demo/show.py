@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -20,7 +19,7 @@ from lorweb_core.errors import OutputError, SettingsError
 from lorweb_core.images import read_image
 
 from .analogies import DemoModel, draw_analogies, load_demo, score, stack_images, to_art
-from .scenes import ART_SIZE, PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, edits_of, to_image
+from .scenes import ART_SIZE, IMAGE_PX, PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, edits_of, to_image
 
 _GAP_PX = 6
 _SEED = 3
@@ -67,23 +66,23 @@ def show_bundled(model: DemoModel) -> tuple[Image.Image, list[str]]:
         lines.append(f"{item.edit.name:16} {item.whole_db:5.1f} dB  {'right' if item.is_right else 'wrong'}")
     first = describe(model.coefficients(a[:1], a_prime[:1], b[:1]))
     lines += ["", f"Coefficients of {analogies[0].edit.name}:", first, ""]
-    return sheet([part.numpy() for part in (a, a_prime, b, generated, truth)]), lines
+    return sheet([a, a_prime, b, generated, truth]), lines
 
 
 def show_own(model: DemoModel, *files: Path) -> tuple[Image.Image, list[str]]:
     """a | a′ | b | b̂′ of three image files, and the coefficients; raises ImageFileError for a file that is no image."""
     images = [torch.from_numpy(to_art(read_image(file)))[None] for file in files]
-    columns = [part.numpy() for part in (*images, model.answer(*images))]
-    return sheet(columns), ["Coefficients:", describe(model.coefficients(*images)), "", _LIMITS]
+    lines = ["Coefficients:", describe(model.coefficients(*images)), "", _LIMITS]
+    return sheet([*images, model.answer(*images)]), lines
 
 
-def sheet(columns: Sequence[np.ndarray]) -> Image.Image:
-    """Columns of art pixels as one image on white."""
-    side = to_image(columns[0][0]).width + _GAP_PX
+def sheet(columns: Sequence[torch.Tensor]) -> Image.Image:
+    """Columns of art pixels [rows, 12, 12, 3] as one image on white."""
+    side = IMAGE_PX + _GAP_PX
     result = Image.new("RGB", (len(columns) * side - _GAP_PX, len(columns[0]) * side - _GAP_PX), "white")
     for x, column in enumerate(columns):
         for y, pixels in enumerate(column):
-            result.paste(to_image(np.asarray(pixels)), (x * side, y * side))
+            result.paste(to_image(pixels.numpy()), (x * side, y * side))
     return result
 
 
