@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import time
 
 import pytest
 import torch
@@ -103,8 +104,10 @@ def test_prompts_that_fail_or_are_interrupted_leave_nothing_behind(server):
     fails, fails_bare = (with_cache(graph) for graph in (edit, bare))
     failed = "error" if CLASSES["cache"] in server.get("/object_info") else "refused"
     server.forget()
-    for graph, status in ((fails, failed), (edit, "success"), (fails, failed), (fails_bare, failed), (bare, "success")):
+    for graph, status in ((fails, failed), (edit, "success"), (fails, failed), (fails_bare, failed)):
         assert server.run(graph).status == status
+    time.sleep(11)  # the host collects garbage 10 s after the last time: what the failed prompts held goes then
+    assert server.run(bare).status == "success"
     prompt_id = server.submit(graphs.change(edit, "KSampler", steps=10_000))
     server.wait_until_sampling(prompt_id)
     server.interrupt()
