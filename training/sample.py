@@ -112,9 +112,8 @@ def _load_encoder(encoder: str | None, basis: Basis, device: torch.device) -> Im
         if encoder is not None:
             raise
         raise ModelError(
-            expected=f"the image encoder that {basis.name} was trained with, {name}",
-            got=error.got,
-            remedy="Name its folder, or its Hugging Face id, with --encoder.",
+            f"{basis.name} was trained with the image encoder {name}, which cannot be loaded: {error} "
+            "Give its folder or Hugging Face id with --encoder."
         ) from error
     return loaded
 

@@ -166,7 +166,8 @@ def test_an_encoder_that_only_the_training_machine_had_is_asked_for(trained_file
     words = ("--base", "no-model", "--basis", str(trained_file), "--out", str(tmp_path), "--triplets", str(triplets))
     assert main(words) == 2
     error = capsys.readouterr().err
-    assert "was trained with, encoder; got no folder at encoder" in error and "with --encoder" in error
+    assert "was trained with the image encoder encoder" in error and "no folder at encoder" in error
+    assert "with --encoder" in error
 
 
 def test_strength_zero_is_the_base_and_the_same_seed_gives_the_same_picture(tiny_parts, trained_file):

@@ -215,7 +215,7 @@ def write_basis_file(path: Path, state: TrainingState, config: TrainConfig) -> N
     try:
         write(dtype=DTYPES[config.checkpoint.dtype])
     except RangeError as error:
-        logger.warning("%s is bfloat16, not %s: got %s", path.name, config.checkpoint.dtype, error.got)
+        logger.warning("%s is bfloat16, not %s: %s", path.name, config.checkpoint.dtype, error)
         write(dtype=DTYPES["bfloat16"])
 
 
