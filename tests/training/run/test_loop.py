@@ -327,6 +327,14 @@ def test_every_step_has_noise_of_its_own_and_posterior_samples_only_where_asked_
     assert losses["mode"][0] != losses["sample"][0]
 
 
+def test_loss_of_a_step_is_the_mean_over_its_samples(tiny_config, assembled):
+    loop, state = assembled(tiny_config("run.steps=1"))
+    batch = next(loop.batches)
+    with torch.no_grad():
+        expected = loop._losses(state.step, batch, slice(0, len(batch["caption"]))).mean()
+    assert loop._accumulate(state, batch)[0] == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_guidance_of_a_run_is_what_the_base_is_told(tiny_config, assembled):
     for value in (1.0, 3.5):
         _, guidance, _, _ = _first_step(assembled, tiny_config(f"flow.guidance={value}", f"run.name=g{value}"))
