@@ -9,6 +9,8 @@ import subprocess
 import pytest
 import torch
 
+from lorweb_core.checkpoint import load_basis
+from lorweb_core.settings_sources import read_training_facts
 from training.run.checkpoints import list_checkpoints, load_checkpoint, load_latest, save_checkpoint
 from training.train import train
 
@@ -145,6 +147,15 @@ def test_full_disk_costs_nothing_but_the_unsaved_steps(small_disk):
     assert load_latest(small_disk)["step"] == 1
     _save(small_disk, 3)
     assert load_latest(small_disk)["step"] == 3
+
+
+def test_checkpoints_come_at_the_steps_asked_for_and_at_the_end_and_know_their_step(tiny_config):
+    config = tiny_config("run.steps=5", "checkpoint.every=2", "checkpoint.keep=9")
+    train(config)
+    found = list_checkpoints(config.run_folder / "checkpoints")
+    assert [path.name for path in found] == [f"step-{step:09d}" for step in (2, 4, 5)]
+    headers = [load_basis(path / "basis.safetensors").metadata for path in found]
+    assert [read_training_facts(header)["step"] for header in headers] == [2, 4, 5]
 
 
 def test_run_goes_on_when_a_save_meets_a_full_disk(tiny_config, small_disk, caplog):

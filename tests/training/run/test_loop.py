@@ -292,6 +292,7 @@ def test_file_holds_the_moving_average_of_the_weights(tiny_config, assembled):
         assert torch.equal(saved[name].lora_up, layer.lora_up)
         assert torch.equal(saved[name].keys, layer.keys)
         assert not torch.equal(saved[name].lora_up, state.model.layers()[name].lora_up)
+        assert saved[name].lora_up.abs().max() > 0  # as it is at the start
 
 
 def _first_step(assembled, config):

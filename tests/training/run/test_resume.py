@@ -42,10 +42,10 @@ def test_moving_average_that_is_switched_on_later_starts_from_the_weights_of_the
 @pytest.mark.parametrize(("configured", "expected"), [(4, 2), (8, 8), (1, 1)])
 def test_halved_micro_batch_stays_unless_another_one_is_configured(tiny_config, assembled, configured, expected):
     loop, state = assembled(tiny_config("run.steps=1", "run.micro_batch_size=4"))
-    state.micro_batch_size = 2  # as after running out of memory
+    state.micro_batch_size, state.bad_steps = 2, 3  # as after running out of memory, and after steps with NaN
     loop.run(state)
     _, resumed = assembled(tiny_config("run.steps=2", f"run.micro_batch_size={configured}"), resume="latest")
-    assert resumed.micro_batch_size == expected
+    assert (resumed.micro_batch_size, resumed.bad_steps) == (expected, 3)
 
 
 def test_going_back_to_an_earlier_checkpoint_makes_its_successors_the_latest(tiny_config):
