@@ -52,6 +52,8 @@ def test_captions_are_encoded_and_used(tiny_config, tiny_parts, assembled):
     for first, second in zip(range(0, 15), range(1, 16), strict=True):
         is_same = torch.equal(encoded.conditioning.prompt_embeds[first], encoded.conditioning.prompt_embeds[second])
         assert is_same == (batch["caption"][first] == batch["caption"][second])
+    part = loop.encoder.encode(batch, slice(5, 9))  # as a later micro-batch
+    assert torch.equal(part.conditioning.prompt_embeds, encoded.conditioning.prompt_embeds[5:9])
     loop.run(state)
     assert state.step == 1
 
