@@ -278,6 +278,14 @@ def check_weights_with_several_mixes_is_refused():
     expect(ModelError, ["3 mixes", "mode forward"], lambda: apply(model, loaded, coefficients, 1.0, "weights"))
 
 
+def check_a_bias_that_a_weight_cannot_take_is_refused_in_mode_weights():
+    model = build_flux(TINY)
+    loaded = make_loaded_basis(model, bias=True)
+    model.get_model_object("diffusion_model.double_blocks.0.img_attn.proj").bias = None
+    where = ["refused 1 of", "double_blocks.0.img_attn.proj.bias", "mode forward"]
+    expect(ModelError, where, lambda: apply(model, loaded, make_coefficients(loaded), 1.0, "weights"))
+
+
 def check_a_model_of_other_width_or_depth_is_refused():
     model = build_flux(TINY)
     loaded = make_loaded_basis(model)
