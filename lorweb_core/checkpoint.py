@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from .basis import Basis, LayerBasis
 from .errors import CheckpointError, printable
-from .files import write_safetensors_atomically
 from .layer_tensors import (
     SUFFIX_A,
     SUFFIX_B,
@@ -33,7 +32,7 @@ from .layer_tensors import (
     require_one_query_width,
     tensor_name,
 )
-from .safetensors_file import read_header
+from .safetensors_file import open_tensors, read_header, write_safetensors_atomically
 from .settings import RouterSettings
 from .settings_sources import METADATA_KEY, encode_header_settings, require_fitting, resolve_settings, sizes_of
 
@@ -71,14 +70,11 @@ def load_basis(
     resolved = resolve_settings(path, header.metadata, groups, settings)
     identity = hashlib.sha256(header.raw)
     layers: dict[str, LayerBasis] = {}
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            for name, group in groups.items():
-                layers[name] = _read_layer(file, name, group, identity)
-                if on_progress is not None:
-                    on_progress(len(layers), len(groups))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.name} changed while it was read ({error}). Load it again.") from error
+    with open_tensors(path) as file:
+        for name, group in groups.items():
+            layers[name] = _read_layer(file, name, group, identity)
+            if on_progress is not None:
+                on_progress(len(layers), len(groups))
     for line in resolved.report:
         _logger.warning(printable(line))
     return Basis(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from .errors import CheckpointError
 from .layer_names import sort_layer_names
-from .safetensors_file import TensorEntry
+from .safetensors_file import FLOAT_DTYPES, TensorEntry
 
 PREFIX = "transformer."
 SUFFIX_A = ".lora_A"
@@ -35,7 +35,6 @@ _DIMENSIONS = {
     SUFFIX_BIAS: "N,out",
 }
 _REQUIRED = (SUFFIX_A, SUFFIX_B, SUFFIX_KEYS)
-FLOAT_DTYPES = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 _ORDINARY_LORA = re.compile(r".*\.(lora_[AB](\.default)?|lora_(down|up)|lora\.(down|up))\.weight", re.DOTALL)
 _REWRITE = "The file was written wrongly or edited; get it again or convert it from its source."
 

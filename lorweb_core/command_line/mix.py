@@ -8,7 +8,6 @@ from typing import Annotated, Literal, NoReturn
 
 import torch
 import typer
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,8 +18,7 @@ from ..errors import CheckpointError, ModelError, SettingsError
 from ..export import EXPORT_DTYPES, export_mixed_lora
 from ..files import write_text_atomically
 from ..images import from_pil, read_image
-from ..layer_tensors import FLOAT_DTYPES
-from ..safetensors_file import read_header
+from ..safetensors_file import FLOAT_DTYPES, open_tensors, read_header
 from .options import Output, Settings, finite, load_with_progress, require_separate, show
 
 MIX_EXAMPLES = """\
@@ -115,11 +113,8 @@ def read_embeddings(path: Path) -> Tensor:
             f"{path.name} has {found}, not one floating-point tensor {EMBEDDING_NAME}. Save the joined image "
             f"embeddings as {EMBEDDING_NAME} [B, images, width] or [B, width]."
         )
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            return file.get_tensor(EMBEDDING_NAME).float().clone()
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.name} changed while it was read ({error}). Write it again.") from error
+    with open_tensors(path) as file:
+        return file.get_tensor(EMBEDDING_NAME).float().clone()
 
 
 def _embed_images(basis: Basis, paths: list[Path], encoder_folder: Path) -> Tensor:

@@ -136,7 +136,7 @@ def test_plot_on_a_full_disk_leaves_the_old_image(run, files, tmp_path):
     image = tmp_path / "map.png"
     image.write_text("old")
     with disk_full_after(100):
-        assert_refused(run("plot", files[0], "-o", image), "able to write")
+        assert_refused(run("plot", files[0], "-o", image), "cannot be written")
     assert image.read_text() == "old" and not list(tmp_path.glob("*.tmp"))
 
 
@@ -173,7 +173,7 @@ def test_errors_are_short_messages(run, files, basis_file, tmp_path):
     assert_refused(run("adjust", files[0], "--temperature", "warm", *out), "--temperature")
     assert_refused(run("plot", files[0], "--mix", 2, "-o", tmp_path / "x.png"), "0 … 1", "no mix 2")
     assert_refused(run("plot", files[0], "-o", tmp_path / "x.jpg"), ".png")
-    assert_refused(run("plot", files[0], "-o", tmp_path / "no" / "x.png"), "able to write")
+    assert_refused(run("plot", files[0], "-o", tmp_path / "no" / "x.png"), "cannot be written")
     assert_refused(run("mix", other, "--coefficients", files[0], *out), "other", "basis")
     assert_refused(run("mix", basis_file, "--coefficients", files[0], "--embeddings", files[0], *out), "either")
     assert not (tmp_path / "out.safetensors").exists()

@@ -359,5 +359,5 @@ def test_wrong_files_are_one_line(run, tmp_path, embeddings):
     biased = write_reference(tmp_path / "biased.safetensors", bias=True, query_dim=36, metadata={"lorweb": HEADER})
     assert_refused(mix(good.name, basis=biased), "4 layers", "per-adapter biases")
     missing = tmp_path / "missing" / "o.safetensors"
-    assert_refused(run("convert", golden_basis("A"), missing), "able to write", "No such file", "existing folder")
+    assert_refused(run("convert", golden_basis("A"), missing), "cannot be written", "No such file", "existing folder")
     assert not (tmp_path / "o.safetensors").exists()
