@@ -6,10 +6,10 @@ c the coefficients of `router`. In code A and B are called `lora_down` [N, r, in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -17,12 +17,49 @@ from .errors import ShapeError
 from .settings import RouterSettings
 
 _DIMENSIONS = {
-    "lora_down": ("N", "r", "in"),
-    "lora_up": ("N", "out", "r"),
-    "keys": ("N", "K"),
-    "query_projection": ("K", "Q"),
-    "lora_bias": ("N", "out"),
+    "lora_down": "N,r,in",
+    "lora_up": "N,out,r",
+    "keys": "N,K",
+    "query_projection": "K,Q",
+    "lora_bias": "N,out",
 }
+
+
+class LayerSizes(NamedTuple):
+    """The sizes N, r, in, out, K, Q of a layer; without a projection, Q = K."""
+
+    basis_size: int
+    rank: int
+    in_features: int
+    out_features: int
+    key_dim: int
+    query_dim: int
+    has_projection: bool
+
+
+def fit_sizes(shapes: Mapping[str, Sequence[int]], dimensions: Mapping[str, str]) -> LayerSizes:
+    """Return the sizes of a layer from its tensors' shapes.
+
+    `dimensions` names the letters N, r, in, out, K, Q of each tensor's dimensions, such as "N,r,in"; tensors with Q or
+    a bias may be missing. Raises ShapeError for an empty or missing dimension, or a letter with two sizes.
+    """
+    sizes: dict[str, int] = {}
+    stated_by: dict[str, str] = {}
+    for name, letters in dimensions.items():
+        if name not in shapes:
+            continue
+        shape, keys = list(shapes[name]), letters.split(",")
+        if len(shape) != len(keys) or 0 in shape:
+            raise ShapeError(f"{name} is {shape}, not [{letters}]")
+        for letter, size in zip(keys, shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                raise ShapeError(
+                    f"{name} is {shape}, which as [{letters}] does not fit {letter} = {sizes[letter]} of "
+                    f"{stated_by[letter]}"
+                )
+            stated_by.setdefault(letter, name)
+    n, r, in_features, out_features, key_dim = (sizes[letter] for letter in ("N", "r", "in", "out", "K"))
+    return LayerSizes(n, r, in_features, out_features, key_dim, sizes.get("Q", key_dim), "Q" in sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,21 +82,13 @@ class LayerBasis:
     lora_bias: Tensor | None = None
 
     def __post_init__(self) -> None:
-        sizes: dict[str, int] = {}
-        for name, letters in _DIMENSIONS.items():
-            tensor = getattr(self, name)
-            if tensor is None:
-                continue
-            shape = list(tensor.shape)
-            is_usable = len(shape) == len(letters) and 0 not in shape
-            stated = dict(zip(letters, shape, strict=False))
-            if not is_usable or any(sizes.get(letter, size) != size for letter, size in stated.items()):
-                known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items())
-                raise ShapeError(
-                    f"{name} of a layer is {shape}, not [{', '.join(letters)}]{' with ' + known if known else ''}. "
-                    "The file was written wrongly or edited; get it again or convert it from its source."
-                )
-            sizes |= stated
+        _ = self.sizes
+
+    @cached_property
+    def sizes(self) -> LayerSizes:
+        """All sizes of the layer."""
+        tensors = {name: getattr(self, name) for name in _DIMENSIONS}
+        return fit_sizes({name: tensor.shape for name, tensor in tensors.items() if tensor is not None}, _DIMENSIONS)
 
     @property
     def basis_size(self) -> int:

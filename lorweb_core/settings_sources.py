@@ -1,6 +1,6 @@
 """Where the settings of a basis file come from: the first source that states a setting decides it.
 
-1. an explicit argument (settings, or a YAML file); 2. our header key `lorweb`; 3. a sidecar: `<name>.yaml` beside the
+1. an explicit YAML file; 2. our header key `lorweb`; 3. a sidecar: `<name>.yaml` beside the
 file, or `config.yaml` when the file is the only .safetensors of its folder; 4. defaults from shapes.
 
 YAML is read in the reference's form or as a plain mapping with our names, any subset of the fields below:
@@ -19,7 +19,7 @@ is ignored: the scale is always 1.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
@@ -29,9 +29,9 @@ from typing import Any
 
 import yaml
 
+from .basis import LayerSizes
 from .errors import CheckpointError, FileError, SettingsError
 from .files import parse_json, read_yaml
-from .layer_tensors import SUFFIX_PROJECTION, LayerTensors, query_widths
 from .settings import RouterSettings
 
 #: Router settings: our name → the name in the reference's network_kwargs, "" where it has none.
@@ -52,7 +52,6 @@ _TENSOR_FIELDS = {
     "external_query": "external_query",
 }
 _REFERENCE_NAMES = {ours: theirs for ours, theirs in (_ROUTER_FIELDS | _TENSOR_FIELDS).items() if theirs}
-_SIZE_LETTERS = {"basis_size": "N", "rank": "r", "key_dim": "K"}
 #: Settings without which coefficients would be guesses.
 _NEEDED = ("activation", "heads", "reduction", "query_mode", "encoder_id")
 
@@ -86,19 +85,13 @@ class ResolvedSettings:
 
 
 def resolve_settings(
-    path: Path,
-    metadata: Mapping[str, str],
-    layers: Mapping[str, LayerTensors],
-    explicit: RouterSettings | Path | None,
+    path: Path, metadata: Mapping[str, str], layers: Mapping[str, LayerSizes], explicit: Path | None
 ) -> ResolvedSettings:
     """Return the settings of a basis file; sidecars are looked for beside it.
 
-    `explicit` settings replace all others; the entries of an explicit YAML file go before those of the other sources.
-    Raises SettingsError, CheckpointError or FileError for a source that is unusable or asks for an internal query.
+    The entries of an `explicit` YAML file go before those of the other sources. Raises SettingsError, CheckpointError
+    or FileError for a source that is unusable or asks for an internal query.
     """
-    if isinstance(explicit, RouterSettings):
-        require_fitting(explicit, layers)
-        return ResolvedSettings(explicit, "argument", ())
     report = []
     sources = [] if explicit is None else [read_settings_file(explicit)]
     if explicit is not None and not sources[0].router:
@@ -114,14 +107,13 @@ def resolve_settings(
                 raise
             report.append(f"{path.name}: {sidecar.name} was not needed and is unusable: {error}")
 
-    projections = {"linear" if SUFFIX_PROJECTION in layer.suffixes else "none" for layer in layers.values()}
-    facts: dict[str, list[Any]] = {**sizes_of(layers)}
-    facts |= {"query_projection": sorted(projections), "external_query": [True]}
+    facts: dict[str, list[Any]] = {**_distinct_sizes(layers), "external_query": [True]}
+    facts["query_projection"] = sorted({"linear" if layer.has_projection else "none" for layer in layers.values()})
     values: dict[str, Any] = {}
     used: list[str] = []
     for stated in sources:
         wrong = {name: value for name, value in stated.facts.items() if value not in facts[name]}
-        may_be_internal = all(layer.sizes["Q"] == layer.sizes["in"] for layer in layers.values())
+        may_be_internal = all(layer.query_dim == layer.in_features for layer in layers.values())
         if wrong.get("external_query") is False and may_be_internal:
             raise SettingsError(
                 f"{stated.source} says external_query: false: the query is pooled from each layer's own input, and "
@@ -137,7 +129,7 @@ def resolve_settings(
         values |= added
         used += [stated.source] if added else []
 
-    width = max(query_widths(layers))
+    width = next(iter(layers.values())).query_dim
     is_joined = width % 3 == 0 and width not in _SINGLE_EMBEDDING_WIDTHS
     defaults = asdict(RouterSettings(query_mode="cat-aa'b" if is_joined else "aa'bb'"))
     assumed = {name: defaults[name] for name in _NEEDED if name not in values}
@@ -149,36 +141,36 @@ def resolve_settings(
             f"{path.name}: {len(assumed)} settings not stated by {read}; assumed {_list(assumed)}. "
             f"To be sure, put its config.yaml beside it as {path.stem}.yaml."
         )
-    if assumed.get("query_mode") == "aa'bb'":
-        report.append(
-            f"{path.name}: query width {width} is one image embedding; which single-image query mode was trained "
-            "cannot be read from the file."
-        )
-    if assumed and not sidecar and path.with_name("config.yaml").is_file():
-        count = len(_bases_beside(path))
-        report.append(f"{path.name}: config.yaml was not read, since the folder holds {count} .safetensors files.")
-    return ResolvedSettings(settings, " and ".join([*used, "defaults"] if assumed else used), tuple(report))
+        if assumed.get("query_mode") == "aa'bb'":
+            report.append(
+                f"{path.name}: query width {width} is one image embedding; which single-image query mode was trained "
+                "cannot be read from the file."
+            )
+        if not sidecar and path.with_name("config.yaml").is_file():
+            count = len(_bases_beside(path))
+            report.append(f"{path.name}: config.yaml was not read, since the folder holds {count} .safetensors files.")
+        used.append("defaults")
+    return ResolvedSettings(settings, " and ".join(used), tuple(report))
 
 
-def require_fitting(settings: RouterSettings, layers: Mapping[str, LayerTensors]) -> None:
+def require_fitting(settings: RouterSettings, layers: Mapping[str, LayerSizes]) -> None:
     """Raise a SettingsError unless heads divide the keys and the query mode divides the query width."""
     for name, layer in layers.items():
-        if layer.sizes["K"] % settings.heads:
+        if layer.key_dim % settings.heads:
             raise SettingsError(
-                f"heads is {settings.heads}, which does not divide the key width {layer.sizes['K']} of layer {name}. "
+                f"heads is {settings.heads}, which does not divide the key width {layer.key_dim} of layer {name}. "
                 "Correct heads in the settings; the published basis uses 1."
             )
-    width = max(query_widths(layers))
-    if width % settings.embeddings_per_query:
-        raise SettingsError(
-            f"query_mode is {settings.query_mode}, which joins {settings.embeddings_per_query} embeddings of equal "
-            f"width, but the query width is {width}. Set the query_mode that the basis was trained with."
-        )
+        if layer.query_dim % settings.embeddings_per_query:
+            raise SettingsError(
+                f"query_mode is {settings.query_mode}, which joins {settings.embeddings_per_query} embeddings of equal "
+                f"width, but the query width is {layer.query_dim}. Set the query_mode that the basis was trained with."
+            )
 
 
-def sizes_of(layers: Mapping[str, LayerTensors]) -> dict[str, list[int]]:
-    """Return basis_size, rank and key_dim → the values found among the layers."""
-    return {name: sorted({layer.sizes[letter] for layer in layers.values()}) for name, letter in _SIZE_LETTERS.items()}
+def _distinct_sizes(layers: Mapping[str, LayerSizes]) -> dict[str, list[int]]:
+    names = ("basis_size", "rank", "key_dim")
+    return {name: sorted({getattr(layer, name) for layer in layers.values()}) for name in names}
 
 
 def find_sidecar(path: Path) -> Path | None:
@@ -281,12 +273,12 @@ def _as_number(value: object) -> object:
 
 
 def encode_header_settings(
-    settings: RouterSettings, sizes: Mapping[str, Collection[int]], training: Mapping[str, Any] | None
+    settings: RouterSettings, layers: Mapping[str, LayerSizes], training: Mapping[str, Any] | None
 ) -> str:
-    """Return the text of the header key: settings, `sizes_of` the layers (null where layers differ), training facts."""
+    """Return the text of the header key: settings, sizes (null where layers differ), training facts."""
     content = {
         "format_version": FORMAT_VERSION,
-        **{name: next(iter(values)) if len(values) == 1 else None for name, values in sizes.items()},
+        **{name: values[0] if len(values) == 1 else None for name, values in _distinct_sizes(layers).items()},
         "heads": settings.heads,
         "activation": settings.activation,
         "reduction": settings.reduction,
