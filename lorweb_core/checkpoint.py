@@ -32,7 +32,7 @@ from torch import Tensor
 from .basis import Basis, LayerBasis, LayerSizes, fit_sizes
 from .errors import CheckpointError, ShapeError, printable
 from .layer_names import sort_layer_names
-from .safetensors_file import FLOAT_DTYPES, TensorEntry, open_tensors, read_header, write_safetensors_atomically
+from .safetensors_file import TensorEntry, open_tensors, read_header, write_safetensors_atomically
 from .settings import RouterSettings
 from .settings_sources import METADATA_KEY, encode_header_settings, require_fitting, resolve_settings
 
@@ -48,6 +48,7 @@ _TENSORS = {
     "lora_B_bias": ("lora_bias", "N,out"),
 }
 _DIMENSIONS = {part: letters for part, (_, letters) in _TENSORS.items()}
+_FLOAT_DTYPES = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 _REQUIRED = ("lora_A", "lora_B", "lora_keys")
 _ORDINARY_LORA = re.compile(r".*\.(lora_[AB](\.default)?|lora_(down|up)|lora\.(down|up))\.weight", re.DOTALL)
 _REWRITE = "The file was written wrongly or edited; get it again or convert it from its source."
@@ -178,7 +179,7 @@ def _read_sizes(entries: Mapping[str, TensorEntry], file_name: str) -> dict[str,
     missing = [f"{PREFIX}{name}.{part}" for name, parts in by_layer.items() for part in _REQUIRED if part not in parts]
     if missing:
         raise CheckpointError(f"{file_name} lacks {len(missing)} tensors ({_first_three(missing)}). {_REWRITE}")
-    odd = [f"{name}: {entry.dtype}" for name, entry in entries.items() if entry.dtype not in FLOAT_DTYPES]
+    odd = [f"{name}: {entry.dtype}" for name, entry in entries.items() if entry.dtype not in _FLOAT_DTYPES]
     if odd:
         raise CheckpointError(
             f"{file_name} has {len(odd)} tensors that are not floating-point numbers ({_first_three(odd)}). Use the "

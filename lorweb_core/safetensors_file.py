@@ -28,7 +28,6 @@ _DTYPE_NAMES = {
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int64: "I64", torch.int32: "I32",
     torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-FLOAT_DTYPES = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 _KNOWN_STARTS = {
     b"pk\x03\x04": "a PyTorch pickle (zip)",
     b"\x80\x02": "a PyTorch pickle",

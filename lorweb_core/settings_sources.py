@@ -27,8 +27,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .basis import LayerSizes
 from .errors import CheckpointError, FileError, SettingsError
 from .files import parse_json, read_yaml
@@ -288,24 +286,6 @@ def encode_header_settings(
         "training": dict(training or {}),
     }
     return json.dumps(content, ensure_ascii=False)
-
-
-def reference_config(settings: RouterSettings, *, basis_size: int, rank: int, key_dim: int, projects: bool) -> str:
-    """Return the text of the `config.yaml` that the reference's inference insists on, with all its keys."""
-    arguments = {
-        "lora_keys_dim": key_dim,
-        "lora_heads": settings.heads,
-        "mixing_coeffs_type": settings.reduction,
-        "external_query": True,
-        "pooling_type": "avg",  # without effect here, but the key must exist
-        "query_projection_type": "linear" if projects else "none",
-        "external_query_model": settings.encoder_id,
-        "loras_num": basis_size,
-        "lora_softmax": settings.activation == "softmax",
-        "query_mode": settings.query_mode,
-    }
-    network = {"type": "attlora", "linear": rank, "linear_alpha": rank, "network_kwargs": arguments}
-    return yaml.safe_dump({"config": {"process": [{"network": network}]}}, sort_keys=False)
 
 
 def read_training_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
