@@ -95,7 +95,7 @@ def export_mixed_lora(
     strength: float = 1.0,
     rank: int = 0,
     dtype: torch.dtype = torch.bfloat16,
-    on_layer: Callable[[], None] = lambda: None,
+    on_layer: Callable[[], object] = lambda: None,
 ) -> ExportReport:
     """Write the mixed LoRA of one analogy as an ordinary LoRA, whole or not at all.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -63,12 +63,10 @@ def mix(
         save_coefficients(coefficients_out, coefficients)
         show(f"Wrote {coefficients_out}")
     for index, path in enumerate(outputs):
-        bar = tqdm(total=len(basis.layers), desc=path.name, unit="layer", disable=None, leave=False)
-
-        def on_layer(bar: tqdm[NoReturn] = bar) -> None:
-            bar.update()
-
-        with bar, torch.inference_mode():
+        with (
+            tqdm(total=len(basis.layers), desc=path.name, unit="layer", disable=None, leave=False) as bar,
+            torch.inference_mode(),
+        ):
             report = export_mixed_lora(
                 path,
                 basis,
@@ -76,7 +74,7 @@ def mix(
                 strength=strength,
                 rank=rank,
                 dtype=EXPORT_DTYPES[dtype],
-                on_layer=on_layer,
+                on_layer=bar.update,
             )
         show(f"Wrote {path}: {report.describe()}")
 
