@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lorweb_core.errors import ImageError, SettingsError, ShapeError
-from lorweb_core.grid import CROP_TOLERANCE, FITS, Layout, build_grid, reference_grid, undo_grid
+from lorweb_core.grid import CROP_TOLERANCE, FITS, build_grid, reference_grid, undo_grid
 from lorweb_core.images import from_pil, to_pil
 from tests.images import GOLDEN, golden_image, noise, smooth
 
-GRIDS = json.loads((GOLDEN / "grid.json").read_text())
+GRIDS = [case for case in json.loads((GOLDEN / "grid.json").read_text()) if case["max_size"] is None]
 
 #: The reference run resized with Pillow 13; 12 gives up to 3 of 255 levels more or less in 0.7 % of the values.
 PILLOW_LEVELS = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 3
@@ -34,16 +34,10 @@ def build(size_a, size_a_prime, size_b, **options):
 @pytest.mark.parametrize("case", GRIDS, ids=lambda case: case["grid"])
 def test_reference_grid_equals_the_reference_run(case):
     pictures = (golden_image(case[name]) for name in ("a", "a_prime", "b"))
-    grid = reference_grid(*pictures, max_size=case["max_size"])
+    grid = reference_grid(*pictures)
     assert list(grid.size) == case["grid_wh"]
     difference = np.abs(np.asarray(grid).astype(int) - np.asarray(golden_image(case["grid"])))
     assert difference.max() <= PILLOW_LEVELS
-
-
-def test_reference_grid_refuses_a_size_at_which_nothing_is_left():
-    strip = golden_image("images/g0_a.png").resize((200, 2))
-    with pytest.raises(ImageError, match="grid of 400×4 px when resized to 20 px"):
-        reference_grid(strip, strip, strip, max_size=20)
 
 
 def test_a_square_b_fills_the_grid_of_one_megapixel_without_padding_or_resampling():
@@ -102,9 +96,8 @@ def test_padding_is_the_repeated_edge_and_is_removed_exactly(size_b, megapixels,
 
 @given(size_a=sizes, size_a_prime=sizes, size_b=sizes, fit=st.sampled_from(FITS))
 @settings(max_examples=60, deadline=None)
-def test_a_layout_survives_json_and_lies_inside_its_images(size_a, size_a_prime, size_b, fit):
+def test_a_layout_lies_inside_its_images(size_a, size_a_prime, size_b, fit):
     _, _, layout = build(size_a, size_a_prime, size_b, megapixels=0.05, fit=fit)
-    assert Layout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
     content = (layout.content_height, layout.content_width)
     for placement, size in ((layout.image_a, size_a), (layout.image_a_prime, size_a_prime)):
         for box, frame in ((placement.source, size), (placement.target, content)):
@@ -269,9 +262,3 @@ def test_bad_images_and_batches_are_refused_by_name():
     _, layout = build_grid(picture, picture, picture)
     with pytest.raises(ImageError, match="image holds NaN"):
         undo_grid(picture * float("nan"), layout)
-
-
-@pytest.mark.parametrize("values", [{}, {"quadrant_height": 3}, {"image_a": 1}])
-def test_a_broken_layout_is_refused(values):
-    with pytest.raises(ShapeError, match=r"not a grid layout with quadrant_height, .*Connect the layout"):
-        Layout.from_dict(values)
