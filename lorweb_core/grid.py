@@ -89,10 +89,9 @@ def plan_layout(
     """
     content = _content_size(size_b, megapixels * PIXELS_PER_MEGAPIXEL / 4)
     onto_content = _fit_axes(size_a, content, fit)
+    onto_a = _fit_axes(size_a_prime, size_a, fit)
     composed = []  # a′ goes into a, and that into the content: at once, to resample once
-    for (used, given), (used_of_a, given_content) in zip(
-        _fit_axes(size_a_prime, size_a, fit), onto_content, strict=True
-    ):
+    for (used, given), (used_of_a, given_content) in zip(onto_a, onto_content, strict=True):
         seen = min(given, used_of_a)  # of a's length, what shows a′ and is used
         composed.append((used * seen / given, given_content * seen / used_of_a))
     return Layout(
