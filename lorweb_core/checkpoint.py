@@ -81,7 +81,7 @@ def load_basis(
     header = read_header(path)
     sizes = _read_sizes(header.entries, path.name)
     _require_one_query_width(sizes, path.name)
-    resolved = resolve_settings(path, header.metadata, sizes, settings)
+    resolved, source, report = resolve_settings(path, header.metadata, sizes, settings)
     identity = hashlib.sha256(header.raw)
     layers: dict[str, LayerBasis] = {}
     with open_tensors(path) as file:
@@ -96,16 +96,16 @@ def load_basis(
             layers[name] = layer
             if on_progress is not None:
                 on_progress(len(layers), len(sizes))
-    for line in resolved.report:
+    for line in report:
         _logger.warning(printable(line))
     return Basis(
         layers=layers,
-        settings=resolved.settings,
+        settings=resolved,
         basis_id=identity.hexdigest()[:16],
         name=printable(path.name),
         metadata=header.metadata,
-        report=resolved.report,
-        settings_source=resolved.source,
+        report=report,
+        settings_source=source,
     )
 
 

@@ -41,15 +41,12 @@ FULL_SETTINGS = RouterSettings("tanh", 2, "sum", "ca'-ca", SIGLIP_ENCODER_ID)
 @pytest.mark.parametrize("case", "ABCDEFGH")
 def test_golden_sidecars_are_read_as_their_case_says(case):
     manifest = json.loads((GOLDEN / f"case_{case}.json").read_text())["manifest"]
-    stated = read_settings_file(GOLDEN / f"basis_{case}.yaml")
-    assert stated.router == {
+    assert read_settings_file(GOLDEN / f"basis_{case}.yaml") == {
         "activation": "softmax" if manifest["softmax"] else "tanh",
         "heads": manifest["heads"],
         "reduction": manifest["mixing"],
         "query_mode": manifest["query_mode"],
         "encoder_id": CLIP_ENCODER_ID,
-    }
-    assert stated.facts == {
         **{"basis_size": manifest["N"], "rank": manifest["r"], "key_dim": manifest["key_dim"]},
         **{"query_projection": "linear", "external_query": True},
     }
@@ -73,9 +70,8 @@ def test_an_internal_query_is_refused_with_the_reason(tmp_path):
 def test_the_plain_form_takes_any_subset(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("﻿activation: tanh\nencoder: {id: some/encoder, revision: abc}\nrank: 2\n", encoding="utf-8")
-    stated = read_settings_file(path)
-    assert stated.router == {"activation": "tanh", "encoder_id": "some/encoder", "encoder_revision": "abc"}
-    assert stated.facts == {"rank": 2}
+    encoder = {"encoder_id": "some/encoder", "encoder_revision": "abc"}
+    assert read_settings_file(path) == {"activation": "tanh", **encoder, "rank": 2}
 
 
 BAD_FILES = {
@@ -220,6 +216,14 @@ def test_sizes_in_the_header_that_the_tensors_do_not_have_are_reported(tmp_path)
     basis = load_basis(write_reference(tmp_path / "basis.safetensors", metadata={"lorweb": text}))
     assert basis.settings == RouterSettings("tanh")
     assert "the tensors have basis_size 4; the header of basis.safetensors says basis_size 5." in basis.report[0]
+
+
+def test_a_given_file_of_the_sidecars_name_does_not_hide_the_sidecar(tmp_path):
+    path = write_reference(tmp_path / "basis.safetensors")
+    (tmp_path / "config.yaml").write_text("heads: 2")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("activation: tanh")
+    assert load_basis(path, settings=tmp_path / "other" / "config.yaml").settings == RouterSettings("tanh", heads=2)
 
 
 def test_a_sidecar_of_its_own_name_goes_before_config_yaml(tmp_path):
