@@ -6,10 +6,10 @@ c the coefficients of `router`. In code A and B are called `lora_down` [N, r, in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -17,49 +17,12 @@ from .errors import ShapeError
 from .settings import RouterSettings
 
 _DIMENSIONS = {
-    "lora_down": "N,r,in",
-    "lora_up": "N,out,r",
-    "keys": "N,K",
-    "query_projection": "K,Q",
-    "lora_bias": "N,out",
+    "lora_down": ("N", "r", "in"),
+    "lora_up": ("N", "out", "r"),
+    "keys": ("N", "K"),
+    "query_projection": ("K", "Q"),
+    "lora_bias": ("N", "out"),
 }
-
-
-class LayerSizes(NamedTuple):
-    """The sizes N, r, in, out, K, Q of a layer; without a projection, Q = K."""
-
-    basis_size: int
-    rank: int
-    in_features: int
-    out_features: int
-    key_dim: int
-    query_dim: int
-    has_projection: bool
-
-
-def fit_sizes(shapes: Mapping[str, Sequence[int]], dimensions: Mapping[str, str]) -> LayerSizes:
-    """Return the sizes of a layer from its tensors' shapes.
-
-    `dimensions` names the letters N, r, in, out, K, Q of each tensor's dimensions, such as "N,r,in"; tensors with Q or
-    a bias may be missing. Raises ShapeError for an empty or missing dimension, or a letter with two sizes.
-    """
-    sizes: dict[str, int] = {}
-    stated_by: dict[str, str] = {}
-    for name, letters in dimensions.items():
-        if name not in shapes:
-            continue
-        shape, keys = list(shapes[name]), letters.split(",")
-        if len(shape) != len(keys) or 0 in shape:
-            raise ShapeError(f"{name} is {shape}, not [{letters}]")
-        for letter, size in zip(keys, shape, strict=True):
-            if sizes.setdefault(letter, size) != size:
-                raise ShapeError(
-                    f"{name} is {shape}, which as [{letters}] does not fit {letter} = {sizes[letter]} of "
-                    f"{stated_by[letter]}"
-                )
-            stated_by.setdefault(letter, name)
-    n, r, in_features, out_features, key_dim = (sizes[letter] for letter in ("N", "r", "in", "out", "K"))
-    return LayerSizes(n, r, in_features, out_features, key_dim, sizes.get("Q", key_dim), "Q" in sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +35,7 @@ class LayerBasis:
         keys: [N, K].
         query_projection: [K, Q], or None when the query embedding itself is the query (then Q = K).
         lora_bias: [N, out] or None; mixed with the same coefficients as the adapters.
-    Source: arXiv 2602.15727, Section 3.2; their names in files: `layer_tensors`.
+    Source: arXiv 2602.15727, Section 3.2; their names in files: `checkpoint`.
     """
 
     lora_down: Tensor
@@ -82,13 +45,20 @@ class LayerBasis:
     lora_bias: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _ = self.sizes
-
-    @cached_property
-    def sizes(self) -> LayerSizes:
-        """All sizes of the layer."""
-        tensors = {name: getattr(self, name) for name in _DIMENSIONS}
-        return fit_sizes({name: tensor.shape for name, tensor in tensors.items() if tensor is not None}, _DIMENSIONS)
+        sizes: dict[str, tuple[int, str]] = {}
+        for name, letters in _DIMENSIONS.items():
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            shape = list(tensor.shape)
+            if len(shape) != len(letters) or 0 in shape:
+                raise ShapeError(f"{name} is {shape}, not [{', '.join(letters)}]")
+            for letter, size in zip(letters, shape, strict=True):
+                known, source = sizes.setdefault(letter, (size, name))
+                if size != known:
+                    raise ShapeError(
+                        f"{name} is {shape}, not [{', '.join(letters)}] with {letter} = {known} as in {source}"
+                    )
 
     @property
     def basis_size(self) -> int:

@@ -29,7 +29,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .basis import Basis, LayerBasis, LayerSizes, fit_sizes
+from .basis import Basis, LayerBasis
 from .errors import CheckpointError, ShapeError, printable
 from .layer_names import sort_layer_names
 from .safetensors_file import TensorEntry, open_tensors, read_header, write_safetensors_atomically
@@ -39,15 +39,14 @@ from .settings_sources import METADATA_KEY, encode_header_settings, require_fitt
 _logger = logging.getLogger(__name__)
 
 PREFIX = "transformer."
-#: Last part of a tensor's name → attribute of `LayerBasis` (which has lora_A and lora_B transposed), dimensions.
-_TENSORS = {
-    "lora_A": ("lora_down", "N,in,r"),
-    "lora_B": ("lora_up", "N,r,out"),
-    "lora_keys": ("keys", "N,K"),
-    "att_lora_to_q.weight": ("query_projection", "K,Q"),
-    "lora_B_bias": ("lora_bias", "N,out"),
+#: Last part of a tensor's name → attribute of `LayerBasis`, where lora_A and lora_B are transposed.
+_ATTRIBUTES = {
+    "lora_A": "lora_down",
+    "lora_B": "lora_up",
+    "lora_keys": "keys",
+    "att_lora_to_q.weight": "query_projection",
+    "lora_B_bias": "lora_bias",
 }
-_DIMENSIONS = {part: letters for part, (_, letters) in _TENSORS.items()}
 _FLOAT_DTYPES = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 _REQUIRED = ("lora_A", "lora_B", "lora_keys")
 _ORDINARY_LORA = re.compile(r".*\.(lora_[AB](\.default)?|lora_(down|up)|lora\.(down|up))\.weight", re.DOTALL)
@@ -79,14 +78,14 @@ def load_basis(
     """
     path = Path(path)
     header = read_header(path)
-    sizes = _read_sizes(header.entries, path.name)
-    _require_one_query_width(sizes, path.name)
-    resolved, source, report = resolve_settings(path, header.metadata, sizes, settings)
+    shapes = _read_shapes(header.entries, path.name)
+    _require_one_query_width(shapes, path.name)
+    resolved, source, report = resolve_settings(path, header.metadata, shapes, settings)
     identity = hashlib.sha256(header.raw)
     layers: dict[str, LayerBasis] = {}
     with open_tensors(path) as file:
-        for name in sizes:
-            names = {attribute: f"{PREFIX}{name}.{part}" for part, (attribute, _) in _TENSORS.items()}
+        for name in shapes:
+            names = {attribute: f"{PREFIX}{name}.{part}" for part, attribute in _ATTRIBUTES.items()}
             layer = LayerBasis(
                 **{attribute: _read_tensor(file, key) for attribute, key in names.items() if key in header.entries}
             )
@@ -95,7 +94,7 @@ def load_basis(
                     identity.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
             layers[name] = layer
             if on_progress is not None:
-                on_progress(len(layers), len(sizes))
+                on_progress(len(layers), len(shapes))
     for line in report:
         _logger.warning(printable(line))
     return Basis(
@@ -131,24 +130,23 @@ def save_basis(
         OutputError: when the file cannot be written. RangeError: when numbers leave the dtype's range.
     """
     path = Path(path)
-    sizes = {name: layer.sizes for name, layer in layers.items()}
-    if not sizes:
+    if not layers:
         raise CheckpointError(f"There is no layer to save as {path.name}. Choose the layers to train.")
-    _require_one_query_width(sizes, path.name)
-    require_fitting(settings, sizes)
+    _require_one_query_width(layers, path.name)
+    require_fitting(settings, layers)
     tensors = {}
     for name, layer in layers.items():
-        for part, (attribute, _) in _TENSORS.items():
+        for part, attribute in _ATTRIBUTES.items():
             tensor = getattr(layer, attribute)
             if tensor is not None:
                 tensors[f"{PREFIX}{name}.{part}"] = tensor.transpose(1, 2) if tensor.dim() == 3 else tensor
     strings = {**(metadata or {}), "format": "pt"}
-    strings[METADATA_KEY] = encode_header_settings(settings, sizes, training)
+    strings[METADATA_KEY] = encode_header_settings(settings, layers, training)
     write_safetensors_atomically(path, tensors, strings, dtype=dtype, on_progress=on_progress)
 
 
-def _read_sizes(entries: Mapping[str, TensorEntry], file_name: str) -> dict[str, LayerSizes]:
-    """Return layer name → its sizes, in computing order, from names and shapes alone.
+def _read_shapes(entries: Mapping[str, TensorEntry], file_name: str) -> dict[str, LayerBasis]:
+    """Return layer name → tensors of the right shapes without memory (device meta), in computing order.
 
     Raises CheckpointError for an ordinary LoRA, missing or extra tensors, dtypes other than floats, and shapes that
     contradict each other.
@@ -156,7 +154,7 @@ def _read_sizes(entries: Mapping[str, TensorEntry], file_name: str) -> dict[str,
     by_layer: dict[str, dict[str, TensorEntry]] = {}
     unknown = []
     for name, entry in entries.items():
-        part = next((part for part in _TENSORS if name.endswith(f".{part}")), "")
+        part = next((part for part in _ATTRIBUTES if name.endswith(f".{part}")), "")
         layer_name = name[len(PREFIX) : len(name) - len(part) - 1]
         if part and layer_name and name.startswith(PREFIX):
             by_layer.setdefault(layer_name, {})[part] = entry
@@ -185,33 +183,37 @@ def _read_sizes(entries: Mapping[str, TensorEntry], file_name: str) -> dict[str,
             f"{file_name} has {len(odd)} tensors that are not floating-point numbers ({_first_three(odd)}). Use the "
             "file before it was quantized; this format has no scales."
         )
-    sizes = {}
+    shapes = {}
     for layer_name in sort_layer_names(by_layer):
-        shapes = {part: entry.shape for part, entry in by_layer[layer_name].items()}
+        tensors = {}
+        for part, entry in by_layer[layer_name].items():
+            tensor = torch.empty(entry.shape, device="meta")
+            is_matrix = part in ("lora_A", "lora_B") and tensor.dim() == 3
+            tensors[_ATTRIBUTES[part]] = tensor.transpose(1, 2) if is_matrix else tensor
         try:
-            sizes[layer_name] = fit_sizes(shapes, _DIMENSIONS)
+            shapes[layer_name] = LayerBasis(**tensors)
         except ShapeError as error:
             raise CheckpointError(f"In layer {layer_name} of {file_name}, {error}. {_REWRITE}") from error
-    return sizes
+    return shapes
 
 
-def _require_one_query_width(sizes: Mapping[str, LayerSizes], file_name: str) -> None:
+def _require_one_query_width(layers: Mapping[str, LayerBasis], file_name: str) -> None:
     """Raise a CheckpointError unless all layers take query embeddings of the same width."""
-    widths = [layer.query_dim for layer in sizes.values()]
+    widths = [layer.query_dim for layer in layers.values()]
     if len(set(widths)) == 1:
         return
-    if all(layer.query_dim == layer.in_features for layer in sizes.values()):
+    if all(layer.query_dim == layer.in_features for layer in layers.values()):
         raise CheckpointError(
             f"In {file_name} every layer's query is as wide as its own input (internal query): its coefficients "
             "depend on the activations and cannot be computed once per analogy. Use a basis trained with "
             "external_query: true."
         )
     usual = max(sorted(set(widths)), key=widths.count)
-    odd = [name for name, layer in sizes.items() if layer.query_dim != usual]
-    bare = sum(not sizes[name].has_projection for name in odd)
+    odd = [name for name, layer in layers.items() if layer.query_dim != usual]
+    bare = sum(layers[name].query_projection is None for name in odd)
     why = f", {bare} of them without att_lora_to_q.weight" if bare else ""
     raise CheckpointError(
-        f"Layers of {file_name} take query embeddings of width {usual}, but {len(odd)} of {len(sizes)} another "
+        f"Layers of {file_name} take query embeddings of width {usual}, but {len(odd)} of {len(layers)} another "
         f"({_first_three(odd)}){why}. {_REWRITE}"
     )
 

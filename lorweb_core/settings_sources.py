@@ -1,7 +1,7 @@
 """Where the settings of a basis file come from: the first source that states a setting decides it.
 
-1. an explicit YAML file; 2. our header key `lorweb`; 3. a sidecar: `<name>.yaml` beside the
-file, or `config.yaml` when the file is the only .safetensors of its folder; 4. defaults from shapes.
+1. an explicit YAML file; 2. our header key `lorweb`; 3. a sidecar: `<name>.yaml` beside the file, or `config.yaml` when
+the file is the only .safetensors of its folder; 4. defaults from shapes.
 
 YAML is read in the reference's form or as a plain mapping with our names, any subset of the fields below:
 
@@ -27,7 +27,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .basis import LayerSizes
+from .basis import LayerBasis
 from .errors import CheckpointError, FileError, SettingsError
 from .files import parse_json, read_yaml
 from .settings import RouterSettings
@@ -61,7 +61,7 @@ _SINGLE_EMBEDDING_WIDTHS = (768, 1152)
 
 
 def resolve_settings(
-    path: Path, metadata: Mapping[str, str], layers: Mapping[str, LayerSizes], explicit: Path | None
+    path: Path, metadata: Mapping[str, str], layers: Mapping[str, LayerBasis], explicit: Path | None
 ) -> tuple[RouterSettings, str, tuple[str, ...]]:
     """Return the settings of a basis file, their sources (for people), and lines on what was assumed or disagreed.
 
@@ -85,8 +85,12 @@ def resolve_settings(
                 raise
             report.append(f"{path.name}: {sidecar.name} was not needed and is unusable: {error}")
 
-    facts: dict[str, list[Any]] = {**_distinct_sizes(layers), "external_query": [True]}
-    facts["query_projection"] = sorted({"linear" if layer.has_projection else "none" for layer in layers.values()})
+    projections = {"none" if layer.query_projection is None else "linear" for layer in layers.values()}
+    facts: dict[str, list[Any]] = {
+        **_distinct_sizes(layers),
+        "query_projection": sorted(projections),
+        "external_query": [True],
+    }
     may_be_internal = all(layer.query_dim == layer.in_features for layer in layers.values())
     values: dict[str, Any] = {}
     used: list[str] = []
@@ -132,7 +136,7 @@ def resolve_settings(
     return settings, " and ".join(used), tuple(report)
 
 
-def require_fitting(settings: RouterSettings, layers: Mapping[str, LayerSizes]) -> None:
+def require_fitting(settings: RouterSettings, layers: Mapping[str, LayerBasis]) -> None:
     """Raise a SettingsError unless heads divide the keys and the query mode divides the query width."""
     for name, layer in layers.items():
         if layer.key_dim % settings.heads:
@@ -147,7 +151,7 @@ def require_fitting(settings: RouterSettings, layers: Mapping[str, LayerSizes]) 
             )
 
 
-def _distinct_sizes(layers: Mapping[str, LayerSizes]) -> dict[str, list[int]]:
+def _distinct_sizes(layers: Mapping[str, LayerBasis]) -> dict[str, list[int]]:
     return {name: sorted({getattr(layer, name) for layer in layers.values()}) for name in _SIZES}
 
 
@@ -245,7 +249,7 @@ def _as_number(value: object) -> object:
 
 
 def encode_header_settings(
-    settings: RouterSettings, layers: Mapping[str, LayerSizes], training: Mapping[str, Any] | None
+    settings: RouterSettings, layers: Mapping[str, LayerBasis], training: Mapping[str, Any] | None
 ) -> str:
     """Return the text of the header key: settings, sizes (null where layers differ), training facts."""
     content = {
