@@ -105,7 +105,7 @@ class Basis:
         basis_id: short hash of header, keys and projections; ties coefficients to their basis.
         metadata: the file's own header strings, untouched.
         report: lines that say which settings were assumed, and why; empty when none was.
-        settings_source: where the settings were stated (header, sidecar, argument, defaults), for people.
+        settings_source: where the settings were stated (header, YAML files, defaults), for people.
     """
 
     layers: Mapping[str, LayerBasis]

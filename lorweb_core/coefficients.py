@@ -168,4 +168,5 @@ def join_layers(layers: Mapping[str, Tensor]) -> Tensor:
 
 def split_layers(joined: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Layer name → its part [B, N] of [B, ΣN], with the names and sizes of `like`."""
-    return dict(zip(like, joined.split([mix.shape[1] for mix in like.values()], dim=1), strict=True))
+    parts = joined.split([mix.shape[1] for mix in like.values()], dim=1)
+    return {name: part.contiguous() for name, part in zip(like, parts, strict=True)}

@@ -14,7 +14,7 @@ two factors, which half precision needs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from .basis import Basis, LayerBasis
 from .errors import CheckpointError, OutputError, SettingsError
 from .mixing import mix_layer
-from .safetensors_file import DeferredTensor, write_safetensors_atomically
+from .safetensors_file import stream_safetensors
 
 EXPORT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 METADATA_KEY = "lorweb_mix"
@@ -116,20 +116,22 @@ def export_mixed_lora(
             f"{len(biased)} layers of this basis have per-adapter biases (such as {biased[0]}), for which an ordinary "
             "LoRA file has no place. Use Apply Mixed LoRA to Kontext, which adds the biases itself."
         )
-    tensors: dict[str, Tensor | DeferredTensor] = {}
-    kept_energy: dict[str, float] = {}
+    entries: dict[str, tuple[tuple[int, int], torch.dtype]] = {}
     for name, layer in basis.layers.items():
+        kept_rank = layer.total_rank
+        if 0 < rank < layer.total_rank:
+            kept_rank = min(rank, layer.in_features, layer.out_features)
+        entries[f"transformer.{name}.lora_A.weight"] = (kept_rank, layer.in_features), dtype
+        entries[f"transformer.{name}.lora_B.weight"] = (layer.out_features, kept_rank), dtype
+    kept_energy: dict[str, float] = {}
 
-        def make_pair(name: str = name, layer: LayerBasis = layer) -> tuple[Tensor, Tensor]:
+    def make_tensors() -> Iterator[Tensor]:
+        for name, layer in basis.layers.items():
             down, up, kept_energy[name] = _factor(name, layer, coefficients[name], strength=strength, rank=rank)
+            yield down
+            yield up
             on_layer()
-            return down, up
 
-        kept_rank = (
-            min(rank, layer.in_features, layer.out_features) if 0 < rank < layer.total_rank else layer.total_rank
-        )
-        down, up = _defer_pair(make_pair, (kept_rank, layer.in_features), (layer.out_features, kept_rank))
-        tensors[f"transformer.{name}.lora_A.weight"], tensors[f"transformer.{name}.lora_B.weight"] = down, up
     provenance = {
         "format_version": 1,
         "basis_id": basis.basis_id,
@@ -138,9 +140,8 @@ def export_mixed_lora(
         "strength": strength,
         "rank": rank,
     }
-    metadata = {"format": "pt", METADATA_KEY: json.dumps(provenance)}
-    write_safetensors_atomically(path, tensors, metadata, dtype=dtype)
-    ranks = [tensor.shape[0] for key, tensor in tensors.items() if key.endswith("lora_A.weight")]
+    stream_safetensors(path, entries, make_tensors(), {"format": "pt", METADATA_KEY: json.dumps(provenance)})
+    ranks = [shape[0] for key, (shape, _) in entries.items() if key.endswith("lora_A.weight")]
     return ExportReport(path=path, rank=max(ranks), kept_energy=kept_energy)
 
 
@@ -167,17 +168,3 @@ def _factor(
     if not (down.isfinite().all() and up.isfinite().all()):
         raise overflow
     return down, up, kept
-
-
-def _defer_pair(
-    make_pair: Callable[[], tuple[Tensor, Tensor]], down_shape: tuple[int, int], up_shape: tuple[int, int]
-) -> tuple[DeferredTensor, DeferredTensor]:
-    """Two tensors of one computation, made when the first is written; the second follows it in the file."""
-    waiting: list[Tensor] = []
-
-    def make_down() -> Tensor:
-        down, up = make_pair()
-        waiting.append(up)
-        return down
-
-    return DeferredTensor(down_shape, torch.float32, make_down), DeferredTensor(up_shape, torch.float32, waiting.pop)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,18 +107,9 @@ def open_tensors(path: Path) -> Iterator[safe_open]:
         raise CheckpointError(f"{path.name} changed while it was read ({error}). Load it again.") from error
 
 
-@dataclass(frozen=True)
-class DeferredTensor:
-    """A tensor of this shape and dtype that is made only when it is written, so a file may exceed the memory left."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    make: Callable[[], Tensor]
-
-
 def write_safetensors_atomically(
     path: Path,
-    tensors: Mapping[str, Tensor | DeferredTensor],
+    tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     *,
     dtype: torch.dtype | None = None,
@@ -128,8 +119,7 @@ def write_safetensors_atomically(
 
     Args:
         path: target; an existing file is replaced in one step.
-        tensors: name → tensor; views are made contiguous, and deferred ones made, one at a time while writing, in the
-            mapping's order within one dtype.
+        tensors: name → tensor; views are made contiguous one at a time while writing.
         metadata: header strings.
         dtype: cast every tensor to it; None keeps each as it is.
         on_progress: called after each tensor with (tensors done, tensors in all); may raise to stop.
@@ -138,25 +128,40 @@ def write_safetensors_atomically(
     """
     # Wide numbers first keep every tensor aligned to its own size.
     ordered = sorted(tensors, key=lambda name: -(dtype or tensors[name].dtype).itemsize)
-    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    entries = {name: (tensors[name].shape, dtype or tensors[name].dtype) for name in ordered}
+    stream_safetensors(path, entries, (tensors[name] for name in ordered), metadata, on_progress=on_progress)
+
+
+def stream_safetensors(
+    path: Path,
+    entries: Mapping[str, tuple[Sequence[int], torch.dtype]],
+    tensors: Iterable[Tensor],
+    metadata: Mapping[str, str],
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a .safetensors file whose tensors are made while it is written, so that it may exceed the memory left.
+
+    `entries` holds (shape, dtype) by name, in the order in which `tensors` gives them; each is cast to its dtype.
+    Otherwise as `write_safetensors_atomically`.
+    """
+    content: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
-    for name in ordered:
-        shape, stored = list(tensors[name].shape), dtype or tensors[name].dtype
-        start, end = end, end + math.prod(shape) * stored.itemsize
-        entries[name] = {"dtype": _DTYPE_NAMES[stored], "shape": shape, "data_offsets": [start, end]}
-    header = encode_text(json.dumps(entries, ensure_ascii=False, separators=(",", ":")))
+    for name, (shape, dtype) in entries.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        content[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    header = encode_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")))
     header += b" " * (-len(header) % 8)
     with atomic_file(path) as file:
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
-        for done, name in enumerate(ordered, start=1):
-            entry = tensors[name]
-            tensor = (entry.make() if isinstance(entry, DeferredTensor) else entry).detach()
-            stored_tensor = tensor.to("cpu", dtype or tensor.dtype)
-            _require_finite(name, stored_tensor, original=tensor)
-            file.write(stored_tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        for done, ((name, (shape, dtype)), tensor) in enumerate(zip(entries.items(), tensors, strict=True), start=1):
+            assert tuple(tensor.shape) == tuple(shape), name
+            stored = tensor.detach().to("cpu", dtype)
+            _require_finite(name, stored, original=tensor.detach())
+            file.write(stored.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             if on_progress is not None:
-                on_progress(done, len(ordered))
+                on_progress(done, len(entries))
 
 
 def _require_finite(name: str, stored: Tensor, *, original: Tensor) -> None:
