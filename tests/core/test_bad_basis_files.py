@@ -43,6 +43,10 @@ BAD_TENSORS = {
         lambda tensors: tensors | {f"x{i}": torch.ones(1) for i in range(4)},
         r"has 4 unexpected tensors \(x0, x1, x2, …\) beside those of 4 layers",
     ),
+    "no layer name": (
+        lambda tensors: tensors | {"transformer.lora_A": torch.ones(4, 2, 2)},
+        r"has 1 unexpected tensors \(transformer.lora_A\)",
+    ),
     "no prefix": (
         lambda tensors: {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()},
         "has 16 other tensors",

@@ -247,8 +247,10 @@ def test_convert_for_the_reference_refuses_what_the_reference_cannot_read(run, t
     assert_refused(run("convert", biased, output, "--for-reference"), "per-adapter biases in 4 layers")
     single = write_reference(tmp_path / "single.safetensors", sizes={"a": (4, 4)}, metadata={"lorweb": HEADER})
     assert_refused(run("convert", single, output, "--for-reference"), "a single layer")
-    (output.parent / "config.yaml").write_text("mine: true")
-    assert_refused(run("convert", golden_basis("A"), output, "--for-reference"), "already exists with other content")
+    for other in ("mine: true", "# mine" * 1000):
+        (output.parent / "config.yaml").write_text(other)
+        result = run("convert", golden_basis("A"), output, "--for-reference")
+        assert_refused(result, "already exists with other content")
     assert [path.name for path in output.parent.iterdir()] == ["config.yaml"]
 
 

@@ -141,6 +141,14 @@ def test_a_file_never_holds_nan_or_infinity(tmp_path, rank, strength, dtype):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_delta_beyond_float32_has_no_smaller_rank(tmp_path):
+    basis = make_basis()
+    for layer in basis.layers.values():
+        layer.lora_up.mul_(1e15)
+    with pytest.raises(OutputError, match=r"overflows float32 at strength 1e\+30"):
+        export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis), strength=1e30, rank=1)
+
+
 def test_a_path_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     basis, layers = make_basis(), []
     with pytest.raises(OutputError, match="cannot be written"):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from lorweb_core.errors import FileError, OutputError
 from lorweb_core.files import parse_json, parse_yaml, read_text, write_text_atomically
 from lorweb_core.safetensors_file import write_safetensors_atomically
+from tests.basis_files import split_raw
 from tests.full_disk import disk_full_after
 
 TENSORS = {
@@ -37,6 +38,9 @@ def test_the_library_reads_back_every_tensor_and_string(tmp_path):
         assert torch.equal(back[name].float(), tensor.float()), name
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"title": "größer ✓", "format": "pt"}
+    header, _ = split_raw(path)
+    starts = {name: header[name]["data_offsets"][0] for name in TENSORS}
+    assert all(start % TENSORS[name].dtype.itemsize == 0 for name, start in starts.items()), "tensors are not aligned"
 
 
 def test_a_dtype_casts_every_tensor(tmp_path):
