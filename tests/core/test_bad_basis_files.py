@@ -148,7 +148,7 @@ OTHER_FILES = {
 
 
 @pytest.mark.parametrize(("write", "message"), OTHER_FILES.values(), ids=OTHER_FILES)
-def test_other_files_are_told_apart(tmp_path, write, message):
+def test_other_kinds_of_files_are_recognized_and_refused(tmp_path, write, message):
     path = tmp_path / "bad.safetensors"
     write(path)
     with pytest.raises((CheckpointError, FileError), match=message):

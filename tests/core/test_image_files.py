@@ -49,7 +49,7 @@ WRITTEN = [(mode, format) for format in FORMATS for mode in MODES if is_written(
 
 
 @pytest.mark.parametrize(("mode", "format"), WRITTEN)
-def test_every_mode_and_format_that_pillow_writes_is_read_rightly_or_refused(
+def test_every_mode_and_format_that_pillow_writes_is_read_correctly_or_refused(
     tmp_path: Path, mode: str, format: str
 ) -> None:
     path = tmp_path / "x"
