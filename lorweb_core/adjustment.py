@@ -37,7 +37,7 @@ def adjust_coefficients(
     renormalize: bool = True,
     part_strengths: Mapping[str, float] | None = None,
 ) -> Coefficients:
-    """Adjusted coefficients; the defaults, and top_k ≥ N, give the same numbers bit for bit.
+    """Return adjusted coefficients; the defaults, and top_k ≥ N, change no bit.
 
     Args:
         temperature: T > 0; 1 changes nothing.
@@ -106,7 +106,7 @@ def _apply_temperature(values: Tensor, temperature: float) -> Tensor:
 
 
 def keep_strongest(values: Tensor, top_k: int, *, renormalize: bool) -> Tensor:
-    """Values [..., N] with all but the k largest magnitudes zero, 0 < k < N; of equal ones the first."""
+    """Return values [..., N] with all but the k largest magnitudes zero, 0 < k < N; of equal ones the first."""
     magnitude = values.abs()
     strongest = magnitude.argsort(dim=-1, descending=True, stable=True)[..., :top_k]
     kept = torch.zeros_like(values).scatter(-1, strongest, values.gather(-1, strongest))
@@ -117,7 +117,7 @@ def keep_strongest(values: Tensor, top_k: int, *, renormalize: bool) -> Tensor:
 
 
 def parts_of_layers(layer_names: Iterable[str]) -> dict[str, list[str]]:
-    """Layer name → the parts of `PART_NAMES` that it belongs to; none outside the blocks.
+    """Return layer name → the parts of `PART_NAMES` that it belongs to; none outside the blocks.
 
     Each list of blocks is cut into thirds, as long as the highest index among the names says.
     """

@@ -37,7 +37,7 @@ class Spread:
     outliers: tuple[str, ...]
 
     def describe(self) -> str:
-        """A report of several lines."""
+        """Return a report of several lines."""
         if len(self.names) == 1:
             return "1 pair: nothing to compare it with"
         ordered = sorted(zip(self.distances, self.names, strict=True), reverse=True)
@@ -56,7 +56,7 @@ class Spread:
 def average_analogies(
     basis: Basis, query_embeddings: Sequence[Tensor], *, names: Sequence[str], average: str = "coefficients"
 ) -> tuple[Coefficients, Spread]:
-    """The average of several example pairs, with coefficients of B mixes, and their spread.
+    """Return the average of several example pairs, with coefficients of B mixes, and their spread.
 
     `query_embeddings` has [B, Q] per pair, with the same B images b; `average` is one of `AVERAGES`. Raises ShapeError
     without pairs, or if their shapes differ.

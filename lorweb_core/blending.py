@@ -37,7 +37,7 @@ _SMALLEST_SHARE = 1e-6
 def blend_coefficients(
     analogies: Sequence[Mapping[str, Any]], weights: Sequence[float], *, method: str = "mean"
 ) -> Coefficients:
-    """Coefficients of B mixes from several analogies of one basis, with one weight (any real number) each.
+    """Return coefficients of B mixes from several analogies of one basis, with one weight (any real number) each.
 
     Every analogy has B mixes, or one that is used for all B. `mean` divides by the sum of the weights, `sum` does not.
 
@@ -73,7 +73,7 @@ def blend_coefficients(
 
 
 def sweep_analogies(analogies: Sequence[Mapping[str, Any]], start: float, end: float, *, steps: int) -> Coefficients:
-    """Interpolations at evenly spaced positions as one batch of steps · B mixes, all mixes of a position together.
+    """Return interpolations at evenly spaced positions as one batch of steps · B mixes, position by position.
 
     `interpolation_weights` defines positions; 1 step is `start` alone. From an analogy that is switched off to one that
     is on, the positions are strengths. Errors: as `blend_coefficients`.
@@ -88,7 +88,7 @@ def sweep_analogies(analogies: Sequence[Mapping[str, Any]], start: float, end: f
 
 
 def interpolation_weights(position: float, count: int) -> list[float]:
-    """Weights for a position among `count` analogies: 0 is the first, 1 the second; between them, the two are mixed.
+    """Return the weights of `count` analogies at a position: 0 is the first, 1 the second, between them both.
 
     Positions outside extrapolate from the nearest two. SettingsError for fewer than two analogies, or a position that
     is not finite or beyond ±`MAX_POSITION`.
@@ -106,7 +106,7 @@ def interpolation_weights(position: float, count: int) -> list[float]:
 
 
 def require_one_origin(analogies: Sequence[Mapping[str, Any]]) -> int:
-    """B, the number of mixes, of analogies that belong together.
+    """Return B, the number of mixes, of analogies that belong together.
 
     Raises CheckpointError for several bases, ShapeError if layers, basis sizes or numbers of mixes differ.
     """
@@ -135,7 +135,7 @@ def require_one_origin(analogies: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _join_analogies(analogies: Sequence[Mapping[str, Any]]) -> tuple[list[Coefficients], list[Tensor]]:
-    """The checked analogies, and the numbers [B, ΣN] of each, in the first one's order of layers."""
+    """Return the checked analogies, and the numbers [B, ΣN] of each, in the first one's order of layers."""
     wholes = [require_whole_coefficients(analogy) for analogy in analogies]
     batch = require_one_origin(wholes)
     order = list(wholes[0]["layers"])

@@ -223,7 +223,7 @@ def _first_three(names: list[str]) -> str:
 
 
 def _read_tensor(file: safe_open, key: str) -> Tensor:
-    """A contiguous copy outside of the file's mapping, known to be finite, in our orientation.
+    """Return a contiguous copy outside of the file's mapping, known to be finite, in our orientation.
 
     numpy copies and compares the bits with one thread; torch would start its thread pool for each of the 2,000 small
     tensors, which takes twenty times as long on a busy machine.

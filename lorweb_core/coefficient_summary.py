@@ -1,4 +1,4 @@
-"""What coefficients say, in numbers and words: which adapters are used, how evenly, and how two analogies differ.
+"""Coefficients in numbers and words: which adapters are used, how evenly, and how two analogies differ.
 
 With p_n = |c_n| / Σ_m |c_m| per layer: use of adapter n = mean of p_n over layers; entropy H = -Σ_n p_n · log p_n;
 effective adapters = exp(H), from 1 (one alone) to N (uniform); distance from uniform = ½ · Σ_n |p_n - 1/N|.
@@ -59,7 +59,7 @@ class Comparison:
 
 
 def tabulate(coefficients: Mapping[str, Any], *, mix: int = 0) -> CoefficientTable:
-    """One mix of checked coefficients as a table, layers in computing order; ShapeError for one that does not exist."""
+    """Return one mix of checked coefficients, layers in computing order. ShapeError for a missing mix."""
     batch = count_mixes(coefficients)
     if not 0 <= mix < batch:
         raise ShapeError(
@@ -71,7 +71,7 @@ def tabulate(coefficients: Mapping[str, Any], *, mix: int = 0) -> CoefficientTab
 
 
 def summarize(table: CoefficientTable) -> Summary:
-    """Use, entropy and distance from uniform of one mix."""
+    """Return use, entropy and distance from uniform of one mix."""
     magnitude = table.values.abs().nan_to_num(0.0)
     amount = magnitude.sum(1, keepdim=True)
     is_on = amount[:, 0] > 0
@@ -91,7 +91,7 @@ def summarize(table: CoefficientTable) -> Summary:
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, mix: int = 0) -> Comparison:
-    """How two analogies of one basis differ in one mix; an analogy with a single mix is used for all.
+    """Return how two analogies of one basis differ in one mix; an analogy with a single mix is used for all.
 
     Errors as `tabulate` and `blending.require_one_origin`.
     """
@@ -114,7 +114,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, mix: int = 0
 
 
 def describe(coefficients: Coefficients, *, mix: int = 0, title: str = "") -> str:
-    """A summary of one mix, counted from 0, in several lines; `title` replaces "Mix 1 of B"."""
+    """Return a summary of one mix, counted from 0, in several lines; `title` replaces "Mix 1 of B"."""
     table = tabulate(coefficients, mix=mix)
     summary = summarize(table)
     size, layers = table.basis_size, len(table.layer_names)
@@ -141,7 +141,7 @@ def describe(coefficients: Coefficients, *, mix: int = 0, title: str = "") -> st
 
 
 def describe_comparison(comparison: Comparison) -> str:
-    """A summary of a comparison in several lines."""
+    """Return a summary of a comparison in several lines."""
     is_known = ~comparison.cosine.isnan()
     cosine, names = comparison.cosine[is_known], _names_where(comparison.difference, is_known)
     off = len(comparison.cosine) - len(cosine)

@@ -45,24 +45,24 @@ def encode_coefficients(basis: Basis, query_embedding: Tensor) -> Coefficients:
 
 
 def count_mixes(coefficients: Mapping[str, Any]) -> int:
-    """B, how many analogies the coefficients hold."""
+    """Return B, how many analogies the coefficients hold."""
     return int(next(iter(coefficients["layers"].values())).shape[0])
 
 
 def name_of_basis(coefficients: Mapping[str, Any]) -> str:
-    """Name and id of the basis, for messages."""
+    """Return name and id of the basis, for messages."""
     name = coefficients["settings"].get("basis_name", "an unnamed basis")
     return printable(f"{name} (id {coefficients['basis_id']})")
 
 
 def describe_origin(coefficients: Mapping[str, Any]) -> str:
-    """How many mixes there are and of which basis, as text."""
+    """Return how many mixes there are and of which basis, as text."""
     count = count_mixes(coefficients)
     return f"{count} {'mix' if count == 1 else 'mixes'} of {name_of_basis(coefficients)}"
 
 
 def require_coefficients_of(basis: Basis, coefficients: Mapping[str, Any]) -> Coefficients:
-    """The coefficients, checked against the basis, as float32 on the CPU.
+    """Return the coefficients, checked against the basis, as float32 on the CPU.
 
     Raises:
         CheckpointError: for another basis, a newer format, or anything that is not a coefficients dict.
@@ -94,7 +94,7 @@ def require_coefficients_of(basis: Basis, coefficients: Mapping[str, Any]) -> Co
 
 
 def require_whole_coefficients(coefficients: Mapping[str, Any]) -> Coefficients:
-    """The coefficients, checked without a basis, as float32 on the CPU.
+    """Return the coefficients, checked without a basis, as float32 on the CPU.
 
     Raises:
         CheckpointError: for a newer format, or anything that is not a coefficients dict.
@@ -132,7 +132,7 @@ def require_whole_coefficients(coefficients: Mapping[str, Any]) -> Coefficients:
 
 
 def _describe_oddity(value: object) -> str:
-    """What keeps a value from being a coefficients dict, or ""."""
+    """Return what keeps a value from being a coefficients dict, or ""."""
     if not isinstance(value, Mapping):
         return type(value).__name__
     if not {"format_version", "basis_id", "layers", "settings"} <= set(value):
@@ -147,12 +147,12 @@ def _describe_oddity(value: object) -> str:
 
 
 def is_all_finite(values: Tensor) -> bool:
-    """Whether there is neither NaN nor infinity; allocates no second tensor of this size."""
+    """Return whether there is neither NaN nor infinity; allocates no second tensor of this size."""
     return all(math.isfinite(limit) for limit in torch.aminmax(values))  # NaN is both limits
 
 
 def with_layers(coefficients: Mapping[str, Any], layers: dict[str, Tensor]) -> Coefficients:
-    """Other numbers for the same basis."""
+    """Return other numbers for the same basis."""
     return Coefficients(
         format_version=FORMAT_VERSION,
         basis_id=str(coefficients["basis_id"]),
@@ -162,11 +162,11 @@ def with_layers(coefficients: Mapping[str, Any], layers: dict[str, Tensor]) -> C
 
 
 def join_layers(layers: Mapping[str, Tensor]) -> Tensor:
-    """All layers side by side, [B, ΣN]: one operation on it replaces one for each of 494 layers."""
+    """Return all layers side by side, [B, ΣN]: one operation on it replaces one per layer."""
     return torch.cat(list(layers.values()), dim=1)
 
 
 def split_layers(joined: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Layer name → its part [B, N] of [B, ΣN], with the names and sizes of `like`."""
+    """Return layer name → its part [B, N] of [B, ΣN], with the names and sizes of `like`."""
     parts = joined.split([mix.shape[1] for mix in like.values()], dim=1)
     return {name: part.contiguous() for name, part in zip(like, parts, strict=True)}

@@ -151,7 +151,7 @@ def load_image_encoder(
 
 
 def find_encoder_folder(folder_or_id: str | Path, revision: str | None = None, local_files_only: bool = False) -> Path:
-    """Where the files of an image encoder are; arguments and errors as for `load_image_encoder`."""
+    """Return the folder with an image encoder's files; arguments and errors as for `load_image_encoder`."""
     folder = Path(folder_or_id)
     if folder.is_dir():
         return folder
@@ -202,7 +202,7 @@ def _reason(error: Exception) -> str:
 
 
 def _read_vision_config(folder: Path) -> tuple[bool, dict[str, Any]]:
-    """Whether it is a CLIP, and the values of the vision tower's config."""
+    """Return whether it is a CLIP, and the values of the vision tower's config."""
     config = read_json_object(folder / CONFIG_FILE)
     model_type = config.get("model_type")
     if model_type not in _MODEL_TYPES:
@@ -220,7 +220,7 @@ def _read_vision_config(folder: Path) -> tuple[bool, dict[str, Any]]:
 
 
 def _read_vision_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All tensors but the text tower's, which would be two thirds of a whole CLIP's memory.
+    """Return all tensors but the text tower's, which would be two thirds of a whole CLIP's memory.
 
     Copied out of the file's mapping, so that the file may be replaced or cut while the encoder is in use.
     """

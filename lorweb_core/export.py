@@ -148,7 +148,7 @@ def export_mixed_lora(
 def _factor(
     name: str, layer: LayerBasis, coefficients: Tensor, *, strength: float, rank: int
 ) -> tuple[Tensor, Tensor, float]:
-    """down, up and the share of energy kept; raises OutputError when numbers leave float32's range."""
+    """Return down, up and the share of energy kept; raises OutputError when numbers leave float32's range."""
     mixed = mix_layer(layer, coefficients, strength=strength)
     overflow = OutputError(
         f"The mix of layer {name} overflows float32 at strength {strength:g}. Use a smaller strength, or smaller "

@@ -107,7 +107,7 @@ def plan_layout(
 
 
 def _content_size(size: tuple[int, int], area: float) -> tuple[int, int]:
-    """b's size in the grid: one factor for both sides, no padding along the longer one, unscaled where that is near."""
+    """Return b's size in the grid: one factor for both sides, no padding on the longer one, unscaled if near."""
     factor = math.sqrt(area / (size[0] * size[1]))
     if all(abs(side * factor - side) <= TOKEN_PX / 2 for side in size):
         return size  # as near to the wanted area as the rounding below comes, and no pixel changes
@@ -195,7 +195,7 @@ def undo_grid(image: Tensor, layout: Layout, *, restore_size: bool = True) -> Te
 def tile_2x2(
     top_left: Tensor, top_right: Tensor, bottom_left: Tensor, bottom_right: Tensor, *, dims: tuple[int, int] = (-2, -1)
 ) -> Tensor:
-    """Four cells of one shape as one grid; `dims` are the height and the width, the last two unless stated."""
+    """Return four cells of one shape as one grid; `dims` are the height and the width, the last two unless stated."""
     height, width = dims
     rows = torch.cat([top_left, top_right], width), torch.cat([bottom_left, bottom_right], width)
     return torch.cat(rows, height)
@@ -235,7 +235,7 @@ def _repeated_edges(start: int, length: int, total: int, device: torch.device) -
 
 
 def _resample(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images [B, H, W, 3] at (height, width), by antialiased bicubic in float; untouched when they have that size."""
+    """Return images [B, H, W, 3] at (height, width): antialiased bicubic in float, or untouched at that size."""
     if tuple(images.shape[1:3]) == size:
         return images.contiguous()
     wide = images.movedim(-1, 1).to(torch.promote_types(images.dtype, torch.float32))

@@ -70,7 +70,7 @@ def add_contribution(
 
 
 def add_low_rank(output: Tensor, x: Tensor, down: Tensor, scale: Tensor, up: Tensor) -> Tensor:
-    """output + ((x @ downᵀ) ∘ scale) @ up, in output's dtype; differentiable.
+    """Return output + ((x @ downᵀ) ∘ scale) @ up, in output's dtype; differentiable.
 
     output [B, ..., out], x [B, ..., in], down [R, in], scale [mixes, R] (see `per_sample_scale`), up [R, out].
     """
@@ -79,7 +79,7 @@ def add_low_rank(output: Tensor, x: Tensor, down: Tensor, scale: Tensor, up: Ten
 
 
 def project_and_scale(x: Tensor, down: Tensor, scale: Tensor) -> Tensor:
-    """(x @ downᵀ) ∘ scale, [B, ..., R] in x's dtype: the half of `add_low_rank` that several up matrices can share."""
+    """Return (x @ downᵀ) ∘ scale, [B, ..., R] in x's dtype: what several up matrices can share."""
     return torch.nn.functional.linear(x, down.to(x)) * per_sample_scale(scale, x).to(x)
 
 

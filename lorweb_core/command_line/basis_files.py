@@ -111,7 +111,7 @@ def convert(
 
 
 def _config_for_reference(basis: Basis) -> str:
-    """The text of the `config.yaml` that the reference's inference insists on, with all its keys."""
+    """Return the text of the `config.yaml` that the reference's inference insists on, with all its keys."""
     layers = list(basis.layers.values())
     sizes = {(layer.basis_size, layer.rank, layer.key_dim, layer.query_projection is not None) for layer in layers}
     biased = sum(layer.lora_bias is not None for layer in layers)
