@@ -70,7 +70,7 @@ class _OneLineFormatter(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
-# Words that several command lines take: counts and devices; `lorweb_core.command_line.arguments` has more.
+# Words that several command lines take: counts and devices.
 
 
 def count(text: str) -> int:
