@@ -63,8 +63,9 @@ CORNER = """id => {
 SHOW_ROWS = """({id, rows, values, strip}) => {
   const node = (window.app.rootGraph || window.app.graph).nodes.find(n => n.id == id);
   const layers = Array.from({length: rows}, (_, row) => `transformer_blocks.${row}.attn.to_q`);
-  node.onExecuted({lorweb_heat_map: [{layers, parts: layers.map(() => 'attention'), basis_size: 2, values, strip,
-                                      strip_name: 'entropy', is_difference: false, mixes: 1}]});
+  const [use, colors] = [btoa('\\0'.repeat(8)), btoa('\\0'.repeat(6 * rows))];
+  node.onExecuted({lorweb_heat_map: [{layers, basis_size: 2, values, strip, use, cell_colors: colors,
+                                      edge_colors: colors, is_difference: false, mixes: 1}]});
 }"""
 
 
@@ -233,7 +234,7 @@ def test_line_and_pager_are_dark_on_light_nodes(server, chromium, pictures, requ
     [
         ("zh", "运行工作流即可查看系数。", "20 层 × 3 个适配器"),
         pytest.param(
-            "ja", "ワークフローを実行すると係数が表示されます。", "20 層 × 3 アダプター", marks=pytest.mark.slow
+            "ja", "ワークフローを実行すると係数が表示されます。", "20 レイヤー × 3 アダプター", marks=pytest.mark.slow
         ),
         pytest.param(
             "ko", "워크플로를 실행하면 계수가 표시됩니다.", "레이어 20개 × 어댑터 3개", marks=pytest.mark.slow

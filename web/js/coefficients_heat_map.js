@@ -2,8 +2,7 @@
 
 import { app } from '../../../scripts/app.js'
 import { decodeMix, describeCell, drawMix, findCell, moveCell } from './heat_map_drawing.js'
-import { onResult } from './kept_results.js'
-import { addElement, keepMinWidth, passWheelTo } from './node_element.js'
+import { addElement, keepMinWidth, onResult, passWheelTo } from './node_results.js'
 import { translate } from './translations.js'
 
 const NODE = 'LoRWeBPreviewCoefficients'
@@ -12,7 +11,7 @@ const MIN_WIDTH = 400
 /** A zoomed node is scaled by CSS, which sends no event, so its size on the screen is checked this often. */
 const CHECK_EVERY_MS = 150
 const MAX_PIXELS_PER_SIDE = 4096
-/** The mouse cannot reach every row below this height; the line then mentions the arrow keys. */
+/** Below this height the mouse cannot reach every row, and the line mentions the arrow keys. */
 const MIN_ROW_PX = 1.5
 /** ComfyUI's color for text on node inputs, dark in light palettes. */
 const FAINT = 'color:var(--input-text,#bbb)'
@@ -40,7 +39,6 @@ function redrawResized() {
 class HeatMap {
   constructor() {
     this.mixes = []
-    this.all = 0
     this.shown = 0
     this.mark = null
     this.element = make('div', 'display:flex; flex-direction:column; gap:4px; width:100%; height:100%')
@@ -56,24 +54,18 @@ class HeatMap {
     this.pager.append(this.button('‹', -1), this.count, this.button('›', 1))
     this.element.append(this.pager, this.canvas, this.line)
     this.write(translate('hint'))
-    this.listen()
-  }
-
-  listen() {
     this.canvas.addEventListener('pointermove', (event) => this.point(event))
     this.canvas.addEventListener('pointerleave', () => document.activeElement !== this.canvas && this.setMark(null))
     this.canvas.addEventListener('blur', () => this.setMark(null))
     this.canvas.addEventListener('pointerdown', () => this.canvas.focus({ preventScroll: true }))
     this.canvas.addEventListener('keydown', (event) => this.step(event))
     // Also called when the canvas enters the page; never for copies of a node that stay outside, as in a clipboard.
-    new ResizeObserver(() => this.comeIntoView()).observe(this.canvas)
-  }
-
-  comeIntoView() {
-    if (!this.canvas.isConnected) return
-    onPage.add(this)
-    timer ??= setInterval(redrawResized, CHECK_EVERY_MS)
-    this.redrawIfResized()
+    new ResizeObserver(() => {
+      if (!this.canvas.isConnected) return
+      onPage.add(this)
+      timer ??= setInterval(redrawResized, CHECK_EVERY_MS)
+      this.redrawIfResized()
+    }).observe(this.canvas)
   }
 
   button(text, step) {
@@ -85,15 +77,15 @@ class HeatMap {
 
   setMixes(data) {
     this.mixes = data.map(decodeMix)
-    this.all = data[0].mixes ?? data.length
     this.pager.style.display = this.mixes.length > 1 ? 'flex' : 'none'
     this.show(Math.min(this.shown, this.mixes.length - 1))
   }
 
   show(index) {
-    this.shown = (index + this.mixes.length) % this.mixes.length
-    const numbers = { mix: this.shown + 1, mixes: this.mixes.length, all: this.all }
-    this.count.textContent = translate(this.all > this.mixes.length ? 'pagerOfSome' : 'pager', numbers)
+    const mixes = this.mixes.length
+    this.shown = (index + mixes) % mixes
+    const all = this.mix.all
+    this.count.textContent = translate(all > mixes ? 'pagerOfSome' : 'pager', { mix: this.shown + 1, mixes, all })
     this.setMark(null)
   }
 
@@ -101,7 +93,7 @@ class HeatMap {
     return this.mixes[this.shown]
   }
 
-  /** Show a line of at most two rows; the tooltip has all of it. */
+  /** Show at most two rows of text; the tooltip has all of it. */
   write(text) {
     this.line.textContent = text
     this.line.title = text
@@ -129,7 +121,7 @@ class HeatMap {
     this.setMark(findCell(this.mix, { width, height, x, y }))
   }
 
-  /** Arrow keys reach every cell, also where many layers share a pixel of the screen. */
+  /** Arrow keys reach every cell, even if several layers share a pixel of the screen. */
   step(event) {
     const arrow = ARROWS[event.key]
     if (!arrow || !this.mix) return
@@ -138,26 +130,24 @@ class HeatMap {
     this.setMark(moveCell(this.mix, this.mark, arrow))
   }
 
-  /** Device pixels per CSS pixel, so that one pixel of the drawing is one of the screen. */
-  pixelScale() {
+  /** Size in CSS pixels, and device pixels per CSS pixel, so that a drawn pixel is one pixel of the screen. */
+  measure() {
     const { clientWidth: width, clientHeight: height } = this.canvas
     const zoom = this.canvas.getBoundingClientRect().width / Math.max(width, 1)
-    const scale = zoom * (window.devicePixelRatio || 1)
-    return Math.max(0.1, Math.min(scale, MAX_PIXELS_PER_SIDE / Math.max(width, height, 1)))
+    const limit = MAX_PIXELS_PER_SIDE / Math.max(width, height, 1)
+    return { width, height, scale: Math.max(0.1, Math.min(zoom * (window.devicePixelRatio || 1), limit)) }
   }
 
   redrawIfResized() {
     if (!this.mix || !this.canvas.isConnected || !this.canvas.clientWidth) return
-    const { clientWidth: width, clientHeight: height } = this.canvas
-    const scale = this.pixelScale()
+    const { width, height, scale } = this.measure()
     const isSame = this.canvas.width === Math.round(width * scale) && this.canvas.height === Math.round(height * scale)
     if (!isSame) this.setMark(this.mark)
   }
 
   draw() {
-    const { clientWidth: width, clientHeight: height } = this.canvas
+    const { width, height, scale } = this.measure()
     if (!this.mix || !width || !height) return
-    const scale = this.pixelScale()
     this.canvas.width = Math.round(width * scale)
     this.canvas.height = Math.round(height * scale)
     drawMix(this.canvas.getContext('2d'), this.mix, { width, height, scale, mark: this.mark })
@@ -170,17 +160,12 @@ function make(tag, style) {
   return element
 }
 
-/** ComfyUI would show the same image again below the map. */
-function hideHostImage(node) {
-  node.hideOutputImages = true
-  node.onDrawBackground = () => {} // older frontends, which do not know the property
-}
-
 app.registerExtension({
   name: 'LoRWeB.CoefficientsHeatMap',
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return
-    hideHostImage(node)
+    node.hideOutputImages = true // ComfyUI would show the same image again below the map
+    node.onDrawBackground = () => {} // the same for older frontends
     const map = new HeatMap()
     passWheelTo(app, map.element)
     addElement(node, 'heat_map', map.element, MIN_HEIGHT)
