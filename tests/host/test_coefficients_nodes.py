@@ -196,7 +196,7 @@ def test_a_preview_shows_an_image_numbers_and_text(each_server, edit):
         (data,) = outcome.outputs[node_id]["lorweb_heat_map"]
         assert len(data["layers"]) == 20 and data["basis_size"] == 3
         cells = np.frombuffer(base64.b64decode(data["cell_colors"]), np.uint8).reshape(20, 3, 3)
-        assert len(np.unique(cells.reshape(-1, 3), axis=0)) > 10
+        assert len(np.unique(cells.reshape(-1, 3), axis=0)) > 4
         assert (pixels[44:668:32, 103:478:150] == cells).all(), "the browser gets the image's own colors"
 
 
