@@ -22,8 +22,6 @@ from .vision import ClipVision, embed_images, preprocessing_of
 
 
 class EncodeAnalogy:
-    """Compute the coefficients for one analogy a : a' :: b."""
-
     DESCRIPTION = (
         "Embeds a, a' and b with the image encoder and computes how strongly each adapter of the basis is used in each "
         "layer. Several b with one pair, or with one pair per b, give one mix per b."
@@ -86,8 +84,6 @@ class EncodeAnalogy:
 
 
 class EncodeAnalogies:
-    """Describe one edit with several example pairs: the average of their analogies."""
-
     DESCRIPTION = (
         "Encodes many example pairs of one edit and averages them, so that what they share counts more than the "
         "details of a single pair. Reports how well the pairs agree and which ones are outliers."

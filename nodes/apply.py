@@ -24,8 +24,6 @@ _ROUTER_FIELDS = ("activation", "heads", "reduction", "query_mode")
 
 
 class ApplyMixedLoRA:
-    """Give a Kontext model the edit that the coefficients stand for."""
-
     DESCRIPTION = (
         "Adds the mixed LoRA of the analogy to a FLUX.1-Kontext model. The input model is not changed. Can be combined "
         "with ordinary LoRA loaders and with other Apply nodes, in any order."

@@ -37,8 +37,6 @@ _logger = logging.getLogger(__name__)
 
 
 class PreviewCoefficients:
-    """Show an analogy, or the difference between two analogies."""
-
     DESCRIPTION = (
         "Shows the coefficients as a heat map, layer × adapter, with the entropy per layer and the use per adapter. "
         "Hover over it for names and numbers. With a second input it shows the difference and the cosine per layer."
@@ -117,8 +115,6 @@ def _encode(numbers: np.ndarray) -> str:
 
 
 class SaveCoefficients:
-    """Write an analogy to a file of about 0.1 MB."""
-
     DESCRIPTION = (
         "Writes the coefficients to a small file that others with the same basis can use without your images. Press R "
         "to see it in Load Coefficients."
@@ -170,8 +166,6 @@ class SaveCoefficients:
 
 
 class LoadCoefficients:
-    """Read an analogy from a file."""
-
     DESCRIPTION = (
         "Loads coefficients from models/lorweb_coefficients or output/lorweb_coefficients. They only work with the "
         "basis that they were made with; connect it to check that here rather than in Apply."
@@ -234,8 +228,6 @@ METHODS = ("interpolate", "mean", "sum")
 
 
 class BlendCoefficients:
-    """Blend two to four analogies: half of one and half of another, or several examples of one edit."""
-
     DESCRIPTION = (
         "Blends two to four analogies of the same basis. interpolate goes from one to the next with a slider; mean and "
         "sum take a weight for each. Weights outside 0…1 exaggerate or subtract."
@@ -345,8 +337,6 @@ _PART_TOOLTIPS = {
 
 
 class AdjustCoefficients:
-    """Adjust one analogy: temperature, the strongest adapters only, strength per part of the model."""
-
     DESCRIPTION = (
         "Adjusts an analogy in this order: temperature, top-k, strength per part of the model. The defaults change "
         "nothing. The strength of a layer is the product over all parts that it belongs to."

@@ -15,8 +15,6 @@ _logger = logging.getLogger(__name__)
 
 
 class SaveMixedLoRA:
-    """Write the mixed LoRA of an analogy as a file for any LoRA loader."""
-
     DESCRIPTION = (
         "Writes the mixed LoRA of each analogy as an ordinary LoRA file below the output folder. Move it to "
         "models/loras; any LoRA loader (also Nunchaku's) and diffusers can read it, without the basis or the images."

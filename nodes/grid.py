@@ -11,8 +11,6 @@ from .sockets import LAYOUT
 
 
 class BuildGrid:
-    """Arrange the three images as the model expects them: a | a' above b | b."""
-
     DESCRIPTION = (
         "Builds the 2×2 context image: a | a' over b | b. Each quadrant has b's aspect ratio and is a multiple of "
         "16 px, so that no token covers two images. Do not add FluxKontextImageScale: it would crop the quadrants."
@@ -67,8 +65,6 @@ class BuildGrid:
 
 
 class CropResult:
-    """Take b' out of the sampled grid."""
-
     DESCRIPTION = "Crops the bottom right quadrant, removes the padding and resizes b' to the exact size of b."
     CATEGORY = "LoRWeB"
     FUNCTION = "crop"

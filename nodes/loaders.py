@@ -16,8 +16,6 @@ from .vision import TransformersClipVision, load_clip_vision
 
 
 class LoadBasis:
-    """Read a LoRWeB basis: the published checkpoint, or one trained with this project's trainer."""
-
     DESCRIPTION = (
         "Loads a LoRWeB basis (.safetensors) from models/lorweb. Its settings are read from the file or from a YAML "
         "file of the same name next to it; without either they are inferred from the tensor shapes, with a warning."
@@ -64,8 +62,6 @@ def _fingerprint_basis(path: Path | None) -> tuple[str | int, ...]:
 
 
 class LoadImageEncoder:
-    """Load an image encoder with transformers: SigLIP2, or CLIP exactly as in training."""
-
     DESCRIPTION = (
         "Loads a Hugging Face folder (config.json + .safetensors) as CLIP_VISION. Needed for SigLIP2, which Load CLIP "
         "Vision does not support. For CLIP ViT-L/14, Load CLIP Vision is enough."

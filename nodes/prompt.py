@@ -11,8 +11,6 @@ from .targets import text_widths
 
 
 class EmptyPrompt:
-    """Replace the text encoders by one token of zeros and a pooled vector of zeros."""
-
     DESCRIPTION = (
         "Makes an empty prompt (one zero token) without loading CLIP-L or T5, for bases trained without text encoders "
         "(text.caption_source: none, and none in base.components) and for the demo model. It is not the empty "

@@ -8,8 +8,10 @@ import { translate } from './translations.js'
 const NODE = 'LoRWeBPreviewCoefficients'
 const MIN_HEIGHT = 340
 const MIN_WIDTH = 400
-/** Each part is drawn once, larger than it is shown, and scaled down by CSS, so that it is sharp at any zoom. */
-const DRAWN_PX = 2048
+/** Each part is drawn once, about as large as it may be shown, and scaled by CSS, so that it is sharp at any zoom. */
+const DRAWN_PX = 1024
+/** Pixels per row; 1 in maps of hundreds of layers, as the browser drops rows when it scales down by much. */
+const drawnStep = (total, count) => (count > total / 4 ? 1 : Math.floor(total / count))
 const DRAWN_BAR_PX = 512
 const DRAWN_EDGE_PX = 64
 /** With more layers the mouse cannot reach every row, and the line mentions the arrow keys. */
@@ -169,8 +171,8 @@ function decodeFloats(text) {
 /** Draw RGB colors [rows, columns, 3] as equally large rectangles. */
 function drawCells(canvas, colors, columns, drawnWidth) {
   const rows = colors.length / 3 / columns
-  const width = Math.ceil(drawnWidth / columns)
-  const height = Math.ceil(DRAWN_PX / rows)
+  const width = drawnStep(drawnWidth, columns)
+  const height = drawnStep(DRAWN_PX, rows)
   canvas.width = columns * width
   canvas.height = rows * height
   const context = canvas.getContext('2d')
@@ -182,7 +184,7 @@ function drawCells(canvas, colors, columns, drawnWidth) {
 
 /** Draw a bar per share 0–1, from the left or from the top. */
 function drawBars(canvas, shares, isHorizontal) {
-  const step = Math.ceil(DRAWN_PX / shares.length)
+  const step = drawnStep(DRAWN_PX, shares.length)
   const size = [DRAWN_BAR_PX, step * shares.length]
   ;[canvas.width, canvas.height] = isHorizontal ? size : size.reverse()
   const context = canvas.getContext('2d')
