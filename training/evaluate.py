@@ -10,9 +10,9 @@ Test sets, judges, weights and the meaning of the numbers: docs/evaluation.md
 
 from __future__ import annotations
 
-import json
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,9 +25,8 @@ from lorweb_core.settings import CLIP_ENCODER_ID, KONTEXT_ID
 from .config.schema import BaseModelConfig
 from .console import open_device, silence_libraries
 from .evaluation.aggregation import evaluate
-from .evaluation.folder import EvaluationError, EvaluationFolder, write_file
-from .evaluation.judge import all_questions, ask_all
-from .evaluation.judges import Judge
+from .evaluation.folder import EvaluationError, EvaluationFolder, write_file, write_json
+from .evaluation.judge import Judge
 from .evaluation.methods import (
     BASELINES,
     LAYOUTS,
@@ -41,7 +40,7 @@ from .evaluation.methods import (
     require_distinct,
 )
 from .evaluation.metrics import load_meter, measure_all
-from .evaluation.questions import read_prompts
+from .evaluation.questions import all_questions, ask_all, read_prompts
 from .evaluation.report import as_markdown, draw_pareto, write_sheets
 from .evaluation.sets import SetOptions, read_set
 from .evaluation.test_set import Sample, read_not_used, read_samples, write_samples
@@ -174,7 +173,7 @@ def judge(
     counts = ask_all(folder, asked, questions, workers=workers)
     print(f"{len(questions)} questions: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
     if set(counts) - {"answered"}:
-        print("Run the same command again to ask again; details are in answers.jsonl.")
+        print("Run the same command again to retry; details are in answers.jsonl.")
 
 
 @app.command()
@@ -183,7 +182,7 @@ def aggregate(
     method: Methods = None,
     reference: Reference = None,
     resamples: Annotated[int, typer.Option(min=2, help="Of the bootstrap over tasks.")] = 2000,
-    plot: Annotated[bool, typer.Option(help="Draw pareto.png, which needs matplotlib.")] = True,
+    plot: Annotated[bool, typer.Option(help="Plot pareto.png, which needs matplotlib.")] = True,
     sheets: Annotated[int, typer.Option(min=0, max=99, help="How many sheets of images.")] = 4,
     sheet_rows: Annotated[int, typer.Option(min=1, help="Samples on one sheet.")] = 8,
 ) -> None:
@@ -192,7 +191,7 @@ def aggregate(
     found = evaluate(folder, methods, samples, reference=compared, resamples=resamples)
     table = as_markdown(found)
     write_file(folder.results / "table.md", table)
-    write_file(folder.results / "results.json", json.dumps(found.as_json(), indent=1, ensure_ascii=False) + "\n")
+    write_json(folder.results / "results.json", asdict(found))
     print(printable(table, keep="\n"))
     pareto = folder.results / "pareto.png"
     pareto.unlink(missing_ok=True)  # an old one would show other numbers than the table
@@ -208,7 +207,7 @@ def _open(
     folder = EvaluationFolder(path)
     samples, methods = read_samples(folder), methods_of(folder, wanted or ())
     if reference is not None and reference not in methods:
-        raise EvaluationError(f"--reference {reference!r} is none of the methods {', '.join(methods)}.")
+        raise EvaluationError(f"--reference {reference!r} is not one of the methods {', '.join(methods)}.")
     return folder, samples, methods, reference or next((m for m in methods if m not in BASELINES), methods[0])
 
 

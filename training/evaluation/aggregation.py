@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,77 +25,45 @@ NOT_JUDGED = "not judged"
 
 @dataclass(frozen=True)
 class Summary:
-    """One number of one method.
+    """One number of one method."""
 
-    Attributes:
-        mean: over tasks of the means over their samples; None if no sample has a number.
-        low, high: 95 % interval over tasks; None with fewer than two tasks.
-        samples, tasks: how many have a number.
-        left_out: reason → number of samples without one.
-    """
-
-    mean: float | None
-    low: float | None
+    mean: float | None  # over tasks of the means over their samples; None if no sample has a number
+    low: float | None  # 95 % interval over tasks; None with fewer than two tasks
     high: float | None
-    samples: int
+    samples: int  # how many have a number
     tasks: int
-    left_out: dict[str, int]
+    left_out: dict[str, int]  # reason → number of samples without one
 
 
 @dataclass(frozen=True)
 class PositionBias:
-    """How the judge's choices depend on the position of an image.
+    """How the judge's choices depend on the position of an image."""
 
-    Attributes:
-        answers: how many comparisons were answered.
-        first_share: share that chose the first image; 0.5 without bias, since the order is random.
-        both_orders: how many were answered in both orders.
-        agreement: share of those with the same winner.
-    """
-
-    answers: int
-    first_share: float | None
-    both_orders: int
-    agreement: float | None
+    answers: int  # how many comparisons were answered
+    first_share: float | None  # share that chose the first image; 0.5 without bias, since the order is random
+    both_orders: int  # how many were answered in both orders
+    agreement: float | None  # share of those with the same winner
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything in the table and in results.json.
+    """Everything in the table and in results.json."""
 
-    Attributes:
-        reference: the method that was compared with all others.
-        samples, tasks: how many; every method has an image for each of these samples.
-        methods: method → metric → summary.
-        win_rates: other method → win rate of the reference over it, in percent, if the judge was asked.
-        bias: of the comparisons.
-        judge: model and wording of the prompts ("own" or "paper"); None without a judge.
-        missing_images: method → samples that no method is judged on.
-        not_used: what the test set could not use.
-    """
-
-    reference: str
-    samples: int
+    reference: str  # the method that was compared with all others
+    samples: int  # how many; every method has an image for each of these samples
     tasks: int
-    methods: dict[str, dict[str, Summary]]
-    win_rates: dict[str, Summary]
+    methods: dict[str, dict[str, Summary]]  # method → metric → summary
+    win_rates: dict[str, Summary]  # other method → win rate of the reference over it, in percent
     bias: PositionBias
-    judge: dict[str, str] | None
-    missing_images: dict[str, list[str]]
-    not_used: list[str]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as JSON-ready values."""
-        return asdict(self)
+    judge: dict[str, str] | None  # model, and wording of the prompts ("own" or "paper"); None without a judge
+    missing_images: dict[str, list[str]]  # method → samples that no method is judged on
+    not_used: list[str]  # what the test set could not use
 
 
 def summarize(values: Iterable[tuple[str, Number]], *, resamples: int = 2000, seed: int = 0) -> Summary:
-    """Return the summary of (task, number or reason why there is none), one per sample.
+    """Return the summary of (task, number or reason why there is none), one per sample in any order.
 
-    Args:
-        values: in any order.
-        resamples: of the bootstrap, at least 2.
-        seed: of the bootstrap.
+    `resamples` (at least 2) and `seed` are the bootstrap's.
     """
     by_task: dict[str, list[float]] = defaultdict(list)
     left_out: Counter[str] = Counter()
@@ -116,13 +83,9 @@ def summarize(values: Iterable[tuple[str, Number]], *, resamples: int = 2000, se
 
 
 def evaluate(
-    folder: EvaluationFolder,
-    methods: Sequence[str],
-    samples: Sequence[Sample],
-    *,
-    reference: str,
+    folder: EvaluationFolder, methods: Sequence[str], samples: Sequence[Sample], *, reference: str,
     resamples: int = 2000,
-) -> Evaluation:
+) -> Evaluation:  # fmt: skip
     """Return all summaries over the samples for which every method has an image; the latest judge counts.
 
     Raises EvaluationError if there are no such samples.

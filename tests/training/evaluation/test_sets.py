@@ -15,8 +15,8 @@ from training.evaluation.test_set import ImagePart, read_samples, write_samples
 ALL = SetOptions(split="all")
 
 
-def pixels(picture):
-    return picture.convert("RGB").tobytes()
+def pixels(image):
+    return image.convert("RGB").tobytes()
 
 
 def test_every_pair_of_an_index_gets_its_b_and_the_true_answer(tmp_path):
@@ -49,7 +49,7 @@ def test_pairs_and_tasks_that_cannot_be_used_are_counted(tmp_path):
     assert read_set(str(write_index(tmp_path / "whole", pairs=3)), ALL).not_used() == []
 
 
-def test_unknown_tasks_and_empty_splits_are_told(tmp_path):
+def test_unknown_tasks_and_empty_splits_are_errors(tmp_path):
     index = write_index(tmp_path, tasks=("dark",))
     with pytest.raises(EvaluationError, match="Did you mean 'dark'"):
         read_set(str(index), SetOptions("all", tasks=("darc",)))

@@ -97,7 +97,7 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and is_visible(path))
 
 
-def picture_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """Visible image files of one folder by name, recognized by suffix; [] when there is no such folder."""
     if not folder.is_dir():
         return []

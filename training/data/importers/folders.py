@@ -31,8 +31,8 @@ from .building import (
     Candidate,
     Found,
     folder_name,
+    image_files,
     is_visible,
-    picture_files,
     read_caption,
     require_folder,
     subfolders,
@@ -98,7 +98,7 @@ def _search(
     if folder.resolve() in above:
         return
     sides = side_folders(folder)
-    is_task = bool(sides or find_sides(folder, picture_files))
+    is_task = bool(sides or find_sides(folder, image_files))
     if is_task:
         _find_task(folder, name, found)
     below = [path for path in subfolders(folder) if path not in sides]
@@ -114,8 +114,8 @@ def _search(
 
 def _renaming(folder: Path, siblings: list[Path]) -> str:
     """What would make pairs of a folder's images: other names for two folders, or for the two words names end in."""
-    stems = {stem_of(path) for path in picture_files(folder)}
-    twin = next((path for path in siblings if stems & {stem_of(file) for file in picture_files(path)}), None)
+    stems = {stem_of(path) for path in image_files(folder)}
+    twin = next((path for path in siblings if stems & {stem_of(file) for file in image_files(path)}), None)
     if twin:
         return f"; {twin.name}/ has images of the same names: rename the two folders to `before` and `after`"
     endings: dict[str, list[str]] = {}
@@ -147,7 +147,7 @@ def _find_task(folder: Path, name: str, found: Found) -> None:
 def _images_by_side(folder: Path, problems: list[Problem]) -> tuple[dict[str, Path], dict[str, Path]]:
     """The pair's name → before image, and → after image; of two of one name and side the first is used."""
     sides: dict[str, dict[str, Path]] = {"before": {}, "after": {}}
-    for side, name, path in find_sides(folder, picture_files):
+    for side, name, path in find_sides(folder, image_files):
         first = sides[side].setdefault(name, path)
         if first != path:
             problems.append(Problem(str(path), "ambiguous", f"{first.name} is already the {side} image of {name}"))
@@ -182,7 +182,7 @@ def _unpaired(folder: Path, before: dict[str, Path], after: dict[str, Path]) -> 
     """Images without a counterpart, with the left-over image that is called nearly so."""
     pairs = before.keys() & after.keys()
     used = {side[name] for side in (before, after) for name in pairs}
-    left_over = [p for place in (folder, *side_folders(folder)) for p in picture_files(place) if p not in used]
+    left_over = [p for place in (folder, *side_folders(folder)) for p in image_files(place) if p not in used]
     problems = []
     for present, wanted in ((before, "after"), (after, "before")):
         for name in sorted(present.keys() - pairs):

@@ -21,7 +21,7 @@ from lorweb_core.files import read_json
 from lorweb_core.images import MAX_PIXELS, ImageFileError, read_image
 
 from ..index import Problem
-from .building import MAX_LABELS_BYTES, Candidate, Found, folder_name, picture_files, read_caption, require_folder
+from .building import MAX_LABELS_BYTES, Candidate, Found, folder_name, image_files, read_caption, require_folder
 from .extraction import safe_name, write_image
 
 METADATA_NAME = "analogy_metadata.json"
@@ -33,8 +33,8 @@ def find_pairs(root: Path, pictures: Path, *, max_pixels: int = MAX_PIXELS, show
     Raises: DataError: when `root` lacks one of the two folders. OutputError: when panels cannot be written.
     """
     require_folder(root, "control/ and target/")
-    controls = {path.stem: path for path in picture_files(require_folder(root / "control", "strips a|a'|b"))}
-    targets = {path.stem: path for path in picture_files(require_folder(root / "target", "images b'"))}
+    controls = {path.stem: path for path in image_files(require_folder(root / "control", "strips a|a'|b"))}
+    targets = {path.stem: path for path in image_files(require_folder(root / "target", "images b'"))}
     metadata, problems = _read_metadata(root)
     for present, other, wanted in ((controls, targets, "target"), (targets, controls, "control")):
         for stem in sorted(present.keys() - other.keys()):

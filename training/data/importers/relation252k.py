@@ -22,8 +22,8 @@ from .building import (
     Candidate,
     Found,
     folder_name,
+    image_files,
     is_visible,
-    picture_files,
     require_folder,
     subfolders,
 )
@@ -69,7 +69,7 @@ def _read_group(labels: Path, task: str, found: Found) -> None:
     if isinstance(entries, Problem):
         found.problems.append(entries)
         return
-    below = [path for place in (*subfolders(labels.parent), labels.parent) for path in picture_files(place)]
+    below = [path for place in (*subfolders(labels.parent), labels.parent) for path in image_files(place)]
     images = {name: path for path in below for name in (path.stem, path.name)}
     prefix = f"{task}/" if labels.parent.name == "Group1" else f"{task}/{labels.parent.name}/"
     unnamed: list[int] = []

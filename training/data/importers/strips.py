@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..index import Problem
-from .building import Candidate, Found, folder_name, picture_files, read_caption, require_folder, subfolders
+from .building import Candidate, Found, folder_name, image_files, read_caption, require_folder, subfolders
 
 
 def find_pairs(root: Path, *, task: str | None = None) -> Found:
@@ -21,7 +21,7 @@ def find_pairs(root: Path, *, task: str | None = None) -> Found:
     require_folder(root, "before|after strips, or one subfolder of them per transformation")
     found = Found()
     for folder, name in [(root, task or folder_name(root)), *((folder, folder.name) for folder in subfolders(root))]:
-        images = picture_files(folder)
+        images = image_files(folder)
         found.candidates += [
             Candidate(
                 f"{name}/{path.stem}", name, path, path, read_caption(path.with_suffix(".txt"), found.problems),
