@@ -13,7 +13,7 @@ from training.config.reading import read_config
 from training.data.importers.building import build_pairs
 from training.data.importers.folders import find_pairs
 from training.data.index import PairIndex
-from training.demo.tiny_kontext import write_pictures, write_tiny_encoder, write_tiny_kontext
+from training.demo.tiny_kontext import write_image_pairs, write_tiny_encoder, write_tiny_kontext
 from training.run.distributed import Processes
 from training.run.signals import StopRequest
 from training.train import assemble
@@ -68,7 +68,7 @@ def tiny_parts(tmp_path_factory):
     write_tiny_kontext(folder / "model", has_text=False)
     write_tiny_kontext(folder / "model-with-text")
     write_tiny_encoder(folder / "encoder")
-    records, _ = build_pairs(find_pairs(write_pictures(folder / "pictures")).candidates)
+    records, _ = build_pairs(find_pairs(write_image_pairs(folder / "pictures")).candidates)
     PairIndex(records).write_index(folder / "pairs.jsonl")
     return folder
 

@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lorweb_core.checkpoint import load_basis
-from training.demo.tiny_kontext import write_pictures
+from training.demo.tiny_kontext import write_image_pairs
 from training.prepare import main as prepare
 from training.sample import main as sample
 from training.train import main as train
@@ -37,9 +37,9 @@ def base_with_tiny_autoencoder(tiny_parts, tmp_path):
     return folder
 
 
-def test_from_pictures_to_a_drawn_answer(tiny_parts, tmp_path, base_with_tiny_autoencoder, capsys):
-    pictures, index, runs = write_pictures(tmp_path / "pictures", pairs=3), tmp_path / "pairs.jsonl", tmp_path / "runs"
-    assert prepare(["folders", str(pictures), "--out", str(index)]) == 0
+def test_from_image_pairs_to_a_generated_answer(tiny_parts, tmp_path, base_with_tiny_autoencoder, capsys):
+    pairs, index, runs = write_image_pairs(tmp_path / "pairs", pairs=3), tmp_path / "pairs.jsonl", tmp_path / "runs"
+    assert prepare(["folders", str(pairs), "--out", str(index)]) == 0
     overrides = [
         f"base.model={base_with_tiny_autoencoder}", f"encoder.model={tiny_parts / 'encoder'}", f"data.index={index}",
         f"run.folder={runs}", "text.caption_source=none", "run.steps=6", "validation.every=6", "data.workers=1",
@@ -53,7 +53,7 @@ def test_from_pictures_to_a_drawn_answer(tiny_parts, tmp_path, base_with_tiny_au
     triplet = tmp_path / "triplets" / "one"
     triplet.mkdir(parents=True)
     for part, source in (("a", "0001_before"), ("a_prime", "0001_after"), ("b", "0002_before")):
-        Image.open(pictures / "invert" / f"{source}.png").save(triplet / f"{part}.png")
+        Image.open(pairs / "invert" / f"{source}.png").save(triplet / f"{part}.png")
     drawn = sample(
         ["--base", str(base_with_tiny_autoencoder), "--basis", str(file), "--encoder", str(tiny_parts / "encoder"),
          "--out", str(tmp_path / "drawn"), "--triplets", str(triplet.parent), "--megapixels", "0.05", "--steps", "2",

@@ -79,7 +79,7 @@ def ablation(out: Path, names: Sequence[str], *, steps: int, seed: int, per_edit
         rates = _GAIN_1_RATES if "basis.coefficient_gain=1" in overrides else _GAIN_N_RATES
         rates = _LORA_RATES if "basis.basis_size=1" in overrides else rates
         basis_file = trained_basis(out, name, overrides, rates, steps=steps, seed=seed)
-        if not basis_file.is_file():  # the trainer was asked to stop
+        if not basis_file.is_file():  # a signal stopped the trainer
             raise KeyboardInterrupt
         encoder = out / (_UNTRAINED if name == _UNTRAINED else "encoder")
         methods.append(_variant_method(VARIANTS[name][0], basis_file, encoder, folder))
@@ -99,7 +99,7 @@ def ablation(out: Path, names: Sequence[str], *, steps: int, seed: int, per_edit
 
 
 def variant_overrides(name: str, out: Path) -> tuple[str, ...]:
-    """The config overrides of a variant whose parts lie in `out`."""
+    """The config overrides of a variant whose parts are in `out`."""
     encoder = (f"encoder.model={out / _UNTRAINED}",) if name == _UNTRAINED else ()
     return (*VARIANTS[name][1], *encoder)
 
@@ -153,8 +153,7 @@ def _variant_method(title: str, basis_file: Path, encoder: Path, folder: Evaluat
         demo = load_demo(MODEL_FOLDER, basis_file=basis_file, encoder=load_image_encoder(encoder))
 
         def answer(sample: Sample) -> Image.Image:
-            paths = [folder.inputs(sample.id) / f"{part}.png" for part in ("a", "a_prime", "b")]
-            images = [torch.from_numpy(to_art(read_image(path)))[None] for path in paths]
+            images = [torch.from_numpy(to_art(read_image(path)))[None] for path in folder.triplet(sample.id)]
             return to_image(demo.answer(*images)[0].clamp(0, 1).numpy())
 
         return answer

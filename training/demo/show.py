@@ -1,4 +1,4 @@
-"""See the demo work: python -m training.demo.show [--out FOLDER] [--a A --a-prime A_PRIME --b B]
+"""See the demo work: python -m training.demo show [--out FOLDER] [--a A --a-prime A_PRIME --b B]
 
 Without images: one analogy of every kind of edit, on scenes and photographs that no training saw, with colors that
 encoder and basis never saw with that kind (the base did); demo.png shows a | a′ | b | b̂′ | b′. With images: yours, as
@@ -7,7 +7,6 @@ encoder and basis never saw with that kind (the base did); demo.png shows a | a�
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,9 +83,3 @@ def sheet(columns: Sequence[torch.Tensor]) -> Image.Image:
         for y, pixels in enumerate(column):
             result.paste(to_image(pixels.numpy()), (x * side, y * side))
     return result
-
-
-if __name__ == "__main__":
-    from .__main__ import main
-
-    sys.exit(main(["show", *sys.argv[1:]]))

@@ -13,13 +13,13 @@ from PIL import Image
 
 from lorweb_core.encoder import load_image_encoder
 from lorweb_core.images import ImageFileError
+from tests.demo_pipeline import psnr
 from training.demo.__main__ import main
 from training.demo.analogies import draw_analogies, load_demo, score, stack_images
 from training.demo.comfyui import write_comfyui_folder
 from training.demo.compare import base_answerer, basis_answerer, copy_b
 from training.demo.scenes import MODEL_FOLDER, PHOTOS, PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, edits_of
 from training.demo.show import show_bundled, show_own
-from training.demo.vae import psnr
 
 BASE = MODEL_FOLDER / "base.safetensors"
 BASIS = MODEL_FOLDER / "basis.safetensors"

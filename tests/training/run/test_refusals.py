@@ -134,7 +134,7 @@ def test_several_tasks_of_srun_without_torchrun_are_refused(tiny_overrides, monk
     assert train_main(["--config", "tiny.yaml", *tiny_overrides("run.steps=1")]) == 0
 
 
-@pytest.mark.parametrize("name", ["sample", "train", "evaluate", "demo", "demo.show"])
+@pytest.mark.parametrize("name", ["sample", "train", "evaluate", "demo"])
 def test_help_is_shown_on_a_terminal_that_lacks_characters(name):
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
     command = [sys.executable, "-m", f"training.{name}", "--help"]
