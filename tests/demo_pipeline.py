@@ -15,7 +15,8 @@ def load_pipeline(base):
     from diffusers import FluxKontextPipeline
 
     absent = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-    pipeline = FluxKontextPipeline(transformer=load_base(base), vae=build_vae(), scheduler=kontext_scheduler(), **absent)
+    parts = {"transformer": load_base(base), "vae": build_vae(), "scheduler": kontext_scheduler()}
+    pipeline = FluxKontextPipeline(**parts, **absent)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

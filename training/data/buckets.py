@@ -15,7 +15,7 @@ from .index import DataError
 SIDE_MULTIPLE_PX = 16
 #: Photographic formats, long side ÷ short side; each also stands upright.
 _FORMATS = (1.0, 4 / 3, 3 / 2, 16 / 9)
-#: Largest ratio between two aspects that is cropped away without further ado (the paper's evaluation rule).
+#: Largest ratio between two aspects that is cropped away without a warning (the paper's evaluation rule).
 ASPECT_TOLERANCE = 1.15
 
 

@@ -22,6 +22,14 @@ from lorweb_core.errors import FileError, LoRWeBError, printable
 from lorweb_core.files import parse_json, read_text, write_text_atomically
 
 OnBadData = Literal["skip", "stop"]
+SPLITS = ("train", "val", "test")
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,), "Path": (str,), "int": (int,), "float": (int, float), "bool": (bool,),
+}  # fmt: skip
+_SHOWN_PROBLEMS = 3
+#: After so many the file is taken for something else and not read on.
+_MAX_PROBLEMS = 1_000
+_MAX_BYTES = 1_000_000_000
 
 
 class DataError(LoRWeBError):
@@ -32,20 +40,15 @@ class DataError(LoRWeBError):
 class Problem:
     """One thing that is wrong with one file (or one task).
 
-    Attributes:
-        file: the image, text file or task, as a path or name a person can open.
-        kind: one word to filter by, for example `missing`, `damaged`, `duplicate`, `few-pairs`.
-        reason: one sentence without a full stop.
-        severity: `error` (broken) and `left out` (intact, but of no use, such as the only pair of a task) are not used
-            for training; `warning` is.
-        pair_id: of the affected pair, if any.
+    A pair with an `error` (broken) or `left out` (intact, but of no use, such as the only pair of a task) is not used
+    for training; one with a `warning` is.
     """
 
-    file: str
-    kind: str
-    reason: str
+    file: str  # the image, text file or task, as a path or name a person can open
+    kind: str  # one word to filter by, such as `missing`, `damaged`, `duplicate`, `few-pairs`
+    reason: str  # one sentence without a full stop
     severity: Literal["error", "left out", "warning"] = "error"
-    pair_id: str = ""
+    pair_id: str = ""  # of the affected pair, if any
 
     def __str__(self) -> str:
         return printable(f"{self.severity}: {self.file}: {self.kind}: {self.reason}")
@@ -83,49 +86,22 @@ def stop_if_wanted(problems: Sequence[Problem], on_bad_data: OnBadData) -> None:
     )
 
 
-SPLITS = ("train", "val", "test")
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "Path": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-}
-_SHOWN_PROBLEMS = 3
-#: After so many the file is taken for something else and not read on.
-_MAX_PROBLEMS = 1_000
-_MAX_BYTES = 1_000_000_000
-
-
 @dataclass(frozen=True)
 class PairRecord:
-    """One before/after pair.
+    """One before/after pair."""
 
-    Attributes:
-        id: unique in the index, for example `watercolor/0001`.
-        task: the transformation that its pairs share.
-        before, after: image files, absolute in memory and relative to the index on disk; the same file when `strip`.
-        width, height: of one image in pixels, upright (EXIF rotation applied); of half the strip when `strip`.
-        caption: edit instruction of this pair; "" when there is none.
-        split: `train`, `val` or `test`; a task without `train` pairs is a held-out task.
-        sha256: over the bytes of before, then after (of the strip once); "" when unknown.
-        weight: factor on how often this pair is chosen.
-        strip: both images are the halves of one file, before on the left.
-        task_caption: caption that fits every pair of the task; "" to use the task's name.
-    """
-
-    id: str
-    task: str
-    before: Path
+    id: str  # unique in the index, such as `watercolor/0001`
+    task: str  # the transformation that its pairs share
+    before: Path  # image files: absolute in memory, relative to the index on disk; the same file when `strip`
     after: Path
-    width: int
+    width: int  # of one image in pixels, upright (EXIF rotation applied); of half the strip when `strip`
     height: int
-    caption: str = ""
-    split: str = "train"
-    sha256: str = ""
-    weight: float = 1.0
-    strip: bool = False
-    task_caption: str = ""
+    caption: str = ""  # edit instruction of this pair; "" when there is none
+    split: str = "train"  # train, val or test; a task without train pairs is a held-out task
+    sha256: str = ""  # over the bytes of `files`; "" when unknown
+    weight: float = 1.0  # factor on how often this pair is chosen
+    strip: bool = False  # both images are the halves of one file, before on the left
+    task_caption: str = ""  # caption that fits every pair of the task; "" to use the task's name
 
     @property
     def aspect(self) -> float:
@@ -133,11 +109,15 @@ class PairRecord:
         return self.width / self.height
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """Before and after, or the one strip."""
+        return (self.before,) if self.strip else (self.before, self.after)
+
+    @property
     def content_key(self) -> str:
         """Names the images for caches: `sha256` (paths where the index has none), sizes and times as they are now."""
-        files = (self.before,) if self.strip else (self.before, self.after)
-        facts: list[object] = [self.sha256 or [os.fspath(path.absolute()) for path in files]]
-        for path in files:
+        facts: list[object] = [self.sha256 or [os.fspath(path.absolute()) for path in self.files]]
+        for path in self.files:
             with suppress(OSError):
                 found = path.stat()
                 facts.append((found.st_size, found.st_mtime_ns))
@@ -165,16 +145,13 @@ class PairIndex:
 
     @classmethod
     def read_index(cls, path: str | Path) -> PairIndex:
-        """The records of an index file, paths made absolute.
-
-        Raises: DataError: every unreadable line at once; a missing or empty file; an id that occurs twice.
-        """
+        """The records of an index file, paths made absolute. Raises DataError that names all unusable lines."""
         path = Path(path).absolute()
         try:
             text = read_text(path, _MAX_BYTES)
         except FileError as error:
             raise DataError(
-                f"{error} A pair index is made with `python -m training.prepare`; correct the path or make one."
+                f"{error} Correct the path, or create a pair index with `python -m training.prepare`."
             ) from error
         records, wrong = [], []
         for number, line in enumerate((line for line in text.split("\n") if line.strip()), start=1):
@@ -195,10 +172,7 @@ class PairIndex:
         return cls(records)
 
     def write_index(self, path: str | Path) -> None:
-        """Write one line per record, whole or not at all; paths are relative to the index where possible.
-
-        Raises: OutputError: when the place cannot be written.
-        """
+        """Write one line per record, whole or not at all, with relative paths where possible. Raises OutputError."""
         path = Path(path).absolute()
         lines = []
         for record in self.records:
@@ -206,7 +180,7 @@ class PairIndex:
             line = json.dumps(values, ensure_ascii=False)
             try:
                 line.encode()
-            except UnicodeEncodeError:  # a file name that is no UTF-8; escaped, it is read back as it was
+            except UnicodeEncodeError:  # a file name that is not UTF-8; escaped, it is read back as it was
                 line = json.dumps(values)
             lines.append(f"{line}\n")
         write_text_atomically(path, "".join(lines))

@@ -26,22 +26,17 @@ from .index import DataError, PairRecord
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """How quadruplets are chosen; the values are checked by the config.
-
-    Attributes:
-        task_exponent: α; 0 takes every task equally often, 1 every pair, 0.5 lies between. The reference lists every
-            unordered pair of pairs once, which is α = 2 but for the smallest tasks.
-        pairing: `ordered`: any two different pairs; `i<j`: a's pair comes earlier in the index than b's and all such
-            couples of a task are equally likely (the reference).
-        caption_source: whose edit instruction the prompt is: `a` (the reference), `b`, `task` or `none`.
-        caption_dropout: how often the prompt is empty instead, 0…1.
-    """
+    """How quadruplets are chosen; the values are checked by the config."""
 
     seed: int = 0
+    #: α: 0 takes every task equally often, 1 every pair, 0.5 is in between. The reference lists every unordered pair of
+    #: pairs once, which is α = 2 but for the smallest tasks.
     task_exponent: float = 0.5
+    #: `ordered`: any two different pairs; `i<j`: a's pair comes earlier in the index than b's and all such couples of a
+    #: task are equally likely (the reference).
     pairing: str = "ordered"
-    caption_source: str = "a"
-    caption_dropout: float = 0.05
+    caption_source: str = "a"  # whose edit instruction the prompt is: `a` (the reference), `b`, `task` or `none`
+    caption_dropout: float = 0.05  # how often the prompt is empty instead, 0…1
 
 
 @dataclass(frozen=True)

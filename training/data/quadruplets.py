@@ -73,14 +73,9 @@ class QuadrupletDataset(Dataset[Item]):
     """
 
     def __init__(
-        self,
-        records: Sequence[PairRecord],
-        settings: DrawSettings,
-        *,
-        resolution_px: int = 256,
-        preprocessing: Preprocessing | None = None,
-        on_bad_data: OnBadData = "skip",
-    ) -> None:
+        self, records: Sequence[PairRecord], settings: DrawSettings, *, resolution_px: int = 256,
+        preprocessing: Preprocessing | None = None, on_bad_data: OnBadData = "skip",
+    ) -> None:  # fmt: skip
         self.records = tuple(records)
         self.buckets = cell_buckets(resolution_px)
         self.drawer = QuadrupletDrawer(self.records, self.buckets, settings)
@@ -109,10 +104,6 @@ class QuadrupletDataset(Dataset[Item]):
             "the data's disk is still connected, then run `python -m training.prepare check`."
         )
 
-    def draw_bucket(self, epoch: int, batch: int) -> int:
-        """The cell size of a whole batch."""
-        return self.drawer.draw_bucket(epoch, batch)
-
     def captions(self) -> tuple[str, ...]:
         """Every prompt an item can have, "" included."""
         return all_captions(self.records, self.drawer.settings.caption_source)
@@ -125,14 +116,9 @@ class FixedQuadrupletDataset(Dataset[Item | None]):
     """
 
     def __init__(
-        self,
-        records: Sequence[PairRecord],
-        quadruplets: Sequence[Quadruplet],
-        *,
-        resolution_px: int = 256,
-        preprocessing: Preprocessing | None = None,
-        on_bad_data: OnBadData = "skip",
-    ) -> None:
+        self, records: Sequence[PairRecord], quadruplets: Sequence[Quadruplet], *, resolution_px: int = 256,
+        preprocessing: Preprocessing | None = None, on_bad_data: OnBadData = "skip",
+    ) -> None:  # fmt: skip
         self.records, self.quadruplets = tuple(records), tuple(quadruplets)
         self.buckets = cell_buckets(resolution_px)
         self.preprocessing, self.on_bad_data = preprocessing, on_bad_data
@@ -188,17 +174,14 @@ class BucketBatchSampler:
     def batch(self, number: int) -> list[DrawKey]:
         """This rank's keys of batch `number`, counted from the start of training."""
         epoch, batch = divmod(number, len(self))
-        bucket = self.dataset.draw_bucket(epoch, batch)
+        bucket = self.dataset.drawer.draw_bucket(epoch, batch)
         return [DrawKey(epoch, batch * self.batch_size + place, bucket) for place in self._places]
 
 
 def read_quadruplet(
     records: Sequence[PairRecord], quadruplet: Quadruplet, cell: Cell, preprocessing: Preprocessing | None
 ) -> Item:
-    """The item of a quadruplet (see `QuadrupletDataset`).
-
-    Raises: ImageFileError: when one of its four images cannot be used.
-    """
+    """The item of a quadruplet (see `QuadrupletDataset`). Raises ImageFileError when an image cannot be used."""
     record_a, record_b = records[quadruplet.a], records[quadruplet.b]
     enough_px = max(DECODE_AT_LEAST_PX, 2 * cell.width, 2 * cell.height)
     a, a_prime = load_pair(record_a, at_least_px=enough_px)
@@ -237,7 +220,7 @@ def collate_quadruplets(items: Sequence[Item | None]) -> dict[str, Any]:
     }
 
 
-class EncoderPictures(Dataset[Item | None]):
+class EncoderImages(Dataset[Item | None]):
     """Every image of a pair index once, as the image encoder sees it; a cache of embeddings is filled from it.
 
     Per pair `keys` [before, after] and `images` uint8 [2, S, S, 3]; None for a broken image with `skip`. Pairs of which
@@ -245,13 +228,9 @@ class EncoderPictures(Dataset[Item | None]):
     """
 
     def __init__(
-        self,
-        records: Sequence[PairRecord],
-        preprocessing: Preprocessing,
-        *,
-        known: Collection[str] = (),
+        self, records: Sequence[PairRecord], preprocessing: Preprocessing, *, known: Collection[str] = (),
         on_bad_data: OnBadData = "skip",
-    ) -> None:
+    ) -> None:  # fmt: skip
         held = set(known)
         wanted = {r.before_key + r.after_key: r for r in records if not {r.before_key, r.after_key} <= held}
         self.records = tuple(wanted.values())

@@ -20,13 +20,9 @@ TaskKind = Literal["seen", "held-out"]
 
 
 def hold_out(
-    records: Sequence[PairRecord],
-    *,
-    tasks: int | Collection[str] = 0,
-    pairs_per_task: int = 0,
-    split: str = "val",
+    records: Sequence[PairRecord], *, tasks: int | Collection[str] = 0, pairs_per_task: int = 0, split: str = "val",
     seed: int = 0,
-) -> list[PairRecord]:
+) -> list[PairRecord]:  # fmt: skip
     """The same records with some `train` pairs moved to another split.
 
     Pairs of the same two images stay together, so nothing held out is trained on in the opposite direction or under
@@ -83,16 +79,9 @@ def held_out_tasks(records: Sequence[PairRecord]) -> set[str]:
 
 
 def fixed_quadruplets(
-    records: Sequence[PairRecord],
-    buckets: Sequence[Cell],
-    *,
-    kind: TaskKind,
-    split: str = "val",
-    per_task: int = 2,
-    max_items: int | None = None,
-    caption_source: str = "a",
-    seed: int = 0,
-) -> tuple[Quadruplet, ...]:
+    records: Sequence[PairRecord], buckets: Sequence[Cell], *, kind: TaskKind, split: str = "val", per_task: int = 2,
+    max_items: int | None = None, caption_source: str = "a", seed: int = 0,
+) -> tuple[Quadruplet, ...]:  # fmt: skip
     """Analogies for validation: the same list for the same data and seed, sorted by cell size and task.
 
     b's pair is always held out. a's pair is another held-out pair of the task, or, on a seen task that has none of
@@ -174,6 +163,4 @@ def _partner(b: int, pool: Sequence[int], records: Sequence[PairRecord], split: 
     start = pool.index(b) + 1
     others = [*pool[start:], *pool[: start - 1]]
     fitting = [i for i in others if aspects_match(records[i].aspect, records[b].aspect)]
-    wanted = (split, "train")
-    ranked = [i for name in wanted for i in fitting if records[i].split == name]
-    return ranked[0] if ranked else None
+    return next((i for name in (split, "train") for i in fitting if records[i].split == name), None)

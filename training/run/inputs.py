@@ -29,7 +29,7 @@ def input_digests(records: Sequence[PairRecord], source: ModelSource, encoder: P
     if source.is_single_file:
         base = {name: path for name, path in base.items() if not name.startswith("transformer/")}
         base[source.transformer.name] = source.transformer
-    pairs = in_threads(_record_digest, records, show_progress=False, label="")
+    pairs = in_threads(_record_digest, records)
     return {
         "pairs of the data": {record.id: digest for record, digest in zip(records, pairs, strict=True)},
         "files of the base": {name: _digest([path]) for name, path in base.items() if path.is_file()},

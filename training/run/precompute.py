@@ -26,7 +26,7 @@ from ..base.text import encode_captions, has_text_encoders
 from ..base.transformer import DTYPES
 from ..config.schema import TrainConfig
 from ..data.index import PairRecord
-from ..data.quadruplets import EncoderPictures, collate_quadruplets
+from ..data.quadruplets import EncoderImages, collate_quadruplets
 from ..data.tensor_cache import TensorCache, file_facts, text_key
 from .distributed import Item, Processes
 
@@ -104,7 +104,7 @@ def _embed_pictures(
     config: TrainConfig, encoder: ImageEncoder, records: Sequence[PairRecord], known: Collection[str]
 ) -> Iterator[tuple[str, Tensor]]:
     """Give picture key and embedding [P] of every picture of these pairs that is not known."""
-    pictures = EncoderPictures(records, encoder.preprocessing, known=known, on_bad_data=config.data.on_bad_data)
+    pictures = EncoderImages(records, encoder.preprocessing, known=known, on_bad_data=config.data.on_bad_data)
     logger.info("embedding the images of %d pairs", len(pictures))
     loader: DataLoader[Any] = DataLoader(
         pictures, batch_size=_PICTURES_AT_A_TIME, collate_fn=collate_quadruplets, num_workers=config.data.workers

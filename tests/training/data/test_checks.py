@@ -27,7 +27,7 @@ def write_bomb(path: Path) -> None:
 
 
 def write_other(path: Path, size: tuple[int, int]) -> None:
-    """Replace a picture by one of another size."""
+    """Replace a image by one of another size."""
     paint(99, size=size).save(path)
 
 

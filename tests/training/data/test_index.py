@@ -1,4 +1,4 @@
-"""The index file: what is written is read again, and every mistake in it is told."""
+"""The index file: what is written is read again, and every error in it is reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.data.index import DataError, PairIndex
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    records = write_tasks(tmp_path / "pictures", {"négatif": [(64, 48), (64, 64)], "b": [(32, 32)]})
+    records = write_tasks(tmp_path / "images", {"négatif": [(64, 48), (64, 64)], "b": [(32, 32)]})
     for place in (tmp_path, tmp_path / "beside"):
         place.mkdir(exist_ok=True)
         PairIndex(records).write_index(place / "pairs.jsonl")
@@ -26,13 +26,13 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 
 def test_paths_are_relative_so_the_folder_can_move(tmp_path: Path) -> None:
-    records = write_tasks(tmp_path / "first" / "pictures", {"negative": [(64, 48)]})
+    records = write_tasks(tmp_path / "first" / "images", {"negative": [(64, 48)]})
     PairIndex(records).write_index(tmp_path / "first" / "pairs.jsonl")
     line = json.loads((tmp_path / "first" / "pairs.jsonl").read_text(encoding="utf-8"))
-    assert line["before"] == "pictures/negative/0000_before.png"
+    assert line["before"] == "images/negative/0000_before.png"
     shutil.move(tmp_path / "first", tmp_path / "second")
     moved = PairIndex.read_index(tmp_path / "second" / "pairs.jsonl").records[0]
-    assert moved.before == tmp_path / "second" / "pictures" / "negative" / "0000_before.png"
+    assert moved.before == tmp_path / "second" / "images" / "negative" / "0000_before.png"
     assert moved.before.is_file()
 
 
@@ -78,7 +78,7 @@ def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"width": 0}, "width is 0"),
         ({"weight": float("inf")}, "weight is inf"),
@@ -87,10 +87,10 @@ def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
         ({"before": None}, "before is None"),
     ],
 )
-def test_a_wrong_value_is_refused(tmp_path: Path, changes: dict[str, object], told: str) -> None:
+def test_a_wrong_value_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     good = {"id": "x", "task": "t", "before": "a.png", "after": "b.png", "width": 8, "height": 8}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(good | changes), encoding="utf-8")
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         PairIndex.read_index(tmp_path / "pairs.jsonl")
 
 

@@ -1,4 +1,4 @@
-"""Items and batches: right pixels in the right quadrant, equal on all workers and ranks, robust to broken pictures."""
+"""Items and batches: right pixels in the right quadrant, equal on all workers and ranks, robust to broken images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.data.pairing import DrawSettings
 from training.data.quadruplets import (
     BrokenImageError,
     BucketBatchSampler,
-    EncoderPictures,
+    EncoderImages,
     FixedQuadrupletDataset,
     QuadrupletDataset,
     collate_quadruplets,
@@ -67,8 +67,8 @@ def test_every_quadrant_holds_its_image(records: list[PairRecord]) -> None:
             wanted = [fit_cell(read_image(path), cell) for path in (a.before, a.after, b.before, b.after)]
             target, context = (item[name].permute(1, 2, 0).numpy() for name in ("target", "context"))
             assert target.shape == context.shape == (2 * h, 2 * w, 3)
-            for picture, (y, x) in zip(wanted, ((0, 0), (0, w), (h, 0), (h, w)), strict=True):
-                assert np.array_equal(target[y : y + h, x : x + w], picture)
+            for image, (y, x) in zip(wanted, ((0, 0), (0, w), (h, 0), (h, w)), strict=True):
+                assert np.array_equal(target[y : y + h, x : x + w], image)
             assert np.array_equal(context[:h], target[:h])
             assert np.array_equal(context[h:, :w], target[h:, :w])
             assert np.array_equal(context[h:, w:], target[h:, :w])
@@ -199,7 +199,7 @@ def test_broken_validation_items_are_left_out_or_stop(records: list[PairRecord])
 
 
 def test_encoder_images_are_those_of_the_items(records: list[PairRecord]) -> None:
-    loader = DataLoader(EncoderPictures(records, SMALL), batch_size=3, collate_fn=collate_quadruplets, num_workers=1)
+    loader = DataLoader(EncoderImages(records, SMALL), batch_size=3, collate_fn=collate_quadruplets, num_workers=1)
     embedded = {
         key: image
         for batch in loader
@@ -219,7 +219,7 @@ def test_large_photographs_give_the_same_encoder_image_in_cache_and_item(tmp_pat
         PairRecord(str(i), "t", tmp_path / f"{i}_before.jpg", tmp_path / f"{i}_after.jpg", 2600, 2400) for i in (0, 1)
     ]
     dataset = dataset_of(records, preprocessing=CLIP_PREPROCESSING)
-    items = [item for item in EncoderPictures(records, CLIP_PREPROCESSING) if item is not None]
+    items = [item for item in EncoderImages(records, CLIP_PREPROCESSING) if item is not None]
     cached = {key: image for item in items for key, image in zip(item["keys"], item["images"], strict=True)}
     item = dataset[BucketBatchSampler(dataset, batch_size=1).batch(0)[0]]
     assert all(torch.equal(cached[k], image) for k, image in zip(item["image_keys"], item["images"], strict=True))
@@ -227,12 +227,12 @@ def test_large_photographs_give_the_same_encoder_image_in_cache_and_item(tmp_pat
 
 def test_known_encoder_images_are_left_out_and_broken_ones_give_none(records: list[PairRecord]) -> None:
     known = {key for record in records[1:] for key in (record.before_key, record.after_key)}
-    remaining = EncoderPictures(records, SMALL, known=known)
+    remaining = EncoderImages(records, SMALL, known=known)
     assert [record.id for record in remaining.records] == [records[0].id]
     truncate(records[0].before)
     assert remaining[0] is None
     with pytest.raises(BrokenImageError):
-        EncoderPictures(records, SMALL, on_bad_data="stop")[0]
+        EncoderImages(records, SMALL, on_bad_data="stop")[0]
 
 
 def test_strips_are_items_like_any_other(tmp_path: Path) -> None:

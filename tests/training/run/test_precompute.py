@@ -147,7 +147,7 @@ def test_an_image_that_was_replaced_in_place_gets_new_latents(own_records, tmp_p
     codec = Codec(_Blocks(), scale=1.0, shift=0.0, pixels_per_latent=8, channels=3)
     records = [record for record in own_records if record.task == own_records[0].task]
     dataset = QuadrupletDataset(records, DrawSettings(), resolution_px=64)
-    key = DrawKey(0, 0, dataset.draw_bucket(0, 0))
+    key = DrawKey(0, 0, dataset.drawer.draw_bucket(0, 0))
     cached = GridLatents(codec, TensorCache(tmp_path / "cache", {"kind": "latents"}))
     cached.encode(collate_quadruplets([dataset[key]]), slice(None))
     for record in records:

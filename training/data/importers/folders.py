@@ -4,7 +4,7 @@
     mydata/watercolor/before/0001.png  after/0001.jpg  [caption/0001.txt]
     mydata/watercolor/task.toml        [caption, reverse_caption, split, weight, bidirectional]
 
-Folders may lie deeper (`mydata/style/watercolor` is the task `style/watercolor`), and pairs in `mydata` itself are
+Folders may be nested (`mydata/style/watercolor` is the task `style/watercolor`), and pairs in `mydata` itself are
 a task as well. Other names for the two sides, such as `control` and `target` or `a` and `a_prime`, are those of
 `lorweb_core.pair_folder`.
 `bidirectional = true` adds a second task with before and after exchanged: the reverse transformation has its own
@@ -46,27 +46,19 @@ _FOREIGN_SUFFIXES = (".heic", ".heif", ".jxl", ".psd", ".svg", ".dng", ".cr2", "
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What `task.toml` may say.
+    """What `task.toml` may set."""
 
-    Attributes:
-        caption: edit instruction of every pair that has no text file.
-        reverse_caption: the same for the reversed task; text files describe the forward direction only.
-        split: `train`, `val` or `test`, for all pairs of the task.
-        weight: factor on how often the task is drawn.
-        bidirectional: also learn after → before, as a task of its own.
-    """
-
-    caption: str = ""
-    reverse_caption: str = ""
-    split: str = "train"
-    weight: float = 1.0
-    bidirectional: bool = False
+    caption: str = ""  # edit instruction of every pair that has no text file
+    reverse_caption: str = ""  # the same for the reversed task; text files describe the forward direction only
+    split: str = "train"  # train, val or test, for all pairs of the task
+    weight: float = 1.0  # factor on how often the task is chosen
+    bidirectional: bool = False  # also learn after → before, as a task of its own
 
 
 def find_pairs(root: Path) -> Found:
     """The pairs of `root` itself and of every folder below it that holds any; a folder without is listed.
 
-    Raises: DataError: when `root` is no folder, or a `task.toml` cannot be understood.
+    Raises DataError when `root` is not a folder, or a `task.toml` cannot be used.
     """
     require_folder(root, "one subfolder per transformation")
     found = Found()
@@ -75,10 +67,7 @@ def find_pairs(root: Path) -> Found:
 
 
 def read_task_settings(path: Path) -> TaskSettings:
-    """The settings of a `task.toml`; the defaults when there is none.
-
-    Raises: DataError: for unreadable TOML, unknown names (with the nearest known one) and wrong values, all at once.
-    """
+    """The settings of a `task.toml`; the defaults when there is none. Raises DataError."""
     if not path.is_file():
         return TaskSettings()
     try:

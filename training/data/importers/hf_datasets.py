@@ -37,28 +37,22 @@ class Columns:
 
 
 def find_pairs(
-    source: str,
-    pictures: Path,
-    *,
-    columns: Columns | None = None,
-    task: str | None = None,
-    limit: int | None = None,
-    show_progress: bool = False,
+    source: str, images: Path, *, columns: Columns | None = None, task: str | None = None, limit: int | None = None
 ) -> Found:
     """The pairs of every split of a data set.
 
     Args:
         source: a parquet file, a folder (parquet, imagefolder or saved with `save_to_disk`), a zip file of an
             imagefolder, or a hub id.
-        pictures: folder to write images into, a subfolder per split.
+        images: folder to write images into, a subfolder per split.
         task: for rows that name none; the source's name when None.
         limit: at most this many rows of each split.
-    Raises: DataError: when the package is missing, the source cannot be opened or its columns are not found.
+    Raises DataError when the package is missing, the source cannot be opened or its columns are not found.
     """
-    found, files = Found(), _ImageFiles(pictures)
+    found, files = Found(), _ImageFiles(images)
     for split, table in _open_splits(source).items():
         table, label_names = _undecoded(table)
-        rows = tqdm(islice(table, limit), desc=f"reading {split}", unit="row", disable=not show_progress)
+        rows = tqdm(islice(table, limit), desc=f"reading {split}", unit="row", disable=None)
         try:
             for number, row in enumerate(rows):
                 chosen = _choose_columns(columns or Columns(), row, source)
@@ -134,7 +128,7 @@ def _open_splits(source: str) -> dict[str, Iterable[Mapping[str, Any]]]:
         ) from error
     path = Path(source)
     if not path.exists() and (path.is_absolute() or source.startswith(".") or source.count("/") != 1 or path.suffix):
-        raise _cannot_open(source, "there is no such file or folder, and it is no `owner/name` of the hub")
+        raise _cannot_open(source, "there is no such file or folder, and it is not an `owner/name` of the hub")
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             opened = datasets.load_from_disk(source)

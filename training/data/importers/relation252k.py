@@ -1,8 +1,8 @@
 """Relation252K: `<root>/<NNN-Task name>/Group1/labels.json` with before|after strips beside it.
 
 `labels.json` is a list of {img_name, left_image_description, right_image_description, edit_instruction}. Written from
-the documented shape, without the set at hand: other spellings of a name, a dict around the list, a missing suffix and
-images in a subfolder are accepted, and what cannot be read is listed.
+the documented shape and not yet tried on the data: other spellings of a name, a dict around the list, a missing suffix
+and images in a subfolder are accepted, and what cannot be read is listed.
 """
 
 from __future__ import annotations
@@ -35,10 +35,7 @@ _CAPTION_FIELDS = ("edit_instruction", "instruction", "edit_prompt", "prompt", "
 
 
 def find_pairs(root: Path, *, group: str | None = "Group1") -> Found:
-    """The pairs of every task folder's group (as in the reference); all groups with None or where it is missing.
-
-    Raises: DataError: when `root` is no folder.
-    """
+    """The pairs of every task folder's group (as in the reference); of all groups with None or where it is missing."""
     require_folder(root, f"task folders that hold Group1/{LABELS_NAME}")
     found = Found()
     labels_of = _label_files(root)
@@ -98,5 +95,5 @@ def _read_entries(labels: Path) -> list[Mapping[str, Any]] | Problem:
     if isinstance(content, dict):
         content = next((value for value in content.values() if isinstance(value, list)), None)
     if not isinstance(content, list):
-        return Problem(str(labels), "unreadable", "no list of labels")
+        return Problem(str(labels), "unreadable", "not a list of labels")
     return [entry if isinstance(entry, dict) else {} for entry in content]

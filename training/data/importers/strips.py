@@ -14,10 +14,7 @@ from .building import Candidate, Found, folder_name, image_files, read_caption, 
 
 
 def find_pairs(root: Path, *, task: str | None = None) -> Found:
-    """A pair per image of `root` itself (of this task, or named like the folder) and of every subfolder (its name).
-
-    Raises: DataError: when `root` is no folder.
-    """
+    """A pair per image of `root` itself (of this task, or named like the folder) and of every subfolder (its name)."""
     require_folder(root, "before|after strips, or one subfolder of them per transformation")
     found = Found()
     for folder, name in [(root, task or folder_name(root)), *((folder, folder.name) for folder in subfolders(root))]:
