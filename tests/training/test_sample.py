@@ -70,7 +70,7 @@ def test_latents_of_the_reference_are_reproduced_in_every_step(golden_run, golde
         lambda x, sigma: predict_velocity(golden_transformer, x, sigma, conditioning),
         unpack_latents(tensors["latents_initial"], 12, 12),
         SigmaSchedule().sigmas(facts["steps"], facts["image_seq_len"]),
-        on_step=lambda _, latents: steps.append(pack_latents(latents)),
+        on_step=lambda latents: steps.append(pack_latents(latents)),
     )
     torch.testing.assert_close(torch.stack(steps), tensors["latents_per_step"], atol=5e-6 + machine_error, rtol=0)
 

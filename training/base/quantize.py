@@ -24,8 +24,8 @@ def quantize_blocks(transformer: Any, mode: str, device: torch.device) -> None: 
     Args:
         transformer: a FLUX transformer with `transformer_blocks` and `single_transformer_blocks`.
         mode: `none`, `int8` or `nf4`.
-        device: where the packed weights live.
-    Raises: ModelError: when the quantizer is not installed.
+        device: of the packed weights.
+    Raises ModelError when the quantizer is not installed.
     """
     if mode == "none":
         return
@@ -33,9 +33,8 @@ def quantize_blocks(transformer: Any, mode: str, device: torch.device) -> None: 
         (_quantize_int8 if mode == "int8" else _quantize_nf4)(transformer, device)
     except ImportError as error:
         raise ModelError(
-            expected=f"the package for base.quantize: {mode}",
-            got=f"an import error ({error})",
-            remedy=f"Run `{INSTALL[mode]}`, or set base.quantize: none.",
+            f"base.quantize: {mode} needs the package {PACKAGES[mode]}, which cannot be imported ({error}). Run "
+            f"`{INSTALL[mode]}`, or set base.quantize: none."
         ) from error
 
 

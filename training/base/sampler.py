@@ -119,11 +119,9 @@ class AnalogySampler:
         conditioning = Conditioning(context, prompt_embeds, pooled, None, options.guidance)
         sigmas = self.schedule.sigmas(options.steps, target_tokens(context))
         latents = sample_latents(
-            lambda x, sigma: predict_velocity(self.transformer, x, sigma, conditioning),
-            noise,
-            sigmas,
-            on_step=None if on_step is None else lambda _index, _latents: on_step(),
-        )
+            lambda x, sigma: predict_velocity(self.transformer, x, sigma, conditioning), noise, sigmas,
+            on_step=None if on_step is None else lambda _latents: on_step(),
+        )  # fmt: skip
         generated = self.codec.decode(latents)
         return undo_grid(generated, layout), generated
 

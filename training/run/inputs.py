@@ -26,7 +26,7 @@ def input_digests(records: Sequence[PairRecord], source: ModelSource, encoder: P
         for folder in (source.components, source.transformer) if folder.is_dir()
         for pattern in _BASE_FILES for path in folder.glob(pattern)
     }  # fmt: skip
-    if source.is_single_file:
+    if source.transformer.is_file():
         base = {name: path for name, path in base.items() if not name.startswith("transformer/")}
         base[source.transformer.name] = source.transformer
     pairs = in_threads(_record_digest, records)

@@ -19,7 +19,7 @@ from lorweb_core.settings import KONTEXT_ID, QUERY_MODES
 
 from ..base.quantize import INSTALL, PACKAGES
 from ..base.single_file import check_header
-from ..base.source import FULL_SIZE_CONFIG, PartsHere, find_parts_here, is_repository_id
+from ..base.source import FULL_SIZE_CONFIG, PartsHere, find_parts_here, is_repository_id, read_transformer_config
 from ..base.text import has_text_encoders
 from ..config.schema import TrainConfig
 from ..data.index import PairIndex, PairRecord
@@ -106,7 +106,7 @@ def _check_base(config: TrainConfig, report: PreflightReport) -> None:
     _tell_download(parts, report)
     if parts.components is not None and not (parts.components / "vae").is_dir():
         report.mistakes.append(f"no vae/ in {parts.components}: set base.components to a diffusers folder that has it")
-    transformer_config = parts.transformer_config()
+    transformer_config = read_transformer_config(parts)
     _check_captions(config, parts.components, transformer_config["joint_attention_dim"], report)
     width, weights = _encoder_size(config, report)
     memory = estimate_memory(config, transformer_config, QUERY_MODES[config.basis.query_mode] * width, weights)

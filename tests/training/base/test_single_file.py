@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from training.base.single_file import check_header, from_bfl, read_single_file
-from training.base.source import FULL_SIZE_CONFIG, ModelSource, find_parts_here, find_source
+from training.base.source import FULL_SIZE_CONFIG, ModelSource, find_parts_here, find_source, read_transformer_config
 from training.base.transformer import load_transformer
 from training.config.schema import BaseModelConfig
 
@@ -216,7 +216,7 @@ def test_repository_that_cannot_be_read_gets_the_steps():
         find_source("owner/no--such--name", None, None)
 
 
-def test_parts_in_the_local_cache_are_told_from_those_to_download(tmp_path, monkeypatch):
+def test_parts_in_the_local_cache_are_distinguished_from_those_to_download(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     name = "somebody/some-kontext"
     assert find_parts_here(name, None, None).repositories == (name,)
@@ -228,13 +228,13 @@ def test_parts_in_the_local_cache_are_told_from_those_to_download(tmp_path, monk
     (cached / "refs" / "main").write_text("0" * 40)
     parts = find_parts_here(name, None, None)
     assert (parts.transformer, parts.components, parts.repositories) == (None, snapshot, (name,))
-    assert parts.transformer_config() == FULL_SIZE_CONFIG
+    assert read_transformer_config(parts) == FULL_SIZE_CONFIG
 
 
 def test_misspelt_path_in_a_folder_of_this_machine_is_not_taken_for_a_repository(tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="which is none of them here"):
+    with pytest.raises(ValueError, match="There is no diffusers folder"):
         find_parts_here("models/kontxt", None, None)
 
 
