@@ -112,9 +112,7 @@ def generate_command(
         from .base.sampler import DrawOptions
 
         options = DrawOptions(steps, guidance, megapixels, fit, strength, noise_seed)
-        model = BaseModelConfig(
-            model=base, components=components, dtype=dtype, quantize=quantize, gradient_checkpointing=False
-        )
+        model = BaseModelConfig(model=base, components=components, dtype=dtype, quantize=quantize)
         methods += [
             basis_method(
                 text, folder, samples, base=model, options=options, encoder=encoder, max_tokens=max_tokens,

@@ -83,7 +83,7 @@ def load_sampler(
     device, dtype = device or open_device(), DTYPES[base.dtype]
     basis = load_basis(basis_file)
     image_encoder = _load_encoder(encoder, basis, device)  # before the minutes that the base takes
-    source = find_source(base.model, base.components, base.revision)
+    source = find_source(base.model, base.components)
     embeddings = encode_captions(
         prompts, source.components, read_transformer_config(source),
         max_tokens=max_tokens or trained_text_tokens(basis.metadata) or PIPELINE_TOKENS, dtype=dtype, device=device,
@@ -214,9 +214,8 @@ def _too_large(error: RuntimeError) -> ModelError:
 
 def _sampler_of(options: argparse.Namespace, triplets: Sequence[Triplet]) -> AnalogySampler:
     base = BaseModelConfig(
-        model=options.base, components=options.components, dtype=options.dtype, quantize=options.quantize,
-        gradient_checkpointing=False,
-    )  # fmt: skip
+        model=options.base, components=options.components, dtype=options.dtype, quantize=options.quantize
+    )
     prompts = sorted({triplet.prompt for triplet in triplets})
     device = open_device(options.device)
     return load_sampler(

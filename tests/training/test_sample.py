@@ -171,7 +171,7 @@ def test_an_encoder_that_only_the_training_machine_had_is_asked_for(trained_file
 
 
 def test_strength_zero_is_the_base_and_the_same_seed_gives_the_same_picture(tiny_parts, trained_file):
-    base = BaseModelConfig(model=str(tiny_parts / "model"), dtype="float32", gradient_checkpointing=False)
+    base = BaseModelConfig(model=str(tiny_parts / "model"), dtype="float32")
     sampler = load_sampler(base, trained_file, [""], encoder=str(tiny_parts / "encoder"))
     pictures = [torch.rand(1, 48, 48, 3, generator=torch.Generator().manual_seed(n)) for n in range(3)]
     options = {"steps": 2, "megapixels": 0.05}

@@ -73,28 +73,27 @@ class PartsHere:
         return _read_config(self.transformer)
 
 
-def find_source(model: str, components: str | None, revision: str | None) -> ModelSource:
+def find_source(model: str, components: str | None) -> ModelSource:
     """Return where a base's files are, downloading a Hugging Face repository when needed.
 
     Args:
         model: folder, single file, or repository id.
         components: folder or id for everything but the transformer; without it the model's own, for a single file
             the published Kontext.
-        revision: of the repository.
     Raises: ModelError: missing file, folder without parts, or a repository that cannot be read, with the steps.
     """
-    transformer, companions = _places(model, components, revision)
+    transformer, companions = _places(model, components)
     return ModelSource(_find(transformer, download=True), _find(companions, download=True))
 
 
-def find_parts_here(model: str, components: str | None, revision: str | None) -> PartsHere:
+def find_parts_here(model: str, components: str | None) -> PartsHere:
     """Return which parts of a base are here already, without downloading; arguments as for `find_source`.
 
     Raises: ModelError: missing file or folder, or a name that no repository can have.
     """
     found: list[Path | None] = []
     repositories = []
-    for place in _places(model, components, revision):
+    for place in _places(model, components):
         try:
             found.append(_find(place, download=False))
         except NotDownloadedError:
@@ -154,20 +153,16 @@ def damaged_part(folder: Path, error: Exception) -> ModelError:
 
 @dataclass(frozen=True)
 class _Place:
-    """A part of a base as the config names it: file, folder or repository with revision."""
+    """A part of a base as the config names it: file, folder or repository."""
 
     part: str
     name: str
-    revision: str | None
 
 
-def _places(model: str, components: str | None, revision: str | None) -> tuple[_Place, _Place]:
-    """Those of the transformer and of everything else; a revision is that of the model's own repository."""
-    if Path(model).suffix in SINGLE_FILE_SUFFIXES:
-        companions = _Place("components", components or KONTEXT_ID, revision if components else None)
-    else:
-        companions = _Place("components", components or model, None if components else revision)
-    return _Place("transformer", model, revision), companions
+def _places(model: str, components: str | None) -> tuple[_Place, _Place]:
+    """Those of the transformer and of everything else."""
+    own = KONTEXT_ID if Path(model).suffix in SINGLE_FILE_SUFFIXES else model
+    return _Place("transformer", model), _Place("components", components or own)
 
 
 def _find(place: _Place, *, download: bool) -> Path:
@@ -209,10 +204,8 @@ def _find_repository(place: _Place, *, download: bool) -> Path:
 
     patterns = list(_PATTERNS[place.part])
     try:
-        path = snapshot_download(
-            place.name, revision=place.revision, allow_patterns=patterns, local_files_only=not download
-        )
-    except (OSError, ValueError) as error:  # gated, missing, no network, unknown revision: all derive from these
+        path = snapshot_download(place.name, allow_patterns=patterns, local_files_only=not download)
+    except (OSError, ValueError) as error:  # gated, missing, no network: all derive from these
         is_absent = not download and isinstance(error, LocalEntryNotFoundError)
         raise _not_downloaded(place) if is_absent else _unreadable(place, error) from error
     if not download and not (Path(path) / _FIRST_OF[place.part]).exists():  # fetched for another of its parts

@@ -87,8 +87,6 @@ def load_transformer(config: BaseModelConfig, source: ModelSource, device: torch
     model.requires_grad_(False)
     quantize_blocks(model, config.quantize, device)
     model.to(device)
-    if config.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
     return model
 
 
