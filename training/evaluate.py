@@ -108,12 +108,10 @@ def generate_command(
     methods = [baseline(name, folder) for name in BASELINES if baselines]
     methods += [images_method(text) for text in method or ()]
     if generator:
-        from .base.sampler import DrawOptions
+        from .base.sampler import SamplingOptions
 
-        options = DrawOptions(steps, guidance, megapixels, fit, strength, noise_seed)
-        model = BaseModelConfig(
-            model=base, components=components, dtype=dtype, quantize=quantize, gradient_checkpointing=False
-        )
+        options = SamplingOptions(steps, guidance, megapixels, fit, strength, noise_seed)
+        model = BaseModelConfig(model=base, components=components, dtype=dtype, quantize=quantize)
         methods += [
             basis_method(
                 text, folder, samples, base=model, options=options, encoder=encoder, max_tokens=max_tokens,

@@ -17,25 +17,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-from lorweb_core.basis import Basis
-from lorweb_core.checkpoint import load_basis
-from lorweb_core.encoder import ImageEncoder, load_image_encoder
 from lorweb_core.errors import ImageError, LoRWeBError, ModelError, OutputError
 from lorweb_core.files import MAX_TEXT_BYTES, read_text
 from lorweb_core.grid import build_grid
-from lorweb_core.images import IMAGE_SUFFIXES, from_pil, read_image, read_image_size
+from lorweb_core.images import IMAGE_SUFFIXES, from_pil, read_image, read_image_size, to_pil
 from lorweb_core.settings import KONTEXT_ID
-from lorweb_core.settings_sources import PIPELINE_TOKENS, trained_text_tokens
 
-from .base.flow import read_schedule
-from .base.sampler import AnalogySampler, DrawOptions, attach_basis
-from .base.sheets import contact_sheet, quadrants, to_picture
-from .base.source import find_source, read_transformer_config
-from .base.text import CaptionTable, encode_captions
-from .base.transformer import DTYPES, load_codec, load_transformer
+from .base.sampler import AnalogySampler, SamplingOptions, load_sampler
+from .base.sheets import contact_sheet, quadrants
 from .config.schema import BaseModelConfig
 from .console import count, let_terminal_replace, log_to_terminal, open_device, show, silence_libraries
 from .run.memory import is_out_of_memory
@@ -58,64 +49,6 @@ class Triplet:
     def pictures(self) -> tuple[Path, Path, Path]:
         """Files of a, a′ and b."""
         return self.image_a, self.image_a_prime, self.image_b
-
-
-def load_sampler(
-    base: BaseModelConfig,
-    basis_file: Path,
-    prompts: Sequence[str],
-    *,
-    encoder: str | None = None,
-    max_tokens: int | None = None,
-    device: torch.device | None = None,
-) -> AnalogySampler:
-    """Return a sampler with everything loaded.
-
-    Args:
-        base: which base, in which precision.
-        basis_file: trained basis.
-        prompts: all that will be used; their text encoders are freed before the base is loaded.
-        encoder: folder or id of the image encoder; without it the one named in the basis.
-        max_tokens: T5 tokens per prompt, pads included; without it as many as the basis was trained with.
-        device: where the base runs; without it a GPU where there is one.
-    Raises: LoRWeBError: whatever is wrong with the files or does not fit together.
-    """
-    device, dtype = device or open_device(), DTYPES[base.dtype]
-    basis = load_basis(basis_file)
-    image_encoder = _load_encoder(encoder, basis, device)  # before the minutes that the base takes
-    source = find_source(base.model, base.components, base.revision)
-    embeddings = encode_captions(
-        prompts, source.components, read_transformer_config(source),
-        max_tokens=max_tokens or trained_text_tokens(basis.metadata) or PIPELINE_TOKENS, dtype=dtype, device=device,
-    )  # fmt: skip
-    captions = dict(embeddings)  # all of them before the base is loaded: the text encoders are gone by then
-    transformer = load_transformer(base, source, device).eval()
-    return AnalogySampler(
-        transformer=transformer,
-        linears=attach_basis(transformer, basis),
-        basis=basis,
-        encoder=image_encoder,
-        codec=load_codec(source, dtype=dtype, device=device),
-        schedule=read_schedule(source.components),
-        captions=CaptionTable(captions.__getitem__),
-        device=device,
-        dtype=dtype,
-    )
-
-
-def _load_encoder(encoder: str | None, basis: Basis, device: torch.device) -> ImageEncoder:
-    """Return the named encoder, else the one that the basis names."""
-    name = encoder or basis.settings.encoder_id
-    try:
-        loaded = load_image_encoder(name, device=device)
-    except ModelError as error:
-        if encoder is not None:
-            raise
-        raise ModelError(
-            f"{basis.name} was trained with the image encoder {name}, which cannot be loaded: {error} "
-            "Give its folder or Hugging Face id with --encoder."
-        ) from error
-    return loaded
 
 
 def find_triplets(folder: Path, prompts: Path | None = None) -> list[Triplet]:
@@ -145,7 +78,7 @@ def draw_triplet(
     sampler: AnalogySampler,
     triplet: Triplet,
     out: Path,
-    options: DrawOptions,
+    options: SamplingOptions,
     *,
     on_step: Callable[[], object] | None = None,
 ) -> Path:
@@ -154,7 +87,7 @@ def draw_triplet(
     Raises: OutputError: when they cannot be written.
     """
     pictures = [from_pil(read_image(path))[None] for path in triplet.pictures]
-    answer, generated = sampler.draw(*pictures, prompt=triplet.prompt, options=options, on_step=on_step)
+    answer, generated = sampler.generate(*pictures, prompt=triplet.prompt, options=options, on_step=on_step)
     a, a_prime, b, _ = quadrants(build_grid(*pictures, megapixels=sampler.megapixels(options), fit=options.fit)[0][0])
     grid = contact_sheet(
         ["a", "a'", "b", "b' generated"], [(triplet.name, [a, a_prime, b, quadrants(generated[0])[3]])]
@@ -162,7 +95,7 @@ def draw_triplet(
     path = out / f"{triplet.name}.png"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        to_picture(answer[0]).save(path)
+        to_pil(answer[0]).save(path)
         grid.save(out / f"{triplet.name}-grid.png")
     except OSError as error:
         raise OutputError(
@@ -184,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in {path for triplet in triplets for path in triplet.pictures}:
             read_image_size(path)  # now, not after the minutes that loading takes
         sampler = _sampler_of(options, triplets)
-        drawing = DrawOptions(
+        drawing = SamplingOptions(
             options.steps, options.guidance, options.megapixels, options.fit, options.strength, options.seed
         )
         with tqdm(total=len(triplets) * options.steps, unit="step", disable=None) as bar:
@@ -214,9 +147,8 @@ def _too_large(error: RuntimeError) -> ModelError:
 
 def _sampler_of(options: argparse.Namespace, triplets: Sequence[Triplet]) -> AnalogySampler:
     base = BaseModelConfig(
-        model=options.base, components=options.components, dtype=options.dtype, quantize=options.quantize,
-        gradient_checkpointing=False,
-    )  # fmt: skip
+        model=options.base, components=options.components, dtype=options.dtype, quantize=options.quantize
+    )
     prompts = sorted({triplet.prompt for triplet in triplets})
     device = open_device(options.device)
     return load_sampler(

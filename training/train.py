@@ -41,7 +41,6 @@ from .run.lock import run_lock
 from .run.loop import Callbacks, Loop, TrainingState
 from .run.memory import is_out_of_memory
 from .run.monitor import Monitor, require_trackers
-from .run.optimizers import allow_packed_states
 from .run.preflight import preflight_report
 from .run.session import CheckpointSaver, build_encoders, build_state, restore_state, write_basis_file
 from .run.signals import (
@@ -97,7 +96,7 @@ def train(config: TrainConfig, *, resume: str | None = None) -> RunResult:
             # Outside of a step's forward and backward pass, which halve the micro-batch.
             raise ModelError(
                 f"Out of memory ({str(error)[:150]}). See with --check what needs how much; set base.quantize: int8 or "
-                "nf4, optimizer.name: adamw8bit, a smaller basis, or fewer validation.pictures; then --resume latest."
+                "nf4, optimizer.name: adamw8bit, a smaller basis, or fewer validation.images; then --resume latest."
             ) from error
         finally:
             processes.close()
@@ -110,16 +109,7 @@ def _run(config: TrainConfig, processes: Processes, stop: StopRequest, resume: s
     finally:
         loop.batches.close()
         loop.monitor.close()
-        _keep_latents(loop)
     return RunResult(state.step, tuple(loop.losses), _finish(loop.config, state, processes), processes.world_size)
-
-
-def _keep_latents(loop: Loop) -> None:
-    """Write what the cache still holds; a cache that cannot be written is no reason to lose how the run ended."""
-    try:
-        loop.encoder.grids.flush()
-    except OutputError as error:
-        logger.error("%s", error)
 
 
 def assemble(
@@ -134,7 +124,7 @@ def assemble(
         require_trackers(config.tracking)  # before the minutes that the base takes
     saved = _find_saved(config, resume)
     processes.wait()
-    source = find_source(config.base.model, config.base.components, config.base.revision)
+    source = find_source(config.base.model, config.base.components)
     if not has_text_encoders(source.components):  # the prompt is one zero token then, and the basis file says so
         config = config.model_copy(update={"text": config.text.model_copy(update={"max_tokens": 1})})
     if processes.is_main:
@@ -142,7 +132,7 @@ def assemble(
         write_config(config.run_folder / "resolved.yaml", config)
     torch.manual_seed(config.run.seed)
     data, encoder, query_dim = build_encoders(config, source, processes)
-    encoder_folder = find_encoder_folder(config.encoder.model, config.encoder.revision, local_files_only=True)
+    encoder_folder = find_encoder_folder(config.encoder.model, local_files_only=True)
     inputs = input_digests(data.records, source, encoder_folder) if processes.is_main else None
     state = build_state(config, source, query_dim, processes)
     if saved is not None:
@@ -186,8 +176,6 @@ def _require_equal_shares(config: TrainConfig, processes: Processes) -> None:
 def _find_saved(config: TrainConfig, resume: str | None) -> dict[str, Any] | None:
     """The state to go on from; a run that exists already is never overwritten without being asked to."""
     folder = config.run_folder / "checkpoints"
-    if resume is not None and (config.basis.dtype == "bfloat16" or config.optimizer.name == "adamw8bit"):
-        allow_packed_states()
     if resume == "latest":
         return load_latest(folder)
     if resume is not None:

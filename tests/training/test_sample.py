@@ -22,12 +22,13 @@ from training.base.flow import (
     token_ids,
     unpack_latents,
 )
-from training.base.sampler import DrawOptions, attach_basis, set_coefficients
+from training.base.sampler import SamplingOptions, attach_basis, load_sampler, set_coefficients
 from training.base.transformer import Conditioning, predict_velocity
 from training.config.schema import BaseModelConfig
-from training.sample import find_triplets, load_sampler, main
+from training.sample import find_triplets, main
 from training.train import train
 
+CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
@@ -171,16 +172,16 @@ def test_an_encoder_that_only_the_training_machine_had_is_asked_for(trained_file
 
 
 def test_strength_zero_is_the_base_and_the_same_seed_gives_the_same_picture(tiny_parts, trained_file):
-    base = BaseModelConfig(model=str(tiny_parts / "model"), dtype="float32", gradient_checkpointing=False)
-    sampler = load_sampler(base, trained_file, [""], encoder=str(tiny_parts / "encoder"))
+    base = BaseModelConfig(model=str(tiny_parts / "model"), dtype="float32")
+    sampler = load_sampler(base, trained_file, [""], encoder=str(tiny_parts / "encoder"), device=CPU)
     pictures = [torch.rand(1, 48, 48, 3, generator=torch.Generator().manual_seed(n)) for n in range(3)]
     options = {"steps": 2, "megapixels": 0.05}
-    first, _ = sampler.draw(*pictures, options=DrawOptions(**options))
-    again, _ = sampler.draw(*pictures, options=DrawOptions(**options))
-    base_only, _ = sampler.draw(*pictures, options=DrawOptions(**options, strength=0.0))
+    first, _ = sampler.generate(*pictures, options=SamplingOptions(**options))
+    again, _ = sampler.generate(*pictures, options=SamplingOptions(**options))
+    base_only, _ = sampler.generate(*pictures, options=SamplingOptions(**options, strength=0.0))
     for linear in sampler.linears.values():
         linear.layer.lora_up.zero_()
-    without, _ = sampler.draw(*pictures, options=DrawOptions(**options))
+    without, _ = sampler.generate(*pictures, options=SamplingOptions(**options))
     assert torch.equal(first, again)
     assert not torch.equal(first, base_only)
     torch.testing.assert_close(base_only, without, atol=1e-5, rtol=0)
@@ -197,7 +198,7 @@ def test_basis_of_another_base_is_refused(golden_transformer):
     basis = load_basis(GOLDEN / "basis_A.safetensors")
     layer = basis.layers["transformer_blocks.0.attn.to_q"]
     other = replace(basis, layers={"transformer_blocks.9.attn.to_q": layer, "transformer_blocks.0.norm1.linear": layer})
-    with pytest.raises(ValueError, match="2 missing or of another shape"):
+    with pytest.raises(ValueError, match="2 are missing or of another shape"):
         attach_basis(golden_transformer, other)
 
 
@@ -208,7 +209,7 @@ def test_prompts_have_as_many_tokens_as_in_training_unless_told(tiny_config, tin
     basis = train(tiny_config("run.steps=1", *options)).basis_file
     base = BaseModelConfig(model=model, dtype="float32")
     for told, expected in ((None, 16), (8, 8)):
-        sampler = load_sampler(base, basis, ["hello"], encoder=str(tiny_parts / "encoder"), max_tokens=told)
+        sampler = load_sampler(base, basis, ["hello"], encoder=str(tiny_parts / "encoder"), max_tokens=told, device=CPU)
         assert sampler.captions.look_up("hello")[0].shape[0] == expected
 
 
@@ -219,10 +220,10 @@ def test_a_basis_trained_without_text_encoders_says_so(trained_file):
 def test_pictures_are_as_large_as_in_training_unless_told(tiny_config, tiny_parts):
     basis = train(tiny_config("run.steps=1", "data.resolution_px=64")).basis_file
     base = BaseModelConfig(model=str(tiny_parts / "model"), dtype="float32")
-    sampler = load_sampler(base, basis, [""], encoder=str(tiny_parts / "encoder"))
+    sampler = load_sampler(base, basis, [""], encoder=str(tiny_parts / "encoder"), device=CPU)
     pictures = [torch.rand(1, 48, 48, 3)] * 3
     for told, side_px in ((None, 128), (0.0625, 256)):
-        _, grid = sampler.draw(*pictures, options=DrawOptions(steps=1, megapixels=told))
+        _, grid = sampler.generate(*pictures, options=SamplingOptions(steps=1, megapixels=told))
         assert grid.shape[1:3] == (side_px, side_px)
 
 
@@ -232,7 +233,7 @@ def test_a_base_that_does_not_fit_is_told_with_the_way_out(tiny_config, tiny_par
     def run_out(*_args, **_options):
         raise torch.OutOfMemoryError("tried to allocate more than there is")
 
-    monkeypatch.setattr("training.sample.load_transformer", run_out)
+    monkeypatch.setattr("training.base.sampler.load_transformer", run_out)
     pictures = sorted((tiny_parts / "pictures").rglob("*.png"))[:3]
     words = ["--base", str(tiny_parts / "model"), "--basis", str(basis), "--encoder", str(tiny_parts / "encoder")]
     words += ["--a", str(pictures[0]), "--a-prime", str(pictures[1]), "--b", str(pictures[2])]

@@ -23,10 +23,9 @@ from torch import Tensor
 
 from lorweb_core.preprocessing import read_json_object
 
-from ..config.schema import TimestepSettings
-
 #: The published trainer's table has 1000 timesteps 1000, 999 … 1, and its draw never reaches the last.
 TABLE_SIZE = 1000
+_SHIFT = 3.0
 
 
 def sample_generator(seed: int, step: int, position: int) -> torch.Generator:
@@ -35,16 +34,21 @@ def sample_generator(seed: int, step: int, position: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def draw_sigma(settings: TimestepSettings, generator: torch.Generator) -> tuple[float, float]:
-    """Return (sigma, weight) of one sample."""
-    if settings.mode == "logit_normal":
-        logit = settings.logit_mean + settings.logit_std * float(torch.randn((), generator=generator))
-        return 1 / (1 + math.exp(-logit)), 1.0
+def draw_sigma(mode: str, generator: torch.Generator) -> tuple[float, float]:
+    """Return (sigma, weight) of one sample.
+
+    Args:
+        mode: `bell`: uniform sigmas, bell-shaped weights (reference); `uniform`: weights 1; `logit_normal`:
+            sigmoid of a normal number, weights 1; `shifted`: uniform, σ' = s·σ/(1 + (s − 1)·σ) with s = 3, weights 1.
+        generator: see `sample_generator`.
+    """
+    if mode == "logit_normal":
+        return 1 / (1 + math.exp(-float(torch.randn((), generator=generator)))), 1.0
     index = int(torch.randint(0, TABLE_SIZE - 1, (), generator=generator))
     sigma = (TABLE_SIZE - index) / TABLE_SIZE
-    if settings.mode == "shifted":
-        return settings.shift * sigma / (1 + (settings.shift - 1) * sigma), 1.0
-    return sigma, float(bell_weights()[index]) if settings.mode == "bell" else 1.0
+    if mode == "shifted":
+        return _SHIFT * sigma / (1 + (_SHIFT - 1) * sigma), 1.0
+    return sigma, float(bell_weights()[index]) if mode == "bell" else 1.0
 
 
 def bell_weights() -> Tensor:
@@ -86,7 +90,8 @@ def sample_losses(prediction: Tensor, target: Tensor, weights: Tensor, *, copied
     """
     squared = (prediction.float() - target.float()) ** 2
     if copied_weight != 1.0:
-        squared = squared * quadrant_weights(*squared.shape[-2:], copied_weight, device=squared.device)
+        height, width = squared.shape[-2:]
+        squared = squared * quadrant_weights(height, width, copied_weight, device=squared.device)
     return squared.flatten(1).mean(1) * weights.float()
 
 

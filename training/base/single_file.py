@@ -158,8 +158,9 @@ def read_single_file(path: Path, *, dtype: torch.dtype) -> dict[str, Tensor]:
         elif not name.endswith((*_SCALE_SUFFIXES, *_IGNORED_SUFFIXES)):
             module = name.removesuffix(".weight")
             scale = next((stored[module + suffix] for suffix in _SCALE_SUFFIXES if module + suffix in stored), None)
-            is_scaled = scale is not None and module != name
-            weights[name] = ((tensor.float() * scale.float()) if is_scaled else tensor).to(dtype)
+            if scale is not None and module != name:
+                tensor = tensor.float() * scale.float()
+            weights[name] = tensor.to(dtype)
     return from_bfl(weights, path.name)
 
 

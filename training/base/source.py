@@ -56,30 +56,29 @@ class PartsHere:
     repositories: tuple[str, ...]  # Hugging Face ids from which the missing ones come
 
 
-def find_source(model: str, components: str | None, revision: str | None) -> ModelSource:
+def find_source(model: str, components: str | None) -> ModelSource:
     """Return where a base's files are, downloading a Hugging Face repository when needed.
 
     Args:
         model: folder, single file, or repository id.
         components: folder or id for everything but the transformer; without it the model's own, for a single file
             the published Kontext.
-        revision: of the repository.
     Raises ModelError, with the steps to take, for a missing file and a repository that cannot be read.
     """
-    found = [_find(*part, download=True) for part in _parts(model, components, revision)]
+    found = [_find(part, name, download=True) for part, name in _parts(model, components)]
     return ModelSource(*found)
 
 
-def find_parts_here(model: str, components: str | None, revision: str | None) -> PartsHere:
+def find_parts_here(model: str, components: str | None) -> PartsHere:
     """Return which parts of a base are here already, without downloading; arguments as for `find_source`.
 
     Raises ModelError for a missing file or folder, and a name that no repository can have.
     """
     found: list[Path | None] = []
     repositories = []
-    for part, name, part_revision in _parts(model, components, revision):
+    for part, name in _parts(model, components):
         try:
-            found.append(_find(part, name, part_revision, download=False))
+            found.append(_find(part, name, download=False))
         except NotDownloadedError:
             found.append(None)
             repositories.append(name)
@@ -117,17 +116,13 @@ def is_repository_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
-def _parts(model: str, components: str | None, revision: str | None) -> list[tuple[str, str, str | None]]:
-    """(part, name, revision) of the transformer and of everything else.
-
-    The revision is that of the model's repository, or of the components' where the model is a file.
-    """
-    is_file = Path(model).suffix in SINGLE_FILE_SUFFIXES
-    name = components or (KONTEXT_ID if is_file else model)
-    return [("transformer", model, revision), ("components", name, revision if bool(components) == is_file else None)]
+def _parts(model: str, components: str | None) -> list[tuple[str, str]]:
+    """(part, name) of the transformer and of everything else."""
+    own = KONTEXT_ID if Path(model).suffix in SINGLE_FILE_SUFFIXES else model
+    return [("transformer", model), ("components", components or own)]
 
 
-def _find(part: str, name: str, revision: str | None, *, download: bool) -> Path:
+def _find(part: str, name: str, *, download: bool) -> Path:
     if part == "transformer" and Path(name).suffix in SINGLE_FILE_SUFFIXES:
         if Path(name).is_file():
             return Path(name)
@@ -152,10 +147,8 @@ def _find(part: str, name: str, revision: str | None, *, download: bool) -> Path
 
     absent = NotDownloadedError(f"{name} is not on this machine, or not all of it. The first run downloads it.")
     try:
-        path = snapshot_download(
-            name, revision=revision, allow_patterns=list(_PATTERNS[part]), local_files_only=not download
-        )
-    except (OSError, ValueError) as error:  # gated, missing, no network, unknown revision: all derive from these
+        path = snapshot_download(name, allow_patterns=list(_PATTERNS[part]), local_files_only=not download)
+    except (OSError, ValueError) as error:  # gated, missing, no network: all derive from these
         if not download and isinstance(error, LocalEntryNotFoundError):
             raise absent from error
         reason = shorten(str(error), 200, placeholder=" …")

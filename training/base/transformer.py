@@ -31,24 +31,13 @@ class VAE:
     model: Any  # frozen, eval
     scale: float  # its scaling factor
     shift: float  # its shift factor
-    pixels_per_latent: int  # 8 for FLUX
-    channels: int  # 16 for FLUX
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """Return latents [B, C, H/8, W/8] float32 on the VAE's device.
-
-        Args:
-            pixels: [B, 3, H, W] in −1…1.
-            noise: shaped like the result, to sample the posterior mean + std · noise; None takes its mode.
-        """
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return latents [B, C, H/8, W/8] float32 (the mode), on the VAE's device, of pixels [B, 3, H, W] in −1…1."""
         output = self.model.encode(pixels.to(self.model.device, self.model.dtype))
-        if not hasattr(output, "latent_dist"):
-            return (output.latents.float() - self.shift) * self.scale
-        latents = output.latent_dist.mean.float()
-        if noise is not None:
-            latents = latents + output.latent_dist.std.float() * noise.to(latents)
-        return (latents - self.shift) * self.scale
+        latents = output.latent_dist.mean if hasattr(output, "latent_dist") else output.latents
+        return (latents.float() - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -79,14 +68,7 @@ def load_vae(source: ModelSource, *, dtype: torch.dtype, device: torch.device) -
     except LOADING_ERRORS as error:
         raise damaged_part(folder, error) from error
     model.eval().requires_grad_(False).to(device)
-    values = model.config
-    return VAE(
-        model=model,
-        scale=float(values.scaling_factor),
-        shift=float(getattr(values, "shift_factor", None) or 0.0),
-        pixels_per_latent=2 ** (len(values.block_out_channels) - 1),
-        channels=int(values.latent_channels),
-    )
+    return VAE(model, float(model.config.scaling_factor), float(getattr(model.config, "shift_factor", None) or 0.0))
 
 
 def load_transformer(config: BaseModelConfig, source: ModelSource, device: torch.device) -> Any:  # noqa: ANN401 (diffusers model)
@@ -124,8 +106,6 @@ def load_transformer(config: BaseModelConfig, source: ModelSource, device: torch
     model.requires_grad_(False)
     quantize_blocks(model, config.quantize, device)
     model.to(device)
-    if config.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
     return model
 
 

@@ -57,7 +57,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "larger": ("larger, 32 × rank 4", ("basis.basis_size=32",)),
     "gain-1": ("gain 1 (as published)", ("basis.coefficient_gain=1",)),
     "tanh": ("tanh instead of softmax", ("basis.activation=tanh", "basis.coefficient_gain=1")),
-    "grid-query": ("encoder sees the grid only", ("basis.query_mode=aa'bb'", "data.cache_embeddings=false")),
+    "grid-query": ("encoder sees the grid only", ("basis.query_mode=aa'bb'",)),
     _UNTRAINED: ("untrained encoder", ()),
     "one-lora": ("one LoRA, equal rank 64", ("basis.basis_size=1", "basis.rank=64", "basis.coefficient_gain=1")),
     "one-lora-larger": (

@@ -27,7 +27,7 @@ from .folder import EvaluationError, EvaluationFolder, file_sha256, fingerprint,
 from .test_set import Sample
 
 if TYPE_CHECKING:
-    from ..base.sampler import DrawOptions
+    from ..base.sampler import SamplingOptions
 
 logger = logging.getLogger(__name__)
 BASELINES = ("copy-b", "copy-a-prime")
@@ -110,14 +110,14 @@ def basis_method(
     samples: Sequence[Sample],
     *,
     base: BaseModelConfig,
-    options: DrawOptions,
+    options: SamplingOptions,
     encoder: str | None,
     max_tokens: int | None,
     device: torch.device,
 ) -> Method:
     """Return our own generator from `NAME=BASIS`; the models are loaded when the first image is needed.
 
-    `samples` are all of them, for their prompts; `base` and the rest as for `training.sample.load_sampler`.
+    `samples` are all of them, for their prompts; `base` and the rest as for `load_sampler`.
 
     Raises EvaluationError if the text has another form, or if there is no such file.
     """
@@ -132,14 +132,14 @@ def basis_method(
 
     @cache
     def load() -> Callable[[Sample], Image.Image]:
-        from ..sample import load_sampler  # diffusers and transformers take seconds to import
+        from ..base.sampler import load_sampler  # diffusers and transformers take seconds to import
 
         prompts = sorted({sample.prompt for sample in samples})
         sampler = load_sampler(base, Path(file), prompts, encoder=encoder, max_tokens=max_tokens, device=device)
 
         def generate_one(sample: Sample) -> Image.Image:
             images = [from_pil(read_image(path))[None] for path in folder.triplet(sample.id)]
-            return to_pil(sampler.draw(*images, prompt=sample.prompt, options=options)[0][0])
+            return to_pil(sampler.generate(*images, prompt=sample.prompt, options=options)[0][0])
 
         return generate_one
 

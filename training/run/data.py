@@ -36,6 +36,8 @@ from .signals import STOP_SIGNALS
 # Which fixed analogies a run is validated on, and what to do where there are none; no picture is read.
 
 
+#: At most so many validation analogies of each kind, one per task.
+MAX_VALIDATION_ITEMS = 32
 _KINDS: dict[str, TaskKind] = {"seen": "seen", "held_out": "held-out"}
 
 
@@ -91,8 +93,8 @@ def validation_quadruplets(config: TrainConfig, records: Sequence[PairRecord]) -
     """`seen` and `held_out` → the analogies of a run's pairs."""
     return {
         name: fixed_quadruplets(
-            records, cell_buckets(config.data.resolution_px), kind=kind, per_task=config.validation.per_task,
-            max_items=config.validation.max_items, caption_source=config.text.caption_source, seed=config.run.seed,
+            records, cell_buckets(config.data.resolution_px), kind=kind, per_task=1, max_items=MAX_VALIDATION_ITEMS,
+            caption_source=config.text.caption_source, seed=config.run.seed,
         )
         for name, kind in _KINDS.items()
     }  # fmt: skip
@@ -205,7 +207,7 @@ class TrainingData:
 
 
 def open_training_data(config: TrainConfig, preprocessing: Preprocessing | None) -> TrainingData:
-    """Return the data of a run; broken pairs are left out or refused as `data.on_bad_data` says.
+    """Return the data of a run; broken pairs are left out.
 
     Args:
         config: of the run.
@@ -215,19 +217,15 @@ def open_training_data(config: TrainConfig, preprocessing: Preprocessing | None)
     index = PairIndex.read_index(config.data.index)
     settings = DrawSettings(
         seed=config.run.seed,
-        task_exponent=config.data.task_exponent,
-        pairing=config.data.pairing,
         caption_source=config.text.caption_source,
-        caption_dropout=config.text.caption_dropout,
     )
     data = _from_pairs(config, index, settings, preprocessing)
     examples, quadruplets = read_examples(config)
     if not examples or not config.validation.every:
         return data
     dataset = FixedQuadrupletDataset(
-        examples, quadruplets, resolution_px=config.data.resolution_px, preprocessing=preprocessing,
-        on_bad_data=config.data.on_bad_data,
-    )  # fmt: skip
+        examples, quadruplets, resolution_px=config.data.resolution_px, preprocessing=preprocessing
+    )
     batches = batches_by_bucket([q.bucket for q in quadruplets], config.run.micro_batch_size)
     unanswered = frozenset(i for i, q in enumerate(quadruplets) if examples[q.b].after == examples[q.b].before)
     validation = data.validation | {"examples": FixedSet(dataset, batches, unanswered)}
@@ -240,10 +238,10 @@ def divided_pairs(config: TrainConfig, index: PairIndex) -> tuple[list[PairRecor
 
     Held out is only what is usable: a broken pair would leave its task without validation.
 
-    Raises: DataError: nothing is usable or left for training; any error with `data.on_bad_data: stop`.
+    Raises: DataError: nothing is usable or left for training.
     """
     data = config.data
-    usable, problems = usable_pairs(index.records, on_bad_data=data.on_bad_data, resolution_px=data.resolution_px)
+    usable, problems = usable_pairs(index.records, resolution_px=data.resolution_px)
     records = hold_out(usable, tasks=data.hold_out_tasks, pairs_per_task=data.hold_out_pairs, seed=config.run.seed)
     return records, problems
 
@@ -306,9 +304,7 @@ def _from_pairs(
     left_out = len(index) - len(usable)
     if left_out:
         logger.warning("%d of %d pairs are left out; first reason: %s", left_out, len(index), errors_among(problems)[0])
-    options: dict[str, Any] = {
-        "resolution_px": data.resolution_px, "preprocessing": preprocessing, "on_bad_data": data.on_bad_data,
-    }  # fmt: skip
+    options: dict[str, Any] = {"resolution_px": data.resolution_px, "preprocessing": preprocessing}
     training = QuadrupletDataset([record for record in usable if record.split == "train"], settings, **options)
     _warn_of_missing_captions(training.records, settings)
     validation = {}

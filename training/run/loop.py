@@ -26,12 +26,14 @@ from .batches import BatchEncoder
 from .distributed import Processes
 from .memory import is_out_of_memory
 from .monitor import Monitor, peak_gib
-from .optimizers import MovingAverage, learning_rate_factor, set_learning_rate
+from .optimizers import EMA, set_learning_rate
 from .signals import StoppedAtOnceError, StopRequest
 
 logger = logging.getLogger(__name__)
 #: The second one has the optimizer's moments beside it.
 _STEPS_TO_BE_SURE = 2
+MAX_GRADIENT_NORM = 1.0
+MAX_BAD_STEPS = 20
 #: How torch says that a loading process is gone; the system has killed it as a rule.
 _LOADER_GONE = ("DataLoader worker (pid", "Pin memory thread")
 #: How torch begins to tell of an error that a living loading process has met.
@@ -49,7 +51,7 @@ class TrainingState:
     Attributes:
         model: the base with the basis; its trained weights change.
         optimizer: over them.
-        average: their moving average, or None.
+        ema: the EMA of the trained weights, or None.
         step: updates done (skipped ones included).
         bad_steps: steps skipped because of non-finite numbers.
         micro_batch_size: samples per forward pass; halved when memory runs out.
@@ -58,7 +60,7 @@ class TrainingState:
 
     model: TrainableKontext
     optimizer: torch.optim.Optimizer
-    average: MovingAverage | None
+    ema: EMA | None
     micro_batch_size: int
     step: int = 0
     bad_steps: int = 0
@@ -173,8 +175,7 @@ class Loop:
         """Add up the gradients of a whole batch; returns (mean loss, gradient norm), halving what does not fit."""
         while (loss := self._forward_backward_if_it_fits(state, batch)) is None:
             self._halve_micro_batch(state)
-        limit = self.config.optimizer.max_gradient_norm
-        norm = nn.utils.clip_grad_norm_(state.model.trained_parameters(), math.inf if limit is None else limit)
+        norm = nn.utils.clip_grad_norm_(state.model.trained_parameters(), MAX_GRADIENT_NORM)
         return self.processes.mean(loss), float(norm)
 
     def _forward_backward_if_it_fits(self, state: TrainingState, batch: dict[str, Any]) -> float | None:
@@ -220,20 +221,11 @@ class Loop:
         generators = [
             sample_generator(self.config.run.seed, step, offset + row) for row in range(rows.start, rows.stop)
         ]
-        posterior_noise = None
-        if flow.latents == "sample":
-            posterior_noise = torch.stack([torch.randn(2, *self._latent_shape(batch), generator=g) for g in generators])
-        encoded = self.encoder.encode(batch, rows, posterior_noise=posterior_noise)
-        drawn = [draw_sigma(flow.timestep_settings, generator) for generator in generators]
-        noise = torch.stack([torch.randn(encoded.latents.shape[1:], generator=generator) for generator in generators])
-        device = encoded.latents.device
-        sigmas, weights = torch.tensor(drawn, dtype=torch.float32, device=device).unbind(1)
-        return self.module(encoded.latents, noise.to(device), sigmas, weights, encoded.conditioning, flow.copied_weight)
-
-    def _latent_shape(self, batch: dict[str, Any]) -> tuple[int, int, int]:
-        codec = self.encoder.grids.codec
-        height, width = batch["target"].shape[-2:]
-        return codec.channels, height // codec.pixels_per_latent, width // codec.pixels_per_latent
+        latents, conditioning = self.encoder.encode(batch, rows)
+        drawn = [draw_sigma(flow.timesteps, generator) for generator in generators]
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators])
+        sigmas, weights = torch.tensor(drawn, dtype=torch.float32, device=latents.device).unbind(1)
+        return self.module(latents, noise.to(latents.device), sigmas, weights, conditioning, flow.copied_weight)
 
     def _halve_micro_batch(self, state: TrainingState) -> None:
         """Halve the micro-batch; the gradients of this step are computed anew with the same noise."""
@@ -251,27 +243,24 @@ class Loop:
     def _update(self, state: TrainingState, norm: float) -> float:
         """Move the weights unless a gradient is not finite; returns the learning rate."""
         config = self.config
-        factor = learning_rate_factor(config.optimizer, state.step, config.run.steps)
-        rate = set_learning_rate(state.optimizer, factor)
+        rate = set_learning_rate(state.optimizer, config.optimizer.schedule, state.step, config.run.steps)
         if not math.isfinite(norm):
             state.bad_steps += 1
             logger.warning("step %d: loss or gradient is not finite; skipped (%d so far)", state.step, state.bad_steps)
             self._stop_if_diverged(state)
             return rate
         state.optimizer.step()
-        if state.average is not None:
-            state.average.update(state.model.trained_state())
+        if state.ema is not None:
+            state.ema.update(state.model.trained_state())
         return rate
 
     def _stop_if_diverged(self, state: TrainingState) -> None:
-        if state.bad_steps <= self.config.run.max_bad_steps:
-            return
-        raise DivergenceError(
-            expected=f"at most {self.config.run.max_bad_steps} steps with non-finite numbers",
-            got=f"{state.bad_steps} at step {state.step}",
-            remedy="Lower optimizer.learning_rate or coefficient_gain and go on from the last checkpoint "
-            "with --resume latest; check the data with `python -m training.prepare check`.",
-        )
+        if state.bad_steps > MAX_BAD_STEPS:
+            raise DivergenceError(
+                f"{state.bad_steps} steps up to step {state.step} had a loss or gradient that is not finite. Lower "
+                "optimizer.learning_rate or basis.coefficient_gain and continue from the last checkpoint with --resume "
+                "latest; check the data with `python -m training.prepare check`."
+            )
 
     def _report(self, state: TrainingState, loss: float, norm: float, rate: float, seconds: float) -> None:
         self.losses.append(loss)

@@ -16,11 +16,10 @@ from ..adapter.linear import target_layers
 from ..config.schema import TrainConfig
 
 _BASE_BYTES = {"none": None, "int8": 1.02, "nf4": 0.55}
-OPTIMISER_BYTES = {"adamw": 8.0, "adamw8bit": 2.05}
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.05}
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 #: Measured on whole blocks at full size, bfloat16, checkpointed: bytes per token, width and block.
 _FULL_SIZE = {"tokens": 2560, "width": 3072, "blocks": 57, "per_sample_bytes": 0.84e9, "recomputed_bytes": 0.37e9}
-_CHECKPOINTING_FACTOR = 22.0
 #: Embedding width and number of weights of CLIP ViT-L/14's vision tower with projection.
 CLIP_SIZE = 768, 303_966_208
 #: Weights of FLUX's VAE.
@@ -49,7 +48,7 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Return the memory of one process, counted on the meta device where it can be."""
     model = meta_transformer(transformer_config)
-    layers = target_layers(model, include=config.basis.include, exclude=config.basis.exclude)
+    layers = target_layers(model, include=config.basis.include)
     adapters, router = count_trained(config, list(layers.values()), query_dim)
     in_blocks = sum(
         p.numel() for name, p in model.named_parameters() if "transformer_blocks" in name and name.endswith("weight")
@@ -58,14 +57,14 @@ def estimate_memory(
     item = ITEM_BYTES[config.base.dtype]
     shares = sharing_processes() if config.run.strategy == "fsdp" else 1
     packed = _BASE_BYTES[config.base.quantize] or item
-    weights = adapters * ITEM_BYTES[config.basis.dtype] + router * ITEM_BYTES["float32"]
+    weights = 4 * (adapters + router)
     average = 4 * (adapters + router) if config.optimizer.ema_decay is not None else 0
     unpacked = in_blocks * item if config.base.quantize == "int8" else 0
     return MemoryEstimate(
         base=int(in_blocks * packed + (everything - in_blocks) * item) // shares,
         trained=weights + average,
         gradients=weights,
-        optimizer=int((adapters + router) * OPTIMISER_BYTES[config.optimizer.name]),
+        optimizer=int((adapters + router) * OPTIMIZER_BYTES[config.optimizer.name]),
         activations=_activation_bytes(config, transformer_config, unpacked_base=unpacked),
         encoders=_encoder_bytes(config, encoder_weights),
     )
@@ -81,8 +80,8 @@ def meta_transformer(transformer_config: dict[str, Any]) -> Any:  # noqa: ANN401
 
 def checkpoint_bytes(config: TrainConfig, memory: MemoryEstimate) -> int:
     """Return the size of one checkpoint: weights and their average, moments, and the basis file."""
-    numbers = memory.optimizer / OPTIMISER_BYTES[config.optimizer.name]
-    return int(memory.trained + memory.optimizer + numbers * ITEM_BYTES[config.checkpoint.dtype])
+    numbers = memory.optimizer / OPTIMIZER_BYTES[config.optimizer.name]
+    return int(memory.trained + memory.optimizer + numbers * ITEM_BYTES["float16"])
 
 
 def count_trained(config: TrainConfig, sizes: list[tuple[int, int]], query_dim: int) -> tuple[int, int]:
@@ -99,12 +98,12 @@ def sharing_processes() -> int:
 
 def _encoder_bytes(config: TrainConfig, encoder_weights: int) -> int:
     """VAE of the published size and image encoder; embeddings from a cache leave the image encoder out."""
-    image_encoder = 0 if config.data.cache_embeddings else encoder_weights * ITEM_BYTES[config.encoder.dtype]
+    image_encoder = 0 if config.caches_embeddings else encoder_weights * ITEM_BYTES["float32"]
     return image_encoder + _VAE_NUMBERS * ITEM_BYTES[config.base.dtype]
 
 
 def _activation_bytes(config: TrainConfig, transformer_config: dict[str, Any], *, unpacked_base: int) -> int:
-    """What the backward pass keeps; torchao's int8 Linears keep their weights unpacked, of one block or of all."""
+    """What the backward pass keeps, with gradient checkpointing; torchao's int8 Linears unpack those of one block."""
     side = config.data.resolution_px // 8
     tokens = 2 * side * side + config.text.max_tokens
     width = transformer_config["attention_head_dim"] * transformer_config["num_attention_heads"]
@@ -112,11 +111,8 @@ def _activation_bytes(config: TrainConfig, transformer_config: dict[str, Any], *
     scale = tokens * width / (_FULL_SIZE["tokens"] * _FULL_SIZE["width"])
     scale *= ITEM_BYTES[config.base.dtype] / 2
     per_sample = _FULL_SIZE["per_sample_bytes"] * scale * blocks / _FULL_SIZE["blocks"]
-    if not config.base.gradient_checkpointing:
-        per_sample *= _CHECKPOINTING_FACTOR
-    kept = unpacked_base // blocks if config.base.gradient_checkpointing else unpacked_base
     samples = min(config.run.micro_batch_size, config.run.batch_size)
-    return int(samples * (per_sample + _FULL_SIZE["recomputed_bytes"] * scale)) + kept
+    return int(samples * (per_sample + _FULL_SIZE["recomputed_bytes"] * scale)) + unpacked_base // blocks
 
 
 def size_text(count: float) -> str:

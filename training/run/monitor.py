@@ -43,7 +43,7 @@ class Monitor:
         self._first_step, self._steps, self._has_bar = first_step, config.run.steps, sys.stderr.isatty()
         hides = not is_main or not self._has_bar
         self._bar = tqdm(total=config.run.steps, initial=first_step, disable=hides, unit="step")
-        self._writer = _tensorboard(config) if is_main and config.tracking.tensorboard else None
+        self._writer = _tensorboard(config) if is_main else None
         self._wandb = _wandb(config) if is_main and config.tracking.wandb_project else None
         self._started = time.monotonic()
         self._step_seconds: list[float] = []

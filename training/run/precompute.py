@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -69,15 +68,14 @@ def cached_embeddings(
     config: TrainConfig, encoder: ImageEncoder, records: Sequence[PairRecord], processes: Processes
 ) -> Callable[[str], Tensor]:
     """Return picture key → [P] for every picture of these pairs, made now where missing."""
-    folder = config.data.cache or Path("cache")
-    model_folder = find_encoder_folder(config.encoder.model, config.encoder.revision, local_files_only=True)
+    model_folder = find_encoder_folder(config.encoder.model, local_files_only=True)
     fingerprint = {
         "kind": "image",
         "model": file_facts(model_folder, *ENCODER_FILES),
-        "dtype": config.encoder.dtype,
         "preprocessing": vars(encoder.preprocessing),
     }
-    cache = TensorCache(folder, fingerprint)
+    assert config.data.cache is not None
+    cache = TensorCache(config.data.cache, fingerprint)
 
     def make(wanted: Sequence[PairRecord]) -> None:
         for key, embedding in _embed_pictures(config, encoder, wanted, known=cache.keys()):
@@ -104,7 +102,7 @@ def _embed_pictures(
     config: TrainConfig, encoder: ImageEncoder, records: Sequence[PairRecord], known: Collection[str]
 ) -> Iterator[tuple[str, Tensor]]:
     """Give picture key and embedding [P] of every picture of these pairs that is not known."""
-    pictures = EncoderImages(records, encoder.preprocessing, known=known, on_bad_data=config.data.on_bad_data)
+    pictures = EncoderImages(records, encoder.preprocessing, known=known)
     logger.info("embedding the images of %d pairs", len(pictures))
     loader: DataLoader[Any] = DataLoader(
         pictures, batch_size=_PICTURES_AT_A_TIME, collate_fn=collate_quadruplets, num_workers=config.data.workers
@@ -114,17 +112,6 @@ def _embed_pictures(
             continue
         embeddings = encoder.embed(batch["images"].flatten(0, 1).float() / 255)
         yield from zip([key for pair in batch["keys"] for key in pair], embeddings, strict=True)
-
-
-def latent_cache(config: TrainConfig, source: ModelSource) -> TensorCache:
-    """Return the cache of single cells' latents; `latents.GridLatents` fills it as it goes."""
-    fingerprint = {
-        "kind": "latents",
-        "codec": file_facts(source.components, "vae/*"),
-        "dtype": config.base.dtype,
-        "crop": "center, lanczos",
-    }
-    return TensorCache(config.data.cache or Path("cache"), fingerprint)
 
 
 def _held(cache: TensorCache, key: str) -> Tensor:

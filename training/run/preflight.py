@@ -30,7 +30,7 @@ from .data import ValidationOutlook, divided_pairs, validation_outlook
 from .memory import (
     CLIP_SIZE,
     ITEM_BYTES,
-    OPTIMISER_BYTES,
+    OPTIMIZER_BYTES,
     MemoryEstimate,
     checkpoint_bytes,
     estimate_memory,
@@ -100,7 +100,7 @@ def _tell_validation(outlook: ValidationOutlook, report: PreflightReport) -> Non
 
 
 def _check_base(config: TrainConfig, report: PreflightReport) -> None:
-    parts = find_parts_here(config.base.model, config.base.components, config.base.revision)
+    parts = find_parts_here(config.base.model, config.base.components)
     if parts.transformer is not None and parts.transformer.is_file():
         check_header(parts.transformer)
     _tell_download(parts, report)
@@ -119,7 +119,7 @@ def _check_base(config: TrainConfig, report: PreflightReport) -> None:
 def _encoder_size(config: TrainConfig, report: PreflightReport) -> tuple[int, int]:
     """Embedding width and number of weights of the image encoder."""
     try:
-        return read_encoder_size(config.encoder.model, revision=config.encoder.revision)
+        return read_encoder_size(config.encoder.model)
     except LoRWeBError as error:
         if Path(config.encoder.model).is_dir():
             report.mistakes.append(str(error))
@@ -196,12 +196,11 @@ def _check_packages(config: TrainConfig, report: PreflightReport) -> None:
         report.mistakes.append(
             "tracking.wandb_project needs a package: run `pip install wandb` and `wandb login`, or set it to null"
         )
-    names = ("torchao",) if config.basis.dtype == "bfloat16" else ("bitsandbytes", "torchao")
-    if config.optimizer.name == "adamw8bit" and not any(find_spec(name) for name in names):
-        plain, packed = (OPTIMISER_BYTES[name] for name in ("adamw", "adamw8bit"))
+    if config.optimizer.name == "adamw8bit" and find_spec("bitsandbytes") is None:
+        plain, packed = (OPTIMIZER_BYTES[name] for name in ("adamw", "adamw8bit"))
         report.lines.append(
-            f"optimizer: without {' or '.join(names)} plain AdamW is used, {plain:.0f} bytes a parameter instead of "
-            f"{packed:.0f}: run `pip install --no-deps {names[0]}`"
+            f"optimizer: bitsandbytes is not installed, so plain AdamW is used, {plain:.0f} bytes per parameter "
+            f"instead of {packed:.0f}: run `pip install --no-deps bitsandbytes`"
         )
 
 

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from ..adapter.health import RouterHealth, draw_use, router_health
 from ..adapter.trainable import TrainableKontext
 from ..base.flow import SigmaSchedule, sample_generator, sample_latents, target_tokens
 from ..base.sheets import contact_sheet, quadrants
-from ..base.transformer import Conditioning
 from ..config.schema import TrainConfig, ValidationConfig
 from ..data.quadruplets import collate_quadruplets
 from ..evaluation.metrics import psnr, ssim
@@ -45,6 +44,9 @@ from .monitor import Monitor
 
 #: Steps of training noise start at 0; validation noise must never be one of them.
 _NOISE_STEP = -1
+#: Noise levels of the validation loss.
+SIGMAS = (0.25, 0.5, 0.75, 0.98)
+SAMPLING_GUIDANCE = 2.5
 #: Where b′ differs from b by more than this in some channel (0-1) lies the edit.
 _CHANGED = 8 / 255
 #: Task or example, and images a | a′ | b | generated b′ | b′ (None where unknown), [h, w, 3] float 0–1.
@@ -103,13 +105,13 @@ class ValidationResult:
 
 
 @contextmanager
-def averaged_weights(state: TrainingState) -> Iterator[None]:
+def ema_weights(state: TrainingState) -> Iterator[None]:
     """Let the model have its EMA's weights for a while; without one nothing changes."""
-    if state.average is None:
+    if state.ema is None:
         yield
         return
     trained = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.model.trained_state().items()}
-    state.model.load_trained_state(state.average.tensors)
+    state.model.load_trained_state(state.ema.tensors)
     try:
         yield
     finally:
@@ -158,10 +160,10 @@ class Validator:
             losses = [
                 self._batch_losses(model, batch, places)[:, self._answered(name, places)] for batch, places in batches
             ]
-            errors = torch.cat([torch.empty(len(self.config.sigmas), 0), *losses], 1)
+            errors = torch.cat([torch.empty(len(SIGMAS), 0), *losses], 1)
             if errors.numel():
                 values[f"validation/{name}"] = float(errors.mean())
-                for sigma, loss in zip(self.config.sigmas, errors.mean(1).tolist(), strict=True):
+                for sigma, loss in zip(SIGMAS, errors.mean(1).tolist(), strict=True):
                     values[f"validation/{name}/loss_{sigma:g}"] = loss
         return values
 
@@ -183,7 +185,7 @@ class Validator:
         """Return the rows of a set's first analogies (of the examples all)."""
         rows: list[Row] = []
         for batch, places in self._batches.get(name, []):
-            room = len(places) if name == "examples" else self.config.pictures - len(rows)
+            room = len(places) if name == "examples" else self.config.images - len(rows)
             if room > 0:
                 drawn = self._draw(model, batch, places[:room])
                 answered = self._answered(name, places[:room])
@@ -198,7 +200,7 @@ class Validator:
 
         Raises: ValidationStoppedError: when `pause` does.
         """
-        rows = {name: self.pictures(model, name) for name in self.sets if self.config.pictures}
+        rows = {name: self.pictures(model, name) for name in self.sets if self.config.images}
         rows = {name: of_set for name, of_set in rows.items() if of_set}
         numbers = self.losses(model)
         for name, of_set in rows.items():
@@ -216,28 +218,26 @@ class Validator:
 
     @torch.no_grad()
     def _batch_losses(self, model: TrainableKontext, batch: dict[str, Any], places: Sequence[int]) -> Tensor:
-        encoded = self.encoder.encode(batch, slice(None))
-        noise = self._noise(encoded.latents, places)
+        latents, conditioning = self.encoder.encode(batch, slice(None))
+        noise = self._noise(latents, places)
         ones = torch.ones(len(noise), device=noise.device)
         per_sigma = []
-        for sigma in self.config.sigmas:
+        for sigma in SIGMAS:
             self.pause()
-            per_sigma.append(model(encoded.latents, noise, ones * sigma, ones, encoded.conditioning, copied_weight=0.0))
+            per_sigma.append(model(latents, noise, ones * sigma, ones, conditioning, copied_weight=0.0))
         return torch.stack(per_sigma).cpu()
 
     def _draw(self, model: TrainableKontext, batch: dict[str, Any], places: Sequence[int]) -> list[list[Tensor]]:
-        encoded = self.encoder.encode(batch, slice(0, len(places)))
-        picture_conditioning = Conditioning(
-            **{**vars(encoded.conditioning), "guidance": self.config.picture_guidance},
-        )
-        sigmas = self.schedule.sigmas(self.config.picture_steps, target_tokens(encoded.latents))
+        latents, conditioning = self.encoder.encode(batch, slice(0, len(places)))
+        conditioning = replace(conditioning, guidance=SAMPLING_GUIDANCE)
+        sigmas = self.schedule.sigmas(self.config.image_steps, target_tokens(latents))
 
         def predict(x: Tensor, sigma: Tensor) -> Tensor:
             self.pause()
-            return model.predict(x, sigma, picture_conditioning)
+            return model.predict(x, sigma, conditioning)
 
-        latents = sample_latents(predict, self._noise(encoded.latents, places), sigmas)
-        answers = quadrants(self.encoder.grids.codec.decode(latents))[3]
+        generated = sample_latents(predict, self._noise(latents, places), sigmas)
+        answers = quadrants(self.encoder.vae.decode(generated))[3]
         targets = batch["target"][: len(places)].permute(0, 2, 3, 1).float() / 255
         a, a_prime, b, b_prime = quadrants(targets)
         return [list(row) for row in zip(a, a_prime, b, answers, b_prime, strict=True)]
@@ -303,7 +303,7 @@ class ValidationCallback:
     def __call__(self, state: TrainingState) -> None:
         """Validate the state of its step."""
         started = time.monotonic()
-        with averaged_weights(state):
+        with ema_weights(state):
             values = self._values_if_it_fits(state)
         if self.processes.is_main and values is not None:
             self._write(values, state.step, started)
@@ -318,7 +318,7 @@ class ValidationCallback:
             if self.processes.world_size > 1 or not is_out_of_memory(error):
                 raise
             logger.error(
-                "no validation at step %d: out of memory (%s); set fewer validation.pictures or a smaller "
+                "no validation at step %d: out of memory (%s); set fewer validation.images or a smaller "
                 "run.micro_batch_size", state.step, str(error)[:150],
             )  # fmt: skip
         if torch.cuda.is_available():

@@ -200,33 +200,33 @@ def test_unreadable_quantisation_format_is_refused(state, tmp_path, content):
 
 def test_missing_single_file_and_unknown_names_say_where_to_look(tmp_path):
     with pytest.raises(ValueError, match="models/diffusion_models"):
-        find_source(str(tmp_path / "absent.safetensors"), None, None)
+        find_source(str(tmp_path / "absent.safetensors"), None)
     with pytest.raises(ValueError, match="owner/name"):
-        find_source("nowhere", None, None)
+        find_source("nowhere", None)
 
 
 @pytest.mark.parametrize("name", ["nowhere/tiny-parts/model", "tiny-parts/model"])
 def test_missing_tiny_base_says_what_writes_it(name):
     with pytest.raises(ValueError, match=rf"tiny-parts {name.removesuffix('/model')}` writes it"):
-        find_source(name, None, None)
+        find_source(name, None)
 
 
 def test_repository_that_cannot_be_read_gets_the_steps():
     with pytest.raises(ValueError, match=r"HFValidationError.*hf auth login"):
-        find_source("owner/no--such--name", None, None)
+        find_source("owner/no--such--name", None)
 
 
 def test_parts_in_the_local_cache_are_distinguished_from_those_to_download(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     name = "somebody/some-kontext"
-    assert find_parts_here(name, None, None).repositories == (name,)
+    assert find_parts_here(name, None).repositories == (name,)
     cached = tmp_path / "models--somebody--some-kontext"
     snapshot = cached / "snapshots" / ("0" * 40)
     (snapshot / "vae").mkdir(parents=True)
     (snapshot / "vae" / "config.json").write_text("{}")
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("0" * 40)
-    parts = find_parts_here(name, None, None)
+    parts = find_parts_here(name, None)
     assert (parts.transformer, parts.components, parts.repositories) == (None, snapshot, (name,))
     assert read_transformer_config(parts) == FULL_SIZE_CONFIG
 
@@ -235,7 +235,7 @@ def test_misspelt_path_in_a_folder_of_this_machine_is_not_taken_for_a_repository
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="There is no diffusers folder"):
-        find_parts_here("models/kontxt", None, None)
+        find_parts_here("models/kontxt", None)
 
 
 @pytest.mark.slow

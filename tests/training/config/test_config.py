@@ -37,12 +37,11 @@ def test_every_value_of_a_shipped_file_has_a_comment(name):
 def test_paper_file_has_the_values_of_the_published_run():
     config = read_config("paper.yaml", ["data.index=pairs.jsonl"])
     basis, optimizer = config.basis, config.optimizer
-    assert (basis.basis_size, basis.rank, basis.key_dim, basis.heads, basis.gain) == (32, 4, 128, 1, 1.0)
-    assert (basis.activation, basis.query_mode, basis.include, basis.exclude) == ("softmax", "cat-aa'b", ("*",), ())
+    assert (basis.basis_size, basis.rank, basis.key_dim, basis.gain) == (32, 4, 128, 1.0)
+    assert (basis.activation, basis.query_mode, basis.include) == ("softmax", "cat-aa'b", ("*",))
     assert (config.run.steps, config.run.batch_size, optimizer.name) == (10_000, 6, "adamw8bit")
-    assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-3, (0.9, 0.99), 0.05)
-    assert (config.flow.timesteps, config.flow.guidance, config.flow.copied_weight) == ("bell", 1.0, 1.0)
-    assert (config.text.caption_source, config.text.caption_dropout) == ("a", 0.05)
+    assert (optimizer.learning_rate, optimizer.schedule) == (1e-3, "constant")
+    assert (config.flow.timesteps, config.flow.copied_weight, config.text.caption_source) == ("bell", 1.0, "a")
 
 
 def test_single_lora_has_the_capacity_of_the_paper_run():
@@ -54,7 +53,7 @@ def test_single_lora_has_the_capacity_of_the_paper_run():
 def test_all_mistakes_are_told_at_once_with_the_nearest_names(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "optimiser: {}\nbasis: {heads: 3, basis_sise: 4}\nrun: {batch_size: many, rank: 3}\n"
+        "optimiser: {}\nbasis: {basis_sise: 4}\nrun: {batch_size: many, rank: 3}\n"
         "optimizer: {ema_decay: 2}\ndata: {resolution_px: 100}\n"
     )
     with pytest.raises(ConfigError) as caught:
@@ -76,15 +75,11 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        (["basis.heads=3"], "multiple of heads"),
-        (["data.cache_latents=true"], "need a folder"),
-        (["data.cache=x", "data.cache_latents=true", "flow.latents=sample"], "flow.latents: mode"),
-        (["data.cache=x", "data.cache_embeddings=true", "basis.query_mode=\"aa'bb'\""], "single pictures"),
+        (["basis.basis_size=100", "basis.rank=100"], "at most 4096"),
+        (["basis.heads=3"], "basis.heads: unknown name"),
         (["run.strategy=fsdp", "base.quantize=int8"], "fsdp"),
-        (["optimizer.warmup_steps=99999"], "warmup_steps"),
         (["run.name=../up"], "run.name"),
-        (["optimizer.betas=[0.9, 1.0]"], "optimizer.betas"),
-        (["validation.sigmas=[]"], "validation.sigmas"),
+        (["optimizer.ema_decay=1.0"], "optimizer.ema_decay"),
         (["optimizer.learning_rate=.nan"], "learning_rate"),
     ],
 )
@@ -145,7 +140,7 @@ def test_resolved_file_reads_back_equal(tmp_path):
 
 def test_names_are_unique_sections_and_names():
     names = dotted_names()
-    assert len(names) == len(set(names)) > 50
+    assert len(names) == len(set(names)) <= 45
     shipped = yaml.safe_load(Path(SHIPPED / "paper.yaml").read_text(encoding="utf-8"))
     given = {f"{section}.{name}" for section, values in shipped.items() for name in values}
     assert given <= set(names)

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from training.run.loop import Loop
 from training.run.session import load_start
 from training.train import train
 
-VALIDATED = ("validation.every=2", "validation.pictures=1", "validation.picture_steps=3", "checkpoint.every=2")
+VALIDATED = ("validation.every=2", "validation.images=1", "validation.image_steps=3", "checkpoint.every=2")
 
 
 def _checkpoints(config):
@@ -112,7 +113,7 @@ def test_a_mistake_within_a_loading_process_is_not_taken_for_its_end(tiny_config
 
 
 def test_numbers_beyond_float16_make_the_file_bfloat16_and_lose_no_checkpoint(tiny_config, assembled, caplog):
-    config = tiny_config("run.steps=1", "checkpoint.dtype=float16")
+    config = tiny_config("run.steps=1")
     loop, state = assembled(config)
     with torch.no_grad():
         next(iter(state.model.linears.values())).up.fill_(60_000.0)  # times the gain, 4
@@ -141,11 +142,12 @@ def test_a_rate_that_overwrites_the_basis_to_start_from_is_warned_of(tiny_config
     assert ("Set optimizer.learning_rate to 0.003 or less" in caplog.text) == is_told
 
 
-def test_a_basis_to_start_from_is_not_taken_for_one_of_another_kind(tiny_config, caplog):
+def test_a_basis_to_start_from_is_not_taken_for_one_of_another_kind(tiny_config, tiny_parts, tmp_path, caplog):
+    other = shutil.copytree(tiny_parts / "encoder", tmp_path / "other-encoder")
     first = train(tiny_config("run.steps=1", "basis.activation=tanh")).basis_file
     options = ("run.steps=1", "run.name=second", f"basis.start_from={first}")
     with pytest.raises(ValueError, match=r"basis\.activation tanh, as .* got softmax"):
         train(tiny_config(*options))
     with caplog.at_level(logging.WARNING):
-        assert train(tiny_config(*options, "basis.activation=tanh", "encoder.id=other/encoder")).step == 1
-    assert "this run goes on with other/encoder" in caplog.text
+        assert train(tiny_config(*options, "basis.activation=tanh", f"encoder.model={other}")).step == 1
+    assert "this run goes on with other-encoder" in caplog.text
