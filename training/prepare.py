@@ -24,7 +24,7 @@ from .console import show
 from .data.checks import check_pairs, usable_pairs, without_errors
 from .data.importers import folders, hf_datasets, reference, relation252k, strips, webdataset
 from .data.importers.building import Found, build_pairs
-from .data.index import DataError, OnBadData, PairIndex, as_json, as_text, errors_among, stop_if_wanted
+from .data.index import DataError, PairIndex, as_json, as_text, errors_among, stop_on_errors
 from .data.splits import held_out_tasks, hold_out
 
 EXIT_PROBLEMS = 1
@@ -33,7 +33,9 @@ app = new_app(__doc__)
 
 Out = Annotated[Path, typer.Option(metavar="INDEX", help="index to write (JSONL)")]
 Images = Annotated[Path, typer.Option(metavar="FOLDER", help="folder to write images into, one for every import")]
-BadData = Annotated[OnBadData, typer.Option(help="list unusable files and continue without them, or write nothing")]
+BadData = Annotated[
+    Literal["skip", "stop"], typer.Option(help="list unusable files and continue without them, or write nothing")
+]
 
 
 @app.command("folders", epilog=f"{_EXAMPLE}folders mydata --out mydata/pairs.jsonl")
@@ -217,11 +219,12 @@ def split(
         )
 
 
-def _import(found: Found, source: Path | str, out: Path, on_bad_data: OnBadData) -> None:
+def _import(found: Found, source: Path | str, out: Path, on_bad_data: str) -> None:
     """Write the index of what an importer found, and report problems."""
     records, more = build_pairs(found.candidates)
     problems = found.problems + more
-    stop_if_wanted(problems, on_bad_data)
+    if on_bad_data == "stop":
+        stop_on_errors(problems)
     if not records:
         shown = "; ".join(f"{problem.file} ({problem.reason})" for problem in problems[:3])
         raise DataError(

@@ -23,7 +23,7 @@ from lorweb_core.files import open_regular
 from lorweb_core.images import ImageFileError, read_image, read_image_size
 
 from .buckets import aspects_match, cell_buckets, is_odd_aspect, nearest_bucket
-from .index import OnBadData, PairRecord, Problem, errors_among, stop_if_wanted
+from .index import PairRecord, Problem, errors_among, stop_on_errors
 from .pairing import partner_ranges, positions_by_task
 
 T = TypeVar("T")
@@ -49,18 +49,12 @@ def check_pairs(
     return found + task_problems(without_errors(records, found), resolution_px=resolution_px)
 
 
-def usable_pairs(
-    records: Sequence[PairRecord], *, on_bad_data: OnBadData = "skip", resolution_px: int = 256
-) -> tuple[list[PairRecord], list[Problem]]:
-    """The pairs to train with and all problems, by their headers; what a run calls before it starts.
-
-    Raises: DataError: with `stop` when there is any error, and whenever nothing usable is left.
-    """
+def usable_pairs(records: Sequence[PairRecord], *, resolution_px: int = 256) -> tuple[list[PairRecord], list[Problem]]:
+    """The pairs to train with and all problems, by their headers. Raises DataError when nothing usable is left."""
     problems = check_pairs(records, resolution_px=resolution_px, decode=False)
-    stop_if_wanted(problems, on_bad_data)
     usable = without_errors(records, problems)
     if not usable:
-        stop_if_wanted(problems, "stop")
+        stop_on_errors(problems)
     return usable, problems
 
 

@@ -21,7 +21,6 @@ from typing import Any, Literal
 from lorweb_core.errors import FileError, LoRWeBError, printable
 from lorweb_core.files import parse_json, read_text, write_text_atomically
 
-OnBadData = Literal["skip", "stop"]
 SPLITS = ("train", "val", "test")
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,), "Path": (str,), "int": (int,), "float": (int, float), "bool": (bool,),
@@ -73,16 +72,16 @@ def as_json(problems: Sequence[Problem], **facts: object) -> str:
     return json.dumps({**facts, "problems": [asdict(problem) for problem in problems]}, indent=2)
 
 
-def stop_if_wanted(problems: Sequence[Problem], on_bad_data: OnBadData) -> None:
-    """Raise DataError with the first three errors if there are any and `on_bad_data` is `stop`."""
+def stop_on_errors(problems: Sequence[Problem]) -> None:
+    """Raise DataError with the first three errors if there are any."""
     errors = errors_among(problems)
-    if not errors or on_bad_data == "skip":
+    if not errors:
         return
     shown = "; ".join(f"{problem.file} ({problem.kind}: {problem.reason})" for problem in errors[:_SHOWN_PROBLEMS])
     more = len(errors) - _SHOWN_PROBLEMS
     raise DataError(
         f"The data set has {len(errors)} problem(s): {shown}{f' and {more} more' if more > 0 else ''}. Repair or "
-        "remove these files (`python -m training.prepare check` lists all), or set on_bad_data: skip."
+        "remove these files; `python -m training.prepare check` lists all."
     )
 
 

@@ -39,7 +39,7 @@ class SetOptions:
     tasks: tuple[str, ...] = ()  # names; () for all
     b_per_pair: int = 2  # how many b every pair a, a′ gets
     per_task: int = 0  # at most this many analogies of a task; 0 for all
-    caption_source: str = "a"  # whose edit instruction is the prompt; see `DrawSettings.caption_source`
+    caption_source: str = "a"  # whose edit instruction is the prompt; see `caption_of`
     seed: int = 0  # of the choice
 
 

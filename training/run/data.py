@@ -28,7 +28,7 @@ from ..data.index import (
     Problem,
     errors_among,
 )
-from ..data.pairing import DrawSettings, Quadruplet, missing_captions_line
+from ..data.pairing import Quadruplet, missing_captions_line
 from ..data.quadruplets import BucketBatchSampler, FixedQuadrupletDataset, QuadrupletDataset, collate_quadruplets
 from ..data.splits import TaskKind, batches_by_bucket, fixed_quadruplets, held_out_tasks, hold_out
 from .signals import STOP_SIGNALS
@@ -215,11 +215,7 @@ def open_training_data(config: TrainConfig, preprocessing: Preprocessing | None)
     Raises: DataError: unusable index or nothing to draw.
     """
     index = PairIndex.read_index(config.data.index)
-    settings = DrawSettings(
-        seed=config.run.seed,
-        caption_source=config.text.caption_source,
-    )
-    data = _from_pairs(config, index, settings, preprocessing)
+    data = _from_pairs(config, index, preprocessing)
     examples, quadruplets = read_examples(config)
     if not examples or not config.validation.every:
         return data
@@ -296,17 +292,18 @@ def _leave_signals_to_the_main_process(_worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def _from_pairs(
-    config: TrainConfig, index: PairIndex, settings: DrawSettings, preprocessing: Preprocessing | None
-) -> TrainingData:
+def _from_pairs(config: TrainConfig, index: PairIndex, preprocessing: Preprocessing | None) -> TrainingData:
     data = config.data
     usable, problems = divided_pairs(config, index)
     left_out = len(index) - len(usable)
     if left_out:
         logger.warning("%d of %d pairs are left out; first reason: %s", left_out, len(index), errors_among(problems)[0])
     options: dict[str, Any] = {"resolution_px": data.resolution_px, "preprocessing": preprocessing}
-    training = QuadrupletDataset([record for record in usable if record.split == "train"], settings, **options)
-    _warn_of_missing_captions(training.records, settings)
+    trained_on = [record for record in usable if record.split == "train"]
+    source = config.text.caption_source
+    training = QuadrupletDataset(trained_on, seed=config.run.seed, caption_source=source, **options)
+    if line := missing_captions_line(trained_on, source):
+        logger.warning("%s", line)
     validation = {}
     for name, chosen in validation_quadruplets(config, usable).items():
         if chosen and config.validation.every:
@@ -317,8 +314,3 @@ def _from_pairs(
     tell_outlook(validation_outlook(config, usable))
     prompts = {*training.captions(), *(q.caption for fixed in validation.values() for q in fixed.dataset.quadruplets)}
     return TrainingData(training, validation, tuple(usable), tuple(sorted(prompts)))
-
-
-def _warn_of_missing_captions(records: Sequence[PairRecord], settings: DrawSettings) -> None:
-    if line := missing_captions_line(records, settings.caption_source):
-        logger.warning("%s", line)
