@@ -3,14 +3,14 @@
     y = base(x) + ((x @ downᵀ) ∘ c) @ up        down [N·r, in], up [N·r, out], c [B, N·r] (each coefficient r times)
 
 All coefficients of a step come from one stacked product outside the blocks, so gradient checkpointing recomputes
-no routing. The weights stay in their master dtype; the computation runs in the dtype of the base. The formula for
+no routing. The adapters stay in float32; the computation runs in the dtype of the base. The formula for
 coefficients is `lorweb_core.router`'s. Source: arXiv 2602.15727, Section 3.2.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -30,21 +30,21 @@ class LoRWeBLinear(nn.Module):
         base: the Linear to extend, possibly quantized (so its weight does not show its sizes); it is frozen.
         in_features, out_features: its sizes.
         basis_size, rank: N and r.
-        device, dtype: of the adapters; their master dtype is float32 or bfloat16.
+        device: of the adapters, which are always float32.
 
     Shape: x [B, ..., in] or [B, in] → [B, ..., out].
     """
 
     def __init__(
         self, base: nn.Module, in_features: int, out_features: int, *, basis_size: int, rank: int,
-        device: torch.device | None = None, dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.base = base.requires_grad_(False)
         self.in_features, self.out_features = in_features, out_features
         self.basis_size, self.rank = basis_size, rank
-        self.down = nn.Parameter(torch.zeros(basis_size * rank, in_features, device=device, dtype=dtype))
-        self.up = nn.Parameter(torch.zeros(basis_size * rank, out_features, device=device, dtype=dtype))
+        self.down = nn.Parameter(torch.zeros(basis_size * rank, in_features, device=device))
+        self.up = nn.Parameter(torch.zeros(basis_size * rank, out_features, device=device))
         #: [B, N·r], this forward's coefficients; handed over by `hand_out_coefficients`.
         self.scale: Tensor | None = None
 
@@ -124,44 +124,21 @@ def take_coefficients_back(linears: Mapping[str, LoRWeBLinear]) -> None:
         linear.scale = None
 
 
-def target_layers(
-    transformer: nn.Module, *, include: tuple[str, ...] = ("*",), exclude: tuple[str, ...] = ()
-) -> dict[str, tuple[int, int]]:
+def target_layers(transformer: nn.Module, *, include: Iterable[str] = ("*",)) -> dict[str, tuple[int, int]]:
     """Return the Linears of both block types that the patterns select, name → (in, out), in the model's order.
 
     Raises ModelError when none is left.
     """
-
-    def matches(name: str, patterns: tuple[str, ...]) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in patterns)
-
     linears = {
         name: (module.in_features, module.out_features)
         for name, module in transformer.named_modules()
         if isinstance(module, nn.Linear) and name.startswith(("transformer_blocks.", "single_transformer_blocks."))
     }
-    selected = {n: sizes for n, sizes in linears.items() if matches(n, include) and not matches(n, exclude)}
+    patterns = list(include)
+    selected = {n: sizes for n, sizes in linears.items() if any(fnmatchcase(n, pattern) for pattern in patterns)}
     if not selected:
         raise ModelError(
-            f"basis.include {list(include)} and basis.exclude {list(exclude)} select none of the {len(linears)} "
-            'Linears in the transformer blocks. Use layer names with wildcards, such as "*.attn.*" or '
-            '"single_transformer_blocks.*".'
+            f"basis.include {patterns} selects none of the {len(linears)} Linears in the transformer blocks. Use layer "
+            'names with wildcards, such as "*.attn.*" or "single_transformer_blocks.*".'
         )
     return selected
-
-
-def attach_linears(
-    transformer: nn.Module, names: Mapping[str, tuple[int, int]], *, basis_size: int, rank: int, dtype: torch.dtype,
-    device: torch.device,
-) -> dict[str, LoRWeBLinear]:  # fmt: skip
-    """Replace the named Linears (name → (in, out)) by trained ones, in place, and return these by name."""
-    linears = {}
-    for name, (in_features, out_features) in names.items():
-        parent_name, _, child = name.rpartition(".")
-        parent = transformer.get_submodule(parent_name)
-        linears[name] = LoRWeBLinear(
-            parent.get_submodule(child), in_features, out_features,
-            basis_size=basis_size, rank=rank, device=device, dtype=dtype,
-        )  # fmt: skip
-        parent.register_module(child, linears[name])
-    return linears

@@ -19,11 +19,11 @@ from lorweb_core.settings import RouterSettings
 
 from ..base.flow import add_noise, sample_losses, velocity_target
 from ..base.transformer import Conditioning, predict_velocity
-from .linear import StackedRouter, attach_linears, hand_out_coefficients, take_coefficients_back, target_layers
+from .linear import LoRWeBLinear, StackedRouter, hand_out_coefficients, take_coefficients_back, target_layers
 
 _RESUME_ADVICE = "Resume with the config of the run (resolved.yaml in its folder), or start a new run."
 _START_ADVICE = (
-    "Set basis_size, rank, key_dim, include, exclude and query_mode of basis as in the run that wrote the file, or "
+    "Set basis_size, rank, key_dim, include and query_mode of basis as in the run that wrote the file, or "
     "leave out basis.start_from."
 )
 
@@ -46,8 +46,7 @@ class TrainableKontext(nn.Module):
         transformer: a diffusers `FluxTransformer2DModel`, possibly quantized; its Linears are replaced in place.
         shape: sizes of the basis.
         settings: how queries become coefficients.
-        include, exclude: patterns (`*` matches anything) of layer names to train, and of those to leave out.
-        dtype: master dtype of the adapters.
+        include: patterns (`*` matches anything) of layer names to train.
         seed: of the initialization; equal on all processes.
         device: of the basis; without it the base's.
     Raises ModelError when no Linear matches.
@@ -55,19 +54,20 @@ class TrainableKontext(nn.Module):
 
     def __init__(
         self, transformer: nn.Module, shape: BasisShape, settings: RouterSettings, *, include: Iterable[str] = ("*",),
-        exclude: Iterable[str] = (), dtype: torch.dtype = torch.float32, seed: int = 0,
-        device: torch.device | None = None,
+        seed: int = 0, device: torch.device | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.transformer = transformer.requires_grad_(False)
         self.shape = shape
-        names = target_layers(transformer, include=tuple(include), exclude=tuple(exclude))
         device = device or next(transformer.parameters()).device
-        self.linears = attach_linears(
-            transformer, names, basis_size=shape.basis_size, rank=shape.rank, dtype=dtype, device=device
-        )
+        self.linears: dict[str, LoRWeBLinear] = {}
+        for name, sizes in target_layers(transformer, include=include).items():
+            base = transformer.get_submodule(name)
+            linear = LoRWeBLinear(base, *sizes, basis_size=shape.basis_size, rank=shape.rank, device=device)
+            transformer.set_submodule(name, linear)
+            self.linears[name] = linear
         self.router = StackedRouter(
-            len(names), shape.basis_size, shape.key_dim, query_dim=shape.query_dim, settings=settings,
+            len(self.linears), shape.basis_size, shape.key_dim, query_dim=shape.query_dim, settings=settings,
             gain=shape.coefficient_gain, device=device,
         )  # fmt: skip
         generator = torch.Generator().manual_seed(seed)

@@ -180,11 +180,10 @@ def attach_basis(transformer: nn.Module, basis: Basis) -> dict[str, MixedLinear]
         )
     linears = {}
     for name, layer in layers.items():
-        parent, _, child = name.rpartition(".")
         bias = None if layer.lora_bias is None else layer.lora_bias.to(device)
         moved = replace(layer, lora_down=layer.lora_down.to(device), lora_up=layer.lora_up.to(device), lora_bias=bias)
         linears[name] = MixedLinear(modules[name], moved)
-        transformer.get_submodule(parent).register_module(child, linears[name])
+        transformer.set_submodule(name, linears[name])
     return linears
 
 
