@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +25,7 @@ from .console import show
 from .data.checks import check_pairs, usable_pairs, without_errors
 from .data.importers import folders, hf_datasets, reference, relation252k, strips, webdataset
 from .data.importers.building import Found, build_pairs
-from .data.index import DataError, PairIndex, as_json, as_text, errors_among, stop_on_errors
+from .data.index import DataError, PairIndex, as_text, errors_among, stop_on_errors
 from .data.splits import held_out_tasks, hold_out
 
 EXIT_PROBLEMS = 1
@@ -162,7 +163,7 @@ def check(
         "held-out tasks": sorted(held_out_tasks(usable)),
     }
     if json:
-        print(as_json(problems, **facts))
+        print(dumps({**facts, "problems": [asdict(problem) for problem in problems]}, indent=2))
     else:
         lines = [as_text(problems), *(f"{name}: {value}" for name, value in facts.items())]
         show(*(part for line in lines for part in line.splitlines()))

@@ -118,12 +118,6 @@ def hand_out_coefficients(linears: Mapping[str, LoRWeBLinear], coefficients: Ten
         linear.scale = scale
 
 
-def take_coefficients_back(linears: Mapping[str, LoRWeBLinear]) -> None:
-    """Let every Linear act as its base alone again."""
-    for linear in linears.values():
-        linear.scale = None
-
-
 def target_layers(transformer: nn.Module, *, include: Iterable[str] = ("*",)) -> dict[str, tuple[int, int]]:
     """Return the Linears of both block types that the patterns select, name → (in, out), in the model's order.
 

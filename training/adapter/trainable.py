@@ -19,7 +19,7 @@ from lorweb_core.settings import RouterSettings
 
 from ..base.flow import add_noise, sample_losses, velocity_target
 from ..base.transformer import Conditioning, predict_velocity
-from .linear import LoRWeBLinear, StackedRouter, hand_out_coefficients, take_coefficients_back, target_layers
+from .linear import LoRWeBLinear, StackedRouter, hand_out_coefficients, target_layers
 
 _RESUME_ADVICE = "Resume with the config of the run (resolved.yaml in its folder), or start a new run."
 _START_ADVICE = (
@@ -162,9 +162,4 @@ class TrainableKontext(nn.Module):
         """Return the predicted velocity [B, C, h, w] at noisy latents [B, C, h, w] and sigmas [B]."""
         if conditioning.query_embedding is not None:
             hand_out_coefficients(self.linears, self.router(conditioning.query_embedding))
-        return predict_velocity(self.transformer, noisy, sigmas, conditioning)
-
-    def predict_base(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
-        """Return what the base alone predicts."""
-        take_coefficients_back(self.linears)
         return predict_velocity(self.transformer, noisy, sigmas, conditioning)

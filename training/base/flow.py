@@ -1,4 +1,4 @@
-"""Rectified flow on grids: which sigmas are drawn, how they weigh, what is predicted, and the loss.
+"""Rectified flow on grids: sampling and weighting of sigmas, the prediction target, and the loss.
 
     x_σ = (1 − σ)·x₀ + σ·noise,   target = noise − x₀,   loss = mean( w(σ) · m(quadrant) · (prediction − target)² )
 

@@ -1,7 +1,7 @@
 """One-file FLUX transformers as ComfyUI users have them, read without loss or refused by their header.
 
 Read: float32, float16, bfloat16, plain float8 (a cast), and ComfyUI's scaled float8, where weight = stored · scale.
-diffusers 0.42's own reader drops those scales without a word. Refused: GGUF, pickles, nf4, fp4, int8 and other packed
+diffusers 0.42's own reader ignores those scales silently. Refused: GGUF, pickles, nf4, fp4, int8 and other packed
 layouts, another architecture.
 """
 
@@ -74,7 +74,11 @@ def from_bfl(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in weights.items():
-        parts = _diffusers_names(name)
+        module, match = name.rpartition(".")[0], _BLOCK_NAME.fullmatch(name)
+        parts: tuple[str, ...] = (OUTSIDE[module],) if module in OUTSIDE else ()
+        if match:
+            block_list, table = BLOCKS[match[1]]
+            parts = tuple(f"{block_list}.{match[2]}.{part}" for part in table.get(match[3], ()))
         if not parts:
             unknown.append(name)
             continue
@@ -90,17 +94,6 @@ def from_bfl(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
             f"{unknown[:3]}. Use the published FLUX.1-Kontext-dev file, not one with adapters or another model inside."
         )
     return result
-
-
-def _diffusers_names(name: str) -> tuple[str, ...]:
-    module = name.rpartition(".")[0]
-    if module in OUTSIDE:
-        return (OUTSIDE[module],)
-    match = _BLOCK_NAME.fullmatch(name)
-    if match is None:
-        return ()
-    block_list, parts = BLOCKS[match[1]]
-    return tuple(f"{block_list}.{match[2]}.{part}" for part in parts.get(match[3], ()))
 
 
 _FLOAT_DTYPES = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}

@@ -1,7 +1,7 @@
 """Prompts → T5 and CLIP text embeddings, computed once before training; then the encoders are freed.
 
 The embeddings are those of diffusers' Kontext pipeline, bit for bit: T5 tokens padded to `max_tokens` (no mask is used,
-so pads matter), CLIP's pooled vector. The pipeline itself is not loaded, it asks for torchvision. A base without text
+so pads matter), CLIP's pooled vector. The pipeline itself is not loaded, as it needs torchvision. A base without text
 encoders gets one zero token, if no captions are wanted.
 """
 

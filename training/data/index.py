@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, Field, asdict, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -65,11 +65,6 @@ def as_text(problems: Sequence[Problem]) -> str:
     kinds = Counter(f"{problem.kind} ({problem.severity})" for problem in problems)
     summary = ", ".join(f"{count} × {kind}" for kind, count in sorted(kinds.items()))
     return "\n".join([*map(str, problems), f"{len(problems)} problem(s): {summary}"])
-
-
-def as_json(problems: Sequence[Problem], **facts: object) -> str:
-    """The facts and, under `problems`, every problem as an object, in ASCII for every terminal."""
-    return json.dumps({**facts, "problems": [asdict(problem) for problem in problems]}, indent=2)
 
 
 def stop_on_errors(problems: Sequence[Problem]) -> None:

@@ -44,7 +44,7 @@ class QuadrupletDrawer:
 
     Attributes:
         bucket_shares: float64 [buckets], how likely each cell size is; sums to 1.
-    Raises: DataError: when no task has two pairs of similar aspect.
+    Raises DataError when no task has two pairs of similar aspect.
     """
 
     def __init__(

@@ -141,7 +141,7 @@ class BucketBatchSampler:
     Args:
         batch_size: of all ranks together, per optimizer update; a multiple of `world_size`.
         start: how many batches were used before; resuming needs nothing else.
-    Raises: DataError: when `batch_size` cannot be shared equally.
+    Raises DataError when `batch_size` cannot be shared equally.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class BucketBatchSampler:
         self._places = range(rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
-        """Batches of one epoch, rounded up; iterating goes on with the next epoch after them."""
+        """Batches of one epoch, rounded up; iteration continues with the next epoch."""
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[DrawKey]]:

@@ -33,7 +33,7 @@ def hold_out(
         tasks: names of the tasks to hold out whole, or how many to choose.
         pairs_per_task: how many pairs of every other task to hold out; a task keeps at least two for training.
         split: where they go, `val` or `test`.
-    Raises: DataError: for a task that is not in the index, or when nothing would be left for training.
+    Raises DataError for a task that is not in the index, or when nothing would be left for training.
     """
     images = same_images(records)
     goes_to = {name: record.split for record, name in zip(records, images, strict=True) if record.split != "train"}
@@ -101,9 +101,15 @@ def fixed_quadruplets(
             continue
         # A seeded order by id, so that adding files elsewhere does not change a task's analogies.
         pool = sorted((int(i) for i in positions), key=lambda i: uniforms(seed, "validation", records[i].id))
-        couples = [(_partner(b, pool, records, split), b) for b in pool if records[b].split == split]
-        fitting = [(a, b) for a, b in couples if a is not None][:per_task]
-        ranked += [(rank, task, a, b) for rank, (a, b) in enumerate(fitting)]
+        couples = []
+        for place, b in enumerate(pool):
+            if records[b].split != split:
+                continue
+            others = [*pool[place + 1 :], *pool[:place]]
+            fitting = [i for i in others if aspects_match(records[i].aspect, records[b].aspect)]
+            partners = [i for name in (split, "train") for i in fitting if records[i].split == name]
+            couples += [(a, b) for a in partners[:1]]  # the next held-out one after b, else a training pair
+        ranked += [(rank, task, a, b) for rank, (a, b) in enumerate(couples[:per_task])]
     # Every task's first analogy comes before any task's second, so a limit leaves out as few tasks as possible.
     ranked.sort(key=lambda entry: (entry[0], uniforms(seed, "validation task", entry[1])))
     chosen = []
@@ -126,9 +132,9 @@ def _tasks_to_hold_out(images_of: Mapping[str, set[str]], wanted: int | Collecti
     """Names of tasks; of a number, tasks with exactly the same images (a reversed one) count once."""
     names = sorted(images_of)
     if isinstance(wanted, int):
-        drawn = sorted(names, key=lambda name: uniforms(seed, "hold out task", name))
+        shuffled = sorted(names, key=lambda name: uniforms(seed, "hold out task", name))
         first_of: dict[frozenset[str], str] = {}
-        for name in drawn:
+        for name in shuffled:
             first_of.setdefault(frozenset(images_of[name]), name)
         return list(first_of.values())[:wanted]
     unknown = sorted(set(wanted) - set(names))
@@ -156,11 +162,3 @@ def _pairs_to_hold_out(training: Sequence[tuple[PairRecord, str]], per_task: int
                 held.add(name)
                 left.subtract(uses[name])
     return held
-
-
-def _partner(b: int, pool: Sequence[int], records: Sequence[PairRecord], split: str) -> int | None:
-    """a's pair for b: the next held-out one after b in the pool, else a training pair; None when none fits."""
-    start = pool.index(b) + 1
-    others = [*pool[start:], *pool[: start - 1]]
-    fitting = [i for i in others if aspects_match(records[i].aspect, records[b].aspect)]
-    return next((i for name in (split, "train") for i in fitting if records[i].split == name), None)

@@ -96,7 +96,12 @@ def evaluate(
     for method in methods:
         numbers = {metric: [read_number(folder, method, sample, metric) for sample in common] for metric in METRICS}
         for name, key in RATINGS.items():
-            numbers[name] = [_rating(folder, judging, sample, method, key) for sample in common]
+            numbers[name] = []
+            for sample in common:
+                question = judging and make_question(folder, judging, sample, [method])
+                record = question and folder.answers.get(question.key)
+                answer = record and record["answer"]
+                numbers[name].append(float(answer[key]) if answer else record["failure"] if record else NOT_JUDGED)
         summaries[method] = {
             name: summarize(zip((sample.task for sample in common), values, strict=True), resamples=resamples)
             for name, values in numbers.items()
@@ -138,12 +143,3 @@ def evaluate(
         missing_images=missing_images(folder, methods, samples),
         not_used=read_not_used(folder),
     )  # fmt: skip
-
-
-def _rating(folder: EvaluationFolder, judging: Judging | None, sample: Sample, method: str, field: str) -> Number:
-    if judging is None:
-        return NOT_JUDGED
-    record = folder.answers.get(make_question(folder, judging, sample, [method]).key)
-    if record is None:
-        return NOT_JUDGED
-    return float(record["answer"][field]) if record["answer"] else str(record["failure"])

@@ -45,17 +45,11 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Method:
-    """Something that answers test analogies.
+    """Something that answers test analogies."""
 
-    Attributes:
-        name: as in the tables.
-        source: sample → identifies everything the image is made from; None if the method has no image.
-        make: sample → b′ in any size; may raise ImageFileError.
-    """
-
-    name: str
-    source: Callable[[Sample], str | None]
-    make: Callable[[Sample], Image.Image]
+    name: str  # as in the tables
+    source: Callable[[Sample], str | None]  # identifies everything the image is made from; None if there is no image
+    make: Callable[[Sample], Image.Image]  # b′ in any size; may raise ImageFileError
 
 
 def baseline(name: str, folder: EvaluationFolder) -> Method:
@@ -105,16 +99,9 @@ def images_method(text: str) -> Method:
 
 
 def basis_method(
-    text: str,
-    folder: EvaluationFolder,
-    samples: Sequence[Sample],
-    *,
-    base: BaseModelConfig,
-    options: SamplingOptions,
-    encoder: str | None,
-    max_tokens: int | None,
-    device: torch.device,
-) -> Method:
+    text: str, folder: EvaluationFolder, samples: Sequence[Sample], *, base: BaseModelConfig, options: SamplingOptions,
+    encoder: str | None, max_tokens: int | None, device: torch.device,
+) -> Method:  # fmt: skip
     """Return our own generator from `NAME=BASIS`; the models are loaded when the first image is needed.
 
     `samples` are all of them, for their prompts; `base` and the rest as for `load_sampler`.

@@ -104,16 +104,11 @@ def clip_direction(a: Tensor, a_prime: Tensor, b: Tensor, result: Tensor) -> Num
 
 @dataclass
 class Meter:
-    """Computes metrics; without LPIPS or an encoder those metrics are not measured.
-
-    Attributes:
-        lpips, encoder: the networks.
-        weights: metric → identifies the content of its weights.
-    """
+    """Computes metrics; without LPIPS or an encoder those metrics are not measured."""
 
     lpips: Lpips | None
     encoder: ImageEncoder | None
-    weights: dict[str, str]
+    weights: dict[str, str]  # metric → identifies the content of its weights
     _embeddings: dict[Path, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -149,13 +144,9 @@ class Meter:
 
 
 def load_meter(
-    *,
-    lpips_backbone: Path | None,
-    lpips_heads: Path | None = None,
-    clip_encoder: str | None,
-    is_encoder_required: bool = False,
-    device: torch.device | str = "cpu",
-) -> Meter:
+    *, lpips_backbone: Path | None, lpips_heads: Path | None = None, clip_encoder: str | None,
+    is_encoder_required: bool = False, device: torch.device | str = "cpu",
+) -> Meter:  # fmt: skip
     """Return a meter; metrics that it cannot compute are logged.
 
     Without `lpips_backbone` there is no LPIPS, without `clip_encoder` (folder or id) no CLIP direction. Raises

@@ -14,7 +14,7 @@ from .folder import EvaluationError, EvaluationFolder, write_file
 from .metrics import NOT_MEASURED
 from .test_set import Sample
 
-#: metric → (column head, decimals); win rates stand after the paper's four.
+#: metric → (column head, decimals); win rates come after the paper's four.
 _PAPER_COLUMNS = {
     "preservation": ("Pres. ↑", 2),
     "accuracy": ("Acc. ↑", 2),

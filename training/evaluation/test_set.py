@@ -78,7 +78,10 @@ def write_samples(
 
     Raises EvaluationError if the folder holds another set.
     """
-    choices = {analogy.sample: _choice(analogy, max_side_px) for analogy in analogies}
+    choices = {}  # what identifies an analogy and how it is cut, whatever its files contain and where they are
+    for analogy in analogies:
+        names = (analogy.sample, analogy.task, analogy.prompt, analogy.pair, analogy.b, analogy.crops_b)
+        choices[analogy.sample] = fingerprint(names, [part and part.half for part in analogy.parts], max_side_px)
     foreign = [record["sample"] for record in folder.samples if record["choice"] != choices.get(record["sample"])]
     if foreign:
         raise EvaluationError(
@@ -163,9 +166,3 @@ def _path(folder: EvaluationFolder, sample: str, name: str) -> Path:
 def _damaged(folder: EvaluationFolder, record: Record) -> list[str]:
     files = [(_path(folder, record["sample"], name), sha256) for name, sha256 in record["files"].items()]
     return [path.relative_to(folder.root).as_posix() for path, sha256 in files if folder.sha256(path) != sha256]
-
-
-def _choice(analogy: Analogy, max_side_px: int) -> str:
-    """Identifies the analogy and how it is cut, whatever the content and the place of its files."""
-    names = (analogy.sample, analogy.task, analogy.prompt, analogy.pair, analogy.b, analogy.crops_b)
-    return fingerprint(names, [part and part.half for part in analogy.parts], max_side_px)

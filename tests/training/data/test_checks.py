@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.training.data.pair_images import paint, record_of, truncate, write_pair, write_tasks
 from training.data.checks import check_pairs, usable_pairs, without_errors
-from training.data.index import DataError, PairRecord, Problem, as_json, as_text, stop_on_errors
+from training.data.index import DataError, PairRecord, Problem, as_text, stop_on_errors
 
 
 def write_bomb(path: Path) -> None:
@@ -172,4 +172,3 @@ def test_the_listing_names_every_file_and_counts_the_kinds() -> None:
         "3 problem(s): 2 × missing (error), 1 × small (warning)",
     ]
     assert as_text([]) == ""
-    assert '"pair_id": "t/a"' in as_json(problems, pairs=3)

@@ -46,7 +46,7 @@ def write_image(folder: Path, name: str, data: bytes) -> Path:
 
     Importing the same again changes nothing. Unreadable data are written too (`.bin`), so that the import lists them.
 
-    Raises: OutputError: when it cannot be written, or another image has this name (of another import).
+    Raises OutputError when it cannot be written, or another image has this name (of another import).
     """
     path = folder / (safe_name(name) + _suffix_of(data))
     try:

@@ -48,10 +48,14 @@ def find_pairs(root: Path, images: Path) -> Found:
         caption = str(entry.get("edit_prompt") or "") or read_caption(targets[stem].with_suffix(".txt"), problems)
         caption = ", ".join(part.strip() for part in caption.split(","))  # as the reference reads it
         try:
-            a, a_prime, b = _cut_panels(controls[stem], targets[stem])
+            strip = read_image(controls[stem])
+            width, height = read_image(targets[stem]).size
         except ImageFileError as error:
             problems.append(Problem(str(error.path), error.kind, error.reason))
             continue
+        if strip.size != (3 * width, height):  # the panels get the size of b', whatever the strip's
+            strip = strip.resize((3 * width, height), Image.Resampling.BICUBIC)
+        a, a_prime, b = (strip.crop((left, 0, left + width, height)) for left in (0, width, 2 * width))
         pair_a, pair_b = _text(entry.get("pair_A")), _text(entry.get("pair_C"))
         unnamed += not (pair_a and pair_b)
         key_a = task, pair_a.removeprefix(f"{task}/") or f"a {_hash(a.tobytes() + a_prime.tobytes())}"
@@ -75,15 +79,6 @@ def find_pairs(root: Path, images: Path) -> Found:
         for (task, name), (before, after) in sorted(pairs.items())
     ]
     return Found(candidates, problems)
-
-
-def _cut_panels(control: Path, target: Path) -> list[Image.Image]:
-    """a, a' and b in the size of b', whatever the strip's."""
-    strip = read_image(control)
-    width, height = read_image(target).size
-    if strip.size != (3 * width, height):
-        strip = strip.resize((3 * width, height), Image.Resampling.BICUBIC)
-    return [strip.crop((left, 0, left + width, height)) for left in (0, width, 2 * width)]
 
 
 def _write_panel(folder: Path, name: str, side: str, panel: Image.Image) -> Path:

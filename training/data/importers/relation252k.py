@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lorweb_core.errors import FileError
 from lorweb_core.files import read_json
@@ -51,7 +49,7 @@ def find_pairs(root: Path, *, group: str | None = "Group1") -> Found:
 
 
 def _label_files(root: Path) -> dict[Path, list[Path]]:
-    """Task folder → label files of its groups or its own; the set may lie deeper, in folders of its archive."""
+    """Task folder → label files of its groups or its own; they may be nested in folders of the archive."""
     labels_of: dict[Path, list[Path]] = defaultdict(list)
     for path in sorted(root.rglob(LABELS_NAME)):
         folders = path.parent.relative_to(root).parts
@@ -62,15 +60,22 @@ def _label_files(root: Path) -> dict[Path, list[Path]]:
 
 
 def _read_group(labels: Path, task: str, found: Found) -> None:
-    entries = _read_entries(labels)
-    if isinstance(entries, Problem):
-        found.problems.append(entries)
+    try:
+        content = read_json(labels, MAX_LABELS_BYTES)
+    except FileError as error:
+        found.problems.append(Problem(str(labels), "unreadable", str(error)))
+        return
+    if isinstance(content, dict):
+        content = next((value for value in content.values() if isinstance(value, list)), None)
+    if not isinstance(content, list):
+        found.problems.append(Problem(str(labels), "unreadable", "not a list of labels"))
         return
     below = [path for place in (*subfolders(labels.parent), labels.parent) for path in image_files(place)]
     images = {name: path for path in below for name in (path.stem, path.name)}
     prefix = f"{task}/" if labels.parent.name == "Group1" else f"{task}/{labels.parent.name}/"
     unnamed: list[int] = []
-    for position, entry in enumerate(entries):
+    for position, entry in enumerate(content):
+        entry = entry if isinstance(entry, dict) else {}
         name = text_of(entry, _IMAGE_FIELDS)
         if not name:
             unnamed.append(position)
@@ -85,15 +90,3 @@ def _read_group(labels: Path, task: str, found: Found) -> None:
     if unnamed:
         reason = f"{len(unnamed)} entries name no image, the first is entry {unnamed[0]}"
         found.problems.append(Problem(str(labels), "missing", reason))
-
-
-def _read_entries(labels: Path) -> list[Mapping[str, Any]] | Problem:
-    try:
-        content = read_json(labels, MAX_LABELS_BYTES)
-    except FileError as error:
-        return Problem(str(labels), "unreadable", str(error))
-    if isinstance(content, dict):
-        content = next((value for value in content.values() if isinstance(value, list)), None)
-    if not isinstance(content, list):
-        return Problem(str(labels), "unreadable", "not a list of labels")
-    return [entry if isinstance(entry, dict) else {} for entry in content]

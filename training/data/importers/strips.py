@@ -2,7 +2,7 @@
 
     strips/watercolor/0001.png  [0001.txt]     or, with a task name given, strips/0001.png
 
-The files stay as they are; the index says that they are strips and they are cut when read.
+The files are not changed: the index marks them as strips, and they are cut when read.
 """
 
 from __future__ import annotations

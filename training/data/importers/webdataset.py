@@ -116,7 +116,7 @@ def _image_among(members: Mapping[str, bytes], names: Sequence[str]) -> bytes | 
 
 
 def _fields_of(members: Mapping[str, bytes]) -> dict[str, Any] | None:
-    """What `key.json`, `key.txt` and `key.cls` say; None when the JSON cannot be read."""
+    """The fields in `key.json`, `key.txt` and `key.cls`; None when the JSON cannot be read."""
     texts = {name: members[name].decode("utf-8-sig", "replace") for name in ("txt", "cls") if name in members}
     fields: dict[str, Any] = {"caption": texts["txt"]} if "txt" in texts else {}
     if "cls" in texts:
