@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -180,41 +180,40 @@ class PairIndex:
         write_text_atomically(path, "".join(lines))
 
 
-def _parse_record(line: str, folder: Path) -> PairRecord:
-    try:
-        values = parse_json(line, "it")
-    except FileError as error:
-        raise ValueError(str(error)) from error
-    if not isinstance(values, dict):
-        raise ValueError("not a JSON object")
-    known = {item.name: item for item in fields(PairRecord)}
+def field_problems(kind: type[Any], values: dict[str, Any]) -> list[str]:
+    """What is wrong with JSON or TOML values for the fields of a dataclass: names, types, ranges."""
+    known = {item.name: item for item in fields(kind)}
     problems = []
     for name in islice(values, 20):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             problems.append(f"unknown field {name!r:.80}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    problems += [text for item in known.values() if (text := _field_problem(item, values))]
+    for name, item in known.items():
+        value: Any = values.get(name)
+        wanted = str(item.type)
+        has_type = isinstance(value, _JSON_TYPES[wanted]) and (wanted == "bool" or not isinstance(value, bool))
+        if name not in values:
+            problems += [f"field {name!r} is missing"] if item.default is MISSING else []
+        elif not has_type:
+            problems.append(f"{name} is {value!r:.80}, not of type {wanted}")
+        elif name in ("width", "height") and value < 1:
+            problems.append(f"{name} is {value}, not at least 1")
+        elif name == "weight" and not 0 <= value < float("inf"):
+            problems.append(f"weight is {value}, not a finite number of at least 0")
+        elif name == "split" and value not in SPLITS:
+            problems.append(f"split is {value!r:.80}, not one of {', '.join(SPLITS)}")
+    return problems
+
+
+def _parse_record(line: str, folder: Path) -> PairRecord:
+    values = parse_json(line, "it")
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    problems = field_problems(PairRecord, values)
     if problems:
         raise ValueError(", ".join(problems))
-    paths = {name: Path(os.path.normpath(folder / values[name])) for name, item in known.items() if item.type == "Path"}
+    paths = {name: Path(os.path.normpath(folder / values[name])) for name in ("before", "after")}
     return PairRecord(**{**values, **paths})
-
-
-def _field_problem(item: Field[Any], values: dict[str, Any]) -> str:
-    if item.name not in values:
-        return f"field {item.name!r} is missing" if item.default is MISSING else ""
-    value: Any = values[item.name]
-    wanted = str(item.type)
-    has_type = isinstance(value, _JSON_TYPES[wanted]) and (wanted == "bool" or not isinstance(value, bool))
-    if not has_type:
-        return f"{item.name} is {value!r:.80}, not of type {wanted}"
-    if item.name in ("width", "height") and value < 1:
-        return f"{item.name} is {value}, not at least 1"
-    if item.name == "weight" and not 0 <= value < float("inf"):
-        return f"weight is {value}, not a finite number of at least 0"
-    if item.name == "split" and value not in SPLITS:
-        return f"split is {value!r:.80}, not one of {', '.join(SPLITS)}"
-    return ""
 
 
 def _portable(path: Path, folder: Path) -> str:

@@ -40,7 +40,7 @@ class Quadruplet:
 
 
 class QuadrupletDrawer:
-    """Chooses quadruplets among the pairs of one split.
+    """Chooses quadruplets among the pairs of one split; for `caption_source` see `caption_of`.
 
     Attributes:
         bucket_shares: float64 [buckets], how likely each cell size is; sums to 1.

@@ -79,18 +79,17 @@ def held_out_tasks(records: Sequence[PairRecord]) -> set[str]:
 
 
 def fixed_quadruplets(
-    records: Sequence[PairRecord], buckets: Sequence[Cell], *, kind: TaskKind, split: str = "val", per_task: int = 2,
+    records: Sequence[PairRecord], buckets: Sequence[Cell], *, kind: TaskKind, per_task: int = 2,
     max_items: int | None = None, caption_source: str = "a", seed: int = 0,
 ) -> tuple[Quadruplet, ...]:  # fmt: skip
     """Analogies for validation: the same list for the same data and seed, sorted by cell size and task.
 
-    b's pair is always held out. a's pair is another held-out pair of the task, or, on a seen task that has none of
-    fitting shape, a training pair. Captions are never dropped.
+    b's pair is one of the split `val`. a's pair is another one of the task, or, on a seen task that has none of fitting
+    shape, a training pair. Captions are never dropped.
 
     Args:
         records: all pairs of the index, every split.
         kind: `seen` tasks (they have training pairs) or `held-out` tasks.
-        split: whose pairs serve as b.
         per_task: at most this many analogies of each task, with different b.
         max_items: at most this many in all, of as many tasks as possible.
     """
@@ -103,11 +102,11 @@ def fixed_quadruplets(
         pool = sorted((int(i) for i in positions), key=lambda i: uniforms(seed, "validation", records[i].id))
         couples = []
         for place, b in enumerate(pool):
-            if records[b].split != split:
+            if records[b].split != "val":
                 continue
             others = [*pool[place + 1 :], *pool[:place]]
             fitting = [i for i in others if aspects_match(records[i].aspect, records[b].aspect)]
-            partners = [i for name in (split, "train") for i in fitting if records[i].split == name]
+            partners = [i for name in ("val", "train") for i in fitting if records[i].split == name]
             couples += [(a, b) for a in partners[:1]]  # the next held-out one after b, else a training pair
         ranked += [(rank, task, a, b) for rank, (a, b) in enumerate(couples[:per_task])]
     # Every task's first analogy comes before any task's second, so a limit leaves out as few tasks as possible.

@@ -13,20 +13,17 @@ pairs, so an analogy never mixes directions.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
-from itertools import islice
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import tomllib
 
 from lorweb_core.files import MAX_YAML_BYTES, read_text
 from lorweb_core.pair_folder import find_near, find_sides, side_folders, stem_of
 
-from ..index import SPLITS, DataError, Problem
+from ..index import DataError, Problem, field_problems
 from .building import (
     Candidate,
     Found,
@@ -72,11 +69,12 @@ def read_task_settings(path: Path) -> TaskSettings:
         return TaskSettings()
     try:
         values = tomllib.loads(read_text(path, MAX_YAML_BYTES))
+        wrong = field_problems(TaskSettings, values)
     except (ValueError, RecursionError) as error:  # FileError and TOMLDecodeError among them
-        raise _toml_error(path, [str(error)]) from error
-    wrong = [problem for name, value in islice(values.items(), 20) if (problem := _toml_problem(name, value))]
+        wrong = [str(error)]
     if wrong:
-        raise _toml_error(path, wrong)
+        known = ", ".join(item.name for item in fields(TaskSettings))
+        raise DataError(f"{path} cannot be used: {'; '.join(wrong)}. It may set {known}.")
     return TaskSettings(**values)
 
 
@@ -117,9 +115,22 @@ def _renaming(folder: Path, siblings: list[Path]) -> str:
 
 def _find_task(folder: Path, name: str, found: Found) -> None:
     settings = read_task_settings(folder / "task.toml")
-    before, after = _images_by_side(folder, found.problems)
+    sides: dict[str, dict[str, Path]] = {"before": {}, "after": {}}  # side → the pair's name → image
+    for side, stem, path in find_sides(folder, image_files):
+        first = sides[side].setdefault(stem, path)
+        if first != path:
+            reason = f"{first.name} is already the {side} image of {stem}"
+            found.problems.append(Problem(str(path), "ambiguous", reason))
+
+    def list_foreign(place: Path) -> list[Path]:
+        return [path for path in place.iterdir() if path.suffix.lower() in _FOREIGN_SUFFIXES and is_visible(path)]
+
+    for _, _, path in find_sides(folder, list_foreign):
+        reason = f"{path.suffix} images cannot be read; save it as PNG or JPEG"
+        found.problems.append(Problem(str(path), "unreadable", reason))
+    before, after = sides["before"], sides["after"]
     captions = _captions(folder, before.keys() | after.keys(), found.problems)
-    candidates = [
+    forward = [
         Candidate(
             f"{name}/{stem}", name, before[stem], after[stem], captions.get(stem) or settings.caption,
             split=settings.split, weight=float(settings.weight), task_caption=settings.caption,
@@ -127,27 +138,19 @@ def _find_task(folder: Path, name: str, found: Found) -> None:
         for stem in sorted(before.keys() & after.keys())
     ]  # fmt: skip
     found.problems += _unpaired(folder, before, after)
-    found.candidates += candidates + (_reversed(candidates, settings) if settings.bidirectional else [])
+    found.candidates += forward
+    if settings.bidirectional:
+        caption = settings.reverse_caption
+        found.candidates += [
+            replace(
+                pair, id=pair.id + REVERSED_SUFFIX, task=pair.task + REVERSED_SUFFIX, before=pair.after,
+                after=pair.before, caption=caption, task_caption=caption,
+            )
+            for pair in forward
+        ]  # fmt: skip
     if not before and not after:
         reason = "its `before/` and `after/` folders hold no images"
         found.problems.append(Problem(str(folder), "few-pairs", reason))
-
-
-def _images_by_side(folder: Path, problems: list[Problem]) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The pair's name → before image, and → after image; of two of one name and side the first is used."""
-    sides: dict[str, dict[str, Path]] = {"before": {}, "after": {}}
-    for side, name, path in find_sides(folder, image_files):
-        first = sides[side].setdefault(name, path)
-        if first != path:
-            problems.append(Problem(str(path), "ambiguous", f"{first.name} is already the {side} image of {name}"))
-
-    def list_foreign(place: Path) -> list[Path]:
-        return [path for path in place.iterdir() if path.suffix.lower() in _FOREIGN_SUFFIXES and is_visible(path)]
-
-    for _, _, path in find_sides(folder, list_foreign):
-        reason = f"{path.suffix} images cannot be read; save it as PNG or JPEG"
-        problems.append(Problem(str(path), "unreadable", reason))
-    return sides["before"], sides["after"]
 
 
 def _captions(folder: Path, names: Iterable[str], problems: list[Problem]) -> dict[str, str]:
@@ -179,34 +182,3 @@ def _unpaired(folder: Path, before: dict[str, Path], after: dict[str, Path]) -> 
             reason = f"there is no {wanted} image named {name}{near}"
             problems.append(Problem(str(present[name]), "unpaired", reason))
     return problems
-
-
-def _reversed(candidates: Iterable[Candidate], settings: TaskSettings) -> list[Candidate]:
-    caption = settings.reverse_caption
-    return [
-        replace(
-            candidate, id=candidate.id + REVERSED_SUFFIX, task=candidate.task + REVERSED_SUFFIX,
-            before=candidate.after, after=candidate.before, caption=caption, task_caption=caption,
-        )
-        for candidate in candidates
-    ]  # fmt: skip
-
-
-def _toml_problem(name: str, value: Any) -> str:  # noqa: ANN401 (whatever TOML holds)
-    defaults = asdict(TaskSettings())
-    if name not in defaults:
-        near = difflib.get_close_matches(name, defaults, n=1)
-        return f"unknown name {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
-    wanted = (int, float) if isinstance(defaults[name], float) else (type(defaults[name]),)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-        return f"{name} is {value!r:.80}, not of type {wanted[-1].__name__}"
-    if name == "split" and value not in SPLITS:
-        return f"split is {value!r:.80}, not one of {', '.join(SPLITS)}"
-    if name == "weight" and not 0 <= value < float("inf"):
-        return f"weight is {value!r:.80}, not a finite number of at least 0"
-    return ""
-
-
-def _toml_error(path: Path, problems: list[str]) -> DataError:
-    known = ", ".join(item.name for item in fields(TaskSettings))
-    return DataError(f"{path} cannot be used: {'; '.join(problems)}. It may set {known}.")
