@@ -65,14 +65,11 @@ def test_from_image_pairs_to_a_generated_answer(tiny_parts, tmp_path, base_with_
 
 
 def test_help_shows_examples(capsys):
-    with pytest.raises(SystemExit):
-        train(["--help"])
+    assert train(["--help"]) == 0
     told = capsys.readouterr().out
-    assert (
-        "\nexamples:\n  python -m training.train --config paper.yaml data.index=mydata/pairs.jsonl run.name=mine\n"
-        in told
-    )
-    assert "--resume latest    go on" in told
+    assert "python -m training.train --config paper.yaml data.index=mydata/pairs.jsonl run.name=mine\n" in told
+    for part in ("--resume latest    continue", "0    success", "3    stopped by a signal", "130  interrupted"):
+        assert part in told
 
 
 def test_mistakes_end_with_one_message_and_exit_code_two(capsys):
@@ -80,5 +77,5 @@ def test_mistakes_end_with_one_message_and_exit_code_two(capsys):
     assert "did you mean basis_size" in capsys.readouterr().err
     assert train(["--config", "tiny.yaml", "data.index=/nowhere/pairs.jsonl", "base.model=/nowhere"]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("error: Expected")
+    assert told.startswith("error: ")
     assert "Traceback" not in told

@@ -190,7 +190,7 @@ def test_strength_zero_is_the_base_and_the_same_seed_gives_the_same_picture(tiny
 def test_incomplete_triplets_are_all_named(triplets):
     (triplets / "first" / "a_prime.png").unlink()
     (triplets / "second" / "b.png").unlink()
-    with pytest.raises(ValueError, match="2 incomplete: first, second"):
+    with pytest.raises(ValueError, match="2 incomplete triplets: first, second"):
         find_triplets(triplets)
 
 

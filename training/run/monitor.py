@@ -86,8 +86,8 @@ class Monitor:
         with (self._folder / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(numbers) + "\n")
 
-    def picture(self, step: int, name: str, path: Path) -> None:
-        """Show a picture file in the trackers."""
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Log an image file to the trackers."""
         if self._writer is None and self._wandb is None:
             return
         import numpy as np

@@ -56,7 +56,7 @@ def test_a_damaged_picture_is_told_once_and_counted_at_the_end(tiny_config, tiny
     told = [message for message in caplog.messages if "replaced" in message]
     assert len(told) == 2
     assert "cut-off.png: damaged" in told[0]
-    count = re.fullmatch(r"(\d+) draw\(s\) replaced because of 1 picture\(s\); `.*prepare check` names them", told[1])
+    count = re.fullmatch(r"(\d+) samples replaced because of 1 unreadable image\(s\); `.*` lists them", told[1])
     assert count is not None
     assert int(count[1]) > 1
 

@@ -157,7 +157,7 @@ def test_signal_to_the_whole_group_saves_although_pictures_are_being_loaded(tiny
     output, _ = process.communicate(timeout=120)
     assert process.returncode == EXIT_STOPPED, output[-3000:]
     assert "SIGTERM: saving and stopping" in output
-    assert "go on with --resume latest" in output
+    assert "continue with --resume latest" in output
 
 
 def test_lines_for_torchrun_in_the_readme_are_ones_that_it_understands():
@@ -190,7 +190,7 @@ def test_torchrun_hands_on_the_warning_of_a_scheduler_as_the_readme_says(tiny_co
     process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=120)
     assert "SIGUSR1: saving and stopping" in output
-    assert "go on with --resume latest" in output
+    assert "continue with --resume latest" in output
 
 
 def _has_moved(checkpoints, before):

@@ -1,10 +1,12 @@
 """The loop: it learns, does the same in every arrangement, and survives what happens to runs."""
 
+import itertools
 import json
 import math
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 from lorweb_core.checkpoint import load_basis
 from training.run.checkpoints import list_checkpoints, load_checkpoint
 from training.run.loop import DivergenceError
+from training.run.optimizers import set_learning_rate
 from training.train import main, train
 
 
@@ -138,7 +141,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_config, assembled):
             state.model.transformer.enable_gradient_checkpointing()
         for linear in state.model.linears.values():  # with up = 0 the router would have no gradient
             torch.nn.init.normal_(linear.up, std=0.1, generator=torch.Generator().manual_seed(1))
-        loop._accumulate(state, next(loop.batches))
+        loop.step(state)
         gradients.append([p.grad for p in state.model.adapter_parameters() + state.model.router_parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert float(gradients[0][-1].abs().max()) > 0
@@ -184,7 +187,7 @@ def test_out_of_memory_outside_of_a_step_says_what_to_change(tiny_config, monkey
         raise torch.OutOfMemoryError("tried to allocate more than there is")
 
     monkeypatch.setattr("training.run.session.load_transformer", run_out)
-    with pytest.raises(ValueError, match=r"--check what needs how much"):
+    with pytest.raises(ValueError, match="--check shows what takes how much"):
         train(tiny_config("run.steps=1"))
 
 
@@ -225,19 +228,21 @@ def test_run_stops_after_too_many_non_finite_steps(tiny_config, assembled, monke
     assert state.bad_steps == 3
 
 
+def _signal_in_step_one(monkeypatch, number, *, times=1):
+    """Signal this process in the middle of the second step."""
+
+    def signal_and_update(optimizer, schedule, step, steps):
+        for _ in range(times if step == 1 else 0):
+            os.kill(os.getpid(), number)
+        return set_learning_rate(optimizer, schedule, step, steps)
+
+    monkeypatch.setattr("training.run.loop.set_learning_rate", signal_and_update)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_signal_saves_and_ends_cleanly_and_the_run_goes_on(tiny_config, tiny_overrides, name, monkeypatch):
     config = tiny_config("run.steps=4", "checkpoint.every=100")
-    from training.run.loop import Loop
-
-    update = Loop._update
-
-    def update_and_signal(self, state, norm):
-        if state.step == 1:
-            os.kill(os.getpid(), getattr(signal, name))
-        return update(self, state, norm)
-
-    monkeypatch.setattr(Loop, "_update", update_and_signal)
+    _signal_in_step_one(monkeypatch, getattr(signal, name))
     before = signal.getsignal(signal.SIGTERM)
     result = train(config)
     assert (result.step, result.basis_file) == (2, None)
@@ -247,16 +252,7 @@ def test_signal_saves_and_ends_cleanly_and_the_run_goes_on(tiny_config, tiny_ove
 
 
 def test_second_interrupt_ends_at_once_and_says_how_to_go_on(tiny_overrides, monkeypatch, capsys, caplog):
-    from training.run.loop import Loop
-
-    update = Loop._update
-
-    def interrupt_twice(self, state, norm):
-        for _ in range(2 if state.step == 1 else 0):
-            os.kill(os.getpid(), signal.SIGINT)
-        return update(self, state, norm)
-
-    monkeypatch.setattr(Loop, "_update", interrupt_twice)
+    _signal_in_step_one(monkeypatch, signal.SIGINT, times=2)
     assert main(["--config", "tiny.yaml", *tiny_overrides("run.steps=4")]) == 130
     assert "--resume latest" in capsys.readouterr().err
     assert "Ctrl-C again" in caplog.text
@@ -309,7 +305,7 @@ def _first_step(assembled, config):
     loop, state = assembled(config)
     told = []
     state.model.transformer.register_forward_pre_hook(lambda _, __, inputs: told.append(inputs), with_kwargs=True)
-    loss, norm = loop._accumulate(state, next(loop.batches))
+    loss, norm, _ = loop.step(state)
     gradients = [p.grad.flatten() for p in state.model.trained_parameters() if p.grad is not None]
     return loss, told[0]["guidance"], norm, float(torch.cat(gradients).norm())
 
@@ -325,20 +321,17 @@ def test_copied_weight_of_a_run_is_that_of_its_loss(tiny_config, assembled):
         assert losses[w] == pytest.approx((answer + 3 * w * copied) / (1 + 3 * w), rel=1e-5)
 
 
-def test_every_step_has_noise_of_its_own(tiny_config, assembled):
-    loop, _ = assembled(tiny_config())
-    batch = next(loop.batches)
-    first, second, again = (loop._losses(step, batch, slice(0, 8)).tolist() for step in (0, 1, 0))
-    assert first == again
-    assert len({*first, *second}) == 16
-
-
-def test_loss_of_a_step_is_the_mean_over_its_samples(tiny_config, assembled):
-    loop, state = assembled(tiny_config("run.steps=1"))
-    batch = next(loop.batches)
-    with torch.no_grad():
-        expected = loop._losses(state.step, batch, slice(0, len(batch["caption"]))).mean()
-    assert loop._accumulate(state, batch)[0] == pytest.approx(float(expected), rel=1e-5)
+def test_every_step_has_noise_of_its_own_and_its_loss_is_the_mean_over_the_samples(tiny_config, assembled):
+    loop, state = assembled(tiny_config("optimizer.learning_rate=1e-12", "run.micro_batch_size=5"))
+    loop = replace(loop, batches=itertools.repeat(next(loop.batches)))
+    losses = []
+    state.model.register_forward_hook(lambda _module, _inputs, output: losses.extend(output.tolist()))
+    for step in (0, 1, 0):
+        state.step = step
+        mean = loop.step(state)[0]
+        assert mean == pytest.approx(sum(losses[-8:]) / 8, rel=1e-5)
+    assert losses[:8] == losses[16:]
+    assert len({*losses}) == 16
 
 
 def test_guidance_in_training_is_one(tiny_config, assembled):

@@ -19,7 +19,7 @@ from training.run.checkpoints import list_checkpoints, load_checkpoint
 from training.run.memory import checkpoint_bytes, estimate_memory, size_text
 from training.run.optimizers import EMA
 from training.run.preflight import preflight_report
-from training.run.validation import _image_scores
+from training.run.validation import image_scores
 from training.train import main, train
 
 
@@ -72,19 +72,19 @@ def test_the_scores_of_an_image_are_those_of_copying_b_beside_the_truth():
     b_prime[:8] = 0.5
     half_right = b_prime.clone()
     half_right[:4] = 0
-    scores = _image_scores([("task", [b, b, b, half_right, b_prime]), ("unknown", [b, b, b, b, None])])
+    scores = image_scores([("task", [b, b, b, half_right, b_prime]), ("unknown", [b, b, b, b, None])])
     assert scores["copy_b_psnr"] == pytest.approx(-10 * math.log10(0.125))
     assert scores["psnr"] == pytest.approx(-10 * math.log10(0.0625))
     assert scores["copy_b_changed_psnr"] == pytest.approx(-10 * math.log10(0.25))
     assert scores["changed_psnr"] == pytest.approx(-10 * math.log10(0.125))
     assert scores["copy_b_ssim"] < scores["ssim"] < 1
-    assert _image_scores([("task", [b, b, b, b_prime, b_prime])])["ssim"] == pytest.approx(1)
+    assert image_scores([("task", [b, b, b, b_prime, b_prime])])["ssim"] == pytest.approx(1)
 
 
 def test_validation_loss_is_that_of_the_answer_alone(tiny_config, assembled, monkeypatch):
     """The model's prediction is made useless in one place; only that of b′'s quadrant may be seen."""
     loop, state = assembled(tiny_config("validation.every=1"))
-    validator, predict = loop.callbacks.validate.validator, type(state.model).predict
+    validator, predict = loop.validate, type(state.model).predict
     losses = {"": validator.losses(state.model)}
     for place, spoiled in {"copied": (slice(0, 4), slice(0, 4)), "answer": (slice(4, 8), slice(4, 8))}.items():
 
@@ -117,17 +117,17 @@ def test_own_examples_are_shown_by_name_and_measured_where_their_answer_is_known
     options = (f"data.cache={tmp_path}",) if is_cached else ()
     chosen = f"validation.examples=[{examples[0]},{examples[1]}]"
     loop, state = assembled(tiny_config("validation.every=1", "validation.images=1", chosen, *options))
-    result = loop.callbacks.validate.validator.compute(state.model)
+    result = loop.validate.compute(state.model)
     assert [(name, row[4] is None) for name, row in result.rows["examples"]] == [("dog", True), ("cat", False)]
     assert {len(result.rows[name]) for name in ("seen", "held_out")} == {1}
     cat_alone = tiny_config("validation.every=1", "run.name=cat", f"validation.examples=[{examples[1]}]", *options)
     loop, state = assembled(cat_alone)
-    alone = loop.callbacks.validate.validator.compute(state.model)
+    alone = loop.validate.compute(state.model)
     own = {key for key in result.numbers if key.startswith("validation/examples/")}
     assert {"validation/examples/psnr", "validation/examples/loss_0.98"} <= own
     assert own == {key for key in alone.numbers if key.startswith("validation/examples/")}
     loop, state = assembled(tiny_config("validation.every=1", "run.name=dog", f"validation.examples=[{examples[0]}]"))
-    unknown = loop.callbacks.validate.validator.compute(state.model)
+    unknown = loop.validate.compute(state.model)
     assert not [key for key in unknown.numbers if "examples" in key]
     assert "examples: 1 image(s)" in unknown.line()
 
@@ -141,12 +141,12 @@ def test_everything_wrong_with_own_examples_is_said_before_the_run(tiny_config, 
         train(config)
     for text in (f"{dog} has no image named b", "a_prime.png", "none has no image named a or a_prime or b"):
         assert text in str(error.value)
-    assert str(error.value) in preflight_report(config).mistakes
+    assert str(error.value) in preflight_report(config).errors
 
 
 def test_validation_loss_depends_on_the_weights_alone(tiny_config, assembled):
     loop, state = assembled(tiny_config("run.steps=3", "validation.every=100"))
-    validator = loop.callbacks.validate.validator
+    validator = loop.validate
     before = validator.losses(state.model)
     assert validator.losses(state.model) == before
     loop.run(state)
@@ -243,27 +243,27 @@ def test_check_reports_data_memory_and_disk_and_loads_no_weights(tiny_overrides,
 def test_check_tells_everything_that_is_wrong_at_once(tiny_config, tmp_path):
     config = tiny_config("data.index=/nowhere/pairs.jsonl", "base.model=/nowhere/model")
     report = preflight_report(config)
-    assert not report.is_good
-    assert len(report.mistakes) == 2
-    assert "2 thing(s) to correct" in report.text()
+    assert report.errors
+    assert len(report.errors) == 2
+    assert "2 error(s):" in report.text()
 
 
 def test_check_tells_of_files_that_are_opened_late_and_of_an_earlier_run(tiny_config):
     train(tiny_config("run.steps=1"))
     report = preflight_report(tiny_config("basis.start_from=/nowhere.safetensors", "encoder.model=/nowhere/encoder"))
-    assert len(report.mistakes) == 2
-    assert "basis.start_from" in report.mistakes[0]
-    assert "encoder.model" in report.mistakes[1]
+    assert len(report.errors) == 2
+    assert "basis.start_from" in report.errors[0]
+    assert "encoder.model" in report.errors[1]
     assert "step-000000001: add --resume latest" in report.text()
 
 
 def test_check_tells_what_the_prompts_cost_and_whether_anything_can_encode_them(tiny_config, tiny_parts, tmp_path):
     lacking = preflight_report(tiny_config("text.caption_source=a"))
-    assert "5 prompts, but no text encoders" in lacking.mistakes[0]
-    assert len(lacking.mistakes) == 1
+    assert "5 prompts, but no text encoders" in lacking.errors[0]
+    assert len(lacking.errors) == 1
     options = ("text.caption_source=a", f"base.model={tiny_parts / 'model-with-text'}")
     in_memory = preflight_report(tiny_config(*options)).text()
-    assert "prompts: 5 different ones, 15.4 kB in ordinary memory of every process\n" in in_memory
+    assert "prompts: 5 different ones, 15.4 kB in system memory of every process\n" in in_memory
     assert f"15.4 kB on disk in {tmp_path}" in preflight_report(tiny_config(*options, f"data.cache={tmp_path}")).text()
 
 
@@ -272,7 +272,7 @@ def test_check_of_a_base_to_be_downloaded_estimates_the_published_one(tiny_parts
     overrides = [f"data.index={tiny_parts / 'pairs.jsonl'}", f"run.folder={tmp_path}", "base.quantize=none"]
     config = read_config("24gb.yaml", overrides)
     report = preflight_report(config)
-    assert report.is_good
+    assert not report.errors
     told = report.text()
     for part in (
         "Kontext-dev is not on this machine yet; the first run downloads it (about 24 GB for a transformer of",
@@ -283,12 +283,12 @@ def test_check_of_a_base_to_be_downloaded_estimates_the_published_one(tiny_parts
     ):
         assert part in told
     unreal = preflight_report(read_config("24gb.yaml", [*overrides, "base.model=owner/no--such--name"]))
-    assert "HFValidationError" in unreal.mistakes[0]
+    assert "HFValidationError" in unreal.errors[0]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what is asked for")
 def test_check_without_a_gpu_refuses_a_run_that_demands_one(tiny_config):
-    (mistake,) = preflight_report(tiny_config("run.device=cuda")).mistakes
+    (mistake,) = preflight_report(tiny_config("run.device=cuda")).errors
     assert mistake.startswith("no GPU")
     assert "no GPU found on this machine" in preflight_report(tiny_config("run.device=auto")).text()
 
@@ -297,7 +297,7 @@ def test_check_tells_of_trackers_and_optimizers_that_are_not_installed(tiny_conf
     for package in ("wandb", "bitsandbytes", "torchao"):
         monkeypatch.setitem(sys.modules, package, None)  # as if it were not there
     report = preflight_report(tiny_config("tracking.wandb_project=mine", "optimizer.name=adamw8bit"))
-    (mistake,) = report.mistakes
+    (mistake,) = report.errors
     assert "pip install wandb" in mistake
     assert "plain AdamW is used, 8 bytes per parameter instead of 2" in report.text()
     with pytest.raises(ValueError, match="the package wandb"):
@@ -306,14 +306,14 @@ def test_check_tells_of_trackers_and_optimizers_that_are_not_installed(tiny_conf
 
 def test_check_reads_the_settings_of_a_basis_to_start_from(tiny_config):
     first = train(tiny_config("run.steps=1", "basis.activation=tanh")).basis_file
-    (mistake,) = preflight_report(tiny_config("run.name=second", f"basis.start_from={first}")).mistakes
-    assert "basis.activation tanh" in mistake
+    (mistake,) = preflight_report(tiny_config("run.name=second", f"basis.start_from={first}")).errors
+    assert "trained with activation tanh" in mistake
 
 
 @pytest.mark.parametrize(("quantize", "package"), [("nf4", "bitsandbytes"), ("int8", "torchao")])
 def test_check_refuses_a_quantizer_that_is_not_installed(tiny_config, monkeypatch, quantize, package):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not there
-    (mistake,) = preflight_report(tiny_config(f"base.quantize={quantize}")).mistakes
+    (mistake,) = preflight_report(tiny_config(f"base.quantize={quantize}")).errors
     assert f"pip install --no-deps {package}" in mistake
 
 
@@ -360,7 +360,7 @@ def test_check_of_a_single_file_reads_its_header(tiny_config, tiny_parts, tmp_pa
     report = preflight_report(
         tiny_config(f"base.model={tmp_path / 'model.gguf'}", f"base.components={tiny_parts / 'model'}")
     )
-    assert "GGUF" in report.mistakes[0]
+    assert "GGUF" in report.errors[0]
 
 
 def test_memory_of_the_paper_run_is_near_the_sums_on_paper():
