@@ -73,7 +73,6 @@ def generate_command(
     out: Annotated[Path, typer.Option(help="Folder of the evaluation.")],
     test_set: Annotated[str | None, typer.Option("--set", help="Index, or evalset:FOLDER; not needed again.")] = None,
     method: Annotated[list[str] | None, typer.Option(metavar="NAME=[LAYOUT:]FOLDER", help=_METHOD_HELP)] = None,
-    baselines: Annotated[bool, typer.Option(help="Include copy-b and copy-a-prime.")] = True,
     split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="Of an index.")] = "test",
     task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
     b_per_pair: Annotated[int, typer.Option(min=1, help="Images b for every pair a, a'.")] = 2,
@@ -105,7 +104,7 @@ def generate_command(
         for line in read_not_used(folder):
             print(f"not in the test set: {line}", file=sys.stderr)
     samples = read_samples(folder)
-    methods = [baseline(name, folder) for name in BASELINES if baselines]
+    methods = [baseline(name, folder) for name in BASELINES]
     methods += [images_method(text) for text in method or ()]
     if generator:
         from .base.sampler import SamplingOptions
@@ -179,14 +178,13 @@ def aggregate(
     path: Folder,
     method: Methods = None,
     reference: Reference = None,
-    resamples: Annotated[int, typer.Option(min=2, help="Of the bootstrap over tasks.")] = 2000,
     plot: Annotated[bool, typer.Option(help="Plot pareto.png, which needs matplotlib.")] = True,
     sheets: Annotated[int, typer.Option(min=0, max=99, help="How many sheets of images.")] = 4,
     sheet_rows: Annotated[int, typer.Option(min=1, help="Samples on one sheet.")] = 8,
 ) -> None:
     """Write the table, the plot and sheets of images."""
     folder, samples, methods, compared = _open(path, method, reference)
-    found = evaluate(folder, methods, samples, reference=compared, resamples=resamples)
+    found = evaluate(folder, methods, samples, reference=compared)
     table = as_markdown(found)
     write_file(folder.results / "table.md", table)
     write_json(folder.results / "results.json", asdict(found))

@@ -21,6 +21,7 @@ from .test_set import Sample, read_not_used
 #: column → field of the judge's answer.
 RATINGS = {"preservation": "consistency", "accuracy": "accuracy"}
 NOT_JUDGED = "not judged"
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,8 @@ class Evaluation:
     not_used: list[str]  # what the test set could not use
 
 
-def summarize(values: Iterable[tuple[str, Number]], *, resamples: int = 2000, seed: int = 0) -> Summary:
-    """Return the summary of (task, number or reason why there is none), one per sample in any order.
-
-    `resamples` (at least 2) and `seed` are the bootstrap's.
-    """
+def summarize(values: Iterable[tuple[str, Number]]) -> Summary:
+    """Return the summary of (task, number or reason why there is none), one per sample in any order."""
     by_task: dict[str, list[float]] = defaultdict(list)
     left_out: Counter[str] = Counter()
     for task, value in values:
@@ -77,15 +75,14 @@ def summarize(values: Iterable[tuple[str, Number]], *, resamples: int = 2000, se
     means = np.array([np.mean(by_task[task]) for task in sorted(by_task)])
     low = high = None
     if len(means) > 1:
-        drawn = np.random.default_rng(seed).integers(0, len(means), (resamples, len(means)))
-        low, high = (float(value) for value in np.percentile(means[drawn].mean(1), (2.5, 97.5)))
+        chosen = np.random.default_rng(0).integers(0, len(means), (RESAMPLES, len(means)))
+        low, high = (float(value) for value in np.percentile(means[chosen].mean(1), (2.5, 97.5)))
     return Summary(float(means.mean()), low, high, sum(map(len, by_task.values())), len(means), dict(left_out))
 
 
 def evaluate(
-    folder: EvaluationFolder, methods: Sequence[str], samples: Sequence[Sample], *, reference: str,
-    resamples: int = 2000,
-) -> Evaluation:  # fmt: skip
+    folder: EvaluationFolder, methods: Sequence[str], samples: Sequence[Sample], *, reference: str
+) -> Evaluation:
     """Return all summaries over the samples for which every method has an image; the latest judge counts.
 
     Raises EvaluationError if there are no such samples.
@@ -103,7 +100,7 @@ def evaluate(
                 answer = record and record["answer"]
                 numbers[name].append(float(answer[key]) if answer else record["failure"] if record else NOT_JUDGED)
         summaries[method] = {
-            name: summarize(zip((sample.task for sample in common), values, strict=True), resamples=resamples)
+            name: summarize(zip((sample.task for sample in common), values, strict=True))
             for name, values in numbers.items()
         }
     wins, firsts, agreements = {}, [], []
@@ -126,7 +123,7 @@ def evaluate(
             # One unreadable answer leaves the sample out: the other order alone would go by position.
             is_usable = winners and None not in winners
             values.append((sample.task, 100 * winners.count(reference) / len(winners) if is_usable else failure))
-        summary = summarize(values, resamples=resamples)
+        summary = summarize(values)
         if summary.samples or set(summary.left_out) != {NOT_JUDGED}:
             wins[other] = summary
     return Evaluation(

@@ -134,7 +134,7 @@ def test_packed_weights_are_refused_by_the_header(state, tmp_path):
     assert "packed tensors of type U8" in _refused(tmp_path / "packed.safetensors")
 
 
-def test_unknown_quantisation_format_is_refused(state, tmp_path):
+def test_unknown_quantization_format_is_refused(state, tmp_path):
     _scaled_file(state, tmp_path / "x.safetensors", ".weight_scale", quant_format="nvfp4")
     with pytest.raises(ValueError, match="nvfp4"):
         read_single_file(tmp_path / "x.safetensors", dtype=torch.float32)
@@ -190,7 +190,7 @@ def test_file_that_was_cut_off_is_refused_by_its_header(state, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"[1]", b"{}", b"no json"])
-def test_unreadable_quantisation_format_is_refused(state, tmp_path, content):
+def test_unreadable_quantization_format_is_refused(state, tmp_path, content):
     path = tmp_path / "x.safetensors"
     marker = {"double_blocks.0.img_mlp.0.comfy_quant": torch.tensor(list(content), dtype=torch.uint8)}
     save_file(_as_bfl(state) | marker, path)
