@@ -163,11 +163,11 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def model_key(place: str | Path | None) -> str | None:
+def model_key(model: str | Path | None) -> str | None:
     """Return a name for a model file or folder that changes with its content; a Hugging Face id stays as it is."""
-    path = Path(place or "")
-    if place is None or not path.exists():
-        return None if place is None else str(place)
+    path = Path(model or "")
+    if model is None or not path.exists():
+        return None if model is None else str(model)
     if path.is_file():
         status = path.stat()
         is_small = status.st_size <= _HASHED_UP_TO_BYTES

@@ -1,4 +1,4 @@
-"""The methods that are compared, and their images in one place and one format.
+"""The methods that are compared, and their images in one folder and one format.
 
 An image is generated or copied again only if its source has changed. Every table needs two baselines to be readable:
 copy b, copy a′. Other projects process one analogy per call: run them once per sample into a folder named after the
@@ -65,11 +65,11 @@ def baseline(name: str, folder: EvaluationFolder) -> Method:
 
 def images_method(text: str) -> Method:
     """Return a method whose images were made elsewhere, from `NAME=[LAYOUT:]FOLDER`. Raises EvaluationError."""
-    name, _, place = text.partition("=")
-    layout, colon, rest = place.partition(":")
-    layout, place = (layout, rest) if colon and layout in LAYOUTS else ("plain", place)
-    if not name.strip() or not place or not Path(place).is_dir():
-        missing = f": there is no folder {place}" if place else ""
+    name, _, root = text.partition("=")
+    layout, colon, rest = root.partition(":")
+    layout, root = (layout, rest) if colon and layout in LAYOUTS else ("plain", root)
+    if not name.strip() or not root or not Path(root).is_dir():
+        missing = f": there is no folder {root}" if root else ""
         raise EvaluationError(
             f"--method {text!r} cannot be used{missing}. Write NAME=FOLDER or NAME=LAYOUT:FOLDER with one of the "
             f"layouts {', '.join(LAYOUTS)}, for example RelationAdapter=relation-adapter:outputs/relation_adapter."
@@ -78,7 +78,7 @@ def images_method(text: str) -> Method:
 
     def find(sample: Sample) -> Path | None:
         for form in (pattern, "{sample}"):
-            wanted = Path(place) / form.format(sample=sample.id)
+            wanted = Path(root) / form.format(sample=sample.id)
             regex = re.compile(re.escape(wanted.name).replace(r"\*", ".*"))
             files = sorted(wanted.parent.iterdir()) if wanted.parent.is_dir() else []
             found = [path for path in files if regex.fullmatch(path.stem) and path.suffix.lower() in IMAGE_SUFFIXES]
@@ -87,7 +87,7 @@ def images_method(text: str) -> Method:
         return None
 
     def make(sample: Sample) -> Image.Image:
-        image = read_image(find(sample) or Path(place) / f"{sample.id}.png")
+        image = read_image(find(sample) or Path(root) / f"{sample.id}.png")
         left, top = image.width - image.width // 2, image.height - image.height // 2
         return image.crop((left, top, image.width, image.height)) if is_grid else image
 
@@ -114,7 +114,7 @@ def basis_method(
             f"--generator {text!r} cannot be used: {file!r} is not a file. Write NAME=BASIS, for example "
             "LoRWeB=runs/mine/mine.safetensors."
         )
-    models = [model_key(place) for place in (file, base.model, base.components, encoder)]
+    models = [model_key(model) for model in (file, base.model, base.components, encoder)]
     settings = fingerprint(models, base.dtype, base.quantize, asdict(options), max_tokens)
 
     @cache
@@ -140,11 +140,11 @@ def require_distinct(folder: EvaluationFolder, methods: Sequence[str]) -> None:
     owners: dict[str, str] = {}
     known = list(dict.fromkeys(record["method"] for record in folder.generated))
     for name in (*(name for name in known if name not in methods), *methods):
-        place = folder.image(name, "x").parent
-        owner = owners.setdefault(place.name.lower(), name)
+        images = folder.image(name, "x").parent
+        owner = owners.setdefault(images.name.lower(), name)
         if owner != name or methods.count(name) > 1:
             raise EvaluationError(
-                f"The methods {owner!r} and {name!r} would both keep their images in {place}. Rename one of them: "
+                f"The methods {owner!r} and {name!r} would both keep their images in {images}. Rename one of them: "
                 "names must differ in letters (ignoring case), digits, spaces, '-', '_' or '.'."
             )
 

@@ -89,7 +89,7 @@ def as_markdown(evaluation: Evaluation) -> str:
     if evaluation.judge and evaluation.judge["wording"] == "paper":
         heads = [*(head for head, _ in _PAPER_COLUMNS.values()), *_PAPER_HEADS]
         cells = {
-            model: [f"{number:.{2 if place < 4 else 1}f}" for place, number in enumerate(numbers)]
+            model: [f"{number:.{2 if column < 4 else 1}f}" for column, number in enumerate(numbers)]
             for model, numbers in PAPER_ROWS.items()
         }
         padded = {model: row + [""] * (len(heads) - len(row)) for model, row in cells.items()}
