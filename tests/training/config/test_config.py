@@ -1,4 +1,4 @@
-"""One typed tree, read from YAML and overrides, with every mistake told at once."""
+"""One typed tree, read from YAML and overrides, with all errors reported at once."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_single_lora_has_the_capacity_of_the_paper_run():
     assert single.rank == paper.basis_size * paper.rank
 
 
-def test_all_mistakes_are_told_at_once_with_the_nearest_names(tmp_path):
+def test_all_errors_are_reported_at_once_with_the_nearest_names(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
         "optimiser: {}\nbasis: {basis_sise: 4}\nrun: {batch_size: many, rank: 3}\n"
@@ -58,7 +58,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names(tmp_path):
     )
     with pytest.raises(ConfigError) as caught:
         read_config(path, ["steps=3"])
-    told = "\n".join(caught.value.mistakes)
+    output = "\n".join(caught.value.errors)
     for part in (
         "optimiser: unknown name; did you mean optimizer?",
         "basis.basis_sise: unknown name; did you mean basis_size?",
@@ -67,9 +67,9 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names(tmp_path):
         "optimizer.ema_decay",
         "data.index: has no default",
         "data.resolution_px",
-        "'steps=3': expected section.name=value",
+        "'steps=3' is not of the form section.name=value",
     ):
-        assert part in told
+        assert part in output
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ def test_unreadable_file_names_the_shipped_ones(tmp_path, text):
     path = tmp_path / "mine.yaml"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ConfigError, match=r"mine\.yaml has 1 mistake") as caught:
+    with pytest.raises(ConfigError, match=r"mine\.yaml has 1 error") as caught:
         read_config(path)
-    first, mistake, remedy = str(caught.value).splitlines()
-    assert first.endswith("mine.yaml has 1 mistake:")
-    assert "Errno" not in mistake
+    first, error, remedy = str(caught.value).splitlines()
+    assert first.endswith("mine.yaml has 1 error:")
+    assert "Errno" not in error
     assert remedy == "Correct the file or the command line (name=value)."
-    assert text == "- a\n- list\n" or "Shipped files: 16gb.yaml" in mistake
+    assert text == "- a\n- list\n" or "Shipped files: 16gb.yaml" in error
 
 
 def test_shipped_file_is_found_without_its_suffix_even_beside_a_folder_of_that_name(tmp_path, monkeypatch):

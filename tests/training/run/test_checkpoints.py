@@ -159,7 +159,7 @@ def test_checkpoints_come_at_the_steps_asked_for_and_at_the_end_and_know_their_s
     assert [read_training_facts(header)["step"] for header in headers] == [2, 4, 5]
 
 
-def test_run_goes_on_when_a_save_meets_a_full_disk(tiny_config, small_disk, caplog):
+def test_run_continues_when_a_save_meets_a_full_disk(tiny_config, small_disk, caplog):
     filler = small_disk / "filler"
     filler.write_bytes(bytes(2_800_000))
     config = tiny_config("run.steps=3", f"run.folder={small_disk}", "checkpoint.every=1", "tracking.log_every=100")

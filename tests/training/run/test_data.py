@@ -1,4 +1,4 @@
-"""What a run draws from: which analogies it is validated on, and what it says of pairs that it cannot use."""
+"""The data of a run: the analogies it is validated on, and the warnings about pairs that cannot be used."""
 
 import re
 from collections import Counter
@@ -24,7 +24,7 @@ def test_reason_for_pairs_left_out_is_an_error_not_a_warning(tiny_config, tiny_p
     *records, last = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
     missing = replace(last, before=tmp_path / "absent.png")
     PairIndex([*records, missing]).write_index(tmp_path / "pairs.jsonl")
-    # At this size all pictures are small, which is only remarked on.
+    # At this size all images are small, which gives only a warning.
     config = tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}", "data.resolution_px=256")
     assert len(open_training_data(config, None).records) == len(records)
     assert "1 of 16 pairs are left out; first reason: error: " in caplog.text
@@ -46,24 +46,24 @@ def test_a_broken_pair_is_never_the_one_held_out(tiny_config, tiny_parts, tmp_pa
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_picture_is_told_once_and_counted_at_the_end(tiny_config, tiny_parts, tmp_path, caplog, workers):
+def test_a_damaged_image_is_logged_once_and_counted_at_the_end(tiny_config, tiny_parts, tmp_path, caplog, workers):
     *records, last = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
     cut_off = tmp_path / "cut-off.png"
     cut_off.write_bytes(last.before.read_bytes()[:-60])
     PairIndex([*records, replace(last, before=cut_off)]).write_index(tmp_path / "pairs.jsonl")
     options = ("data.hold_out_tasks=0", "data.hold_out_pairs=0", "run.steps=8", f"data.workers={workers}")
     train(tiny_config(*options, f"data.index={tmp_path / 'pairs.jsonl'}"))
-    told = [message for message in caplog.messages if "replaced" in message]
-    assert len(told) == 2
-    assert "cut-off.png: damaged" in told[0]
-    count = re.fullmatch(r"(\d+) samples replaced because of 1 unreadable image\(s\); `.*` lists them", told[1])
+    output = [message for message in caplog.messages if "replaced" in message]
+    assert len(output) == 2
+    assert "cut-off.png: damaged" in output[0]
+    count = re.fullmatch(r"(\d+) samples replaced because of 1 unreadable image\(s\); `.*` lists them", output[1])
     assert count is not None
     assert int(count[1]) > 1
 
 
-@pytest.mark.parametrize(("source", "is_told"), [("a", True), ("b", True), ("task", False), ("none", False)])
+@pytest.mark.parametrize(("source", "is_logged"), [("a", True), ("b", True), ("task", False), ("none", False)])
 def test_missing_captions_are_counted_by_check_and_at_the_start(
-    tiny_config, tiny_parts, tmp_path, caplog, source, is_told
+    tiny_config, tiny_parts, tmp_path, caplog, source, is_logged
 ):
     records = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
     config = tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}", f"text.caption_source={source}")
@@ -71,9 +71,9 @@ def test_missing_captions_are_counted_by_check_and_at_the_start(
     records = [replace(record, caption="" if record.id in training[:2] else "edit it") for record in records]
     PairIndex(records).write_index(tmp_path / "pairs.jsonl")
     line = f"captions: 2 of {len(training)} have none (first: {training[0]})"
-    assert (line in preflight_report(config).text()) == is_told
+    assert (line in preflight_report(config).text()) == is_logged
     open_training_data(config, None)
-    assert (line in caplog.text) == is_told
+    assert (line in caplog.text) == is_logged
 
 
 def test_check_says_that_it_reads_headers_only(tiny_config, tiny_parts, tmp_path):
@@ -81,9 +81,9 @@ def test_check_says_that_it_reads_headers_only(tiny_config, tiny_parts, tmp_path
     cut_off = tmp_path / "cut-off.png"
     cut_off.write_bytes(last.before.read_bytes()[:-60])
     PairIndex([*records, replace(last, before=cut_off)]).write_index(tmp_path / "pairs.jsonl")
-    told = preflight_report(tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}")).text()
-    assert "16 of 16 pairs usable by their headers" in told
-    assert "`training.prepare check` lists them, decodes every file and may find more" in told
+    output = preflight_report(tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}")).text()
+    assert "16 of 16 pairs usable by their headers" in output
+    assert "`training.prepare check` lists them, decodes every file and may find more" in output
 
 
 def test_what_is_held_out_is_never_trained_on(tiny_config):
@@ -99,11 +99,11 @@ def test_what_is_held_out_is_never_trained_on(tiny_config):
 
 
 def validation_lines(caplog):
-    told = [record for record in caplog.records if record.getMessage().startswith("validation")]
-    return [(record.levelname, record.getMessage()) for record in told]
+    output = [record for record in caplog.records if record.getMessage().startswith("validation")]
+    return [(record.levelname, record.getMessage()) for record in output]
 
 
-def test_the_number_of_validation_analogies_is_told(tiny_config, caplog):
+def test_the_number_of_validation_analogies_is_logged(tiny_config, caplog):
     caplog.set_level("INFO")
     config = tiny_config("validation.every=1", "data.hold_out_tasks=1", "data.hold_out_pairs=1")
     data = open_training_data(config, None)

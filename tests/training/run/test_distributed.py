@@ -146,7 +146,7 @@ def test_kill_at_random_points_costs_only_unsaved_steps(tiny_config, tiny_overri
 
 
 @pytest.mark.slow
-def test_signal_to_the_whole_group_saves_although_pictures_are_being_loaded(tiny_config, tiny_overrides):
+def test_signal_to_the_whole_group_saves_although_images_are_being_loaded(tiny_config, tiny_overrides):
     """Ctrl-C in a terminal and a scheduler's SIGTERM reach the loading processes too."""
     config = tiny_config("run.steps=100000", "checkpoint.every=1")
     command = ["-m", "training.train", "--config", "tiny.yaml"]

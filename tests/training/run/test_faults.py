@@ -38,16 +38,16 @@ def test_out_of_memory_in_a_validation_costs_the_validation_alone(tiny_config, m
     assert not (config.run_folder / "validation").exists()
 
 
-def test_a_step_is_saved_before_it_is_looked_at(tiny_config, monkeypatch):
+def test_a_step_is_saved_before_it_is_validated(tiny_config, monkeypatch):
     config = tiny_config("run.steps=3", *VALIDATED)
 
     def fail(*arguments):
         if _checkpoints(config):
-            raise RuntimeError("a mistake in the validation")
+            raise RuntimeError("an error in the validation")
         return sample_latents(*arguments)
 
     monkeypatch.setattr("training.run.validation.sample_latents", fail)
-    with pytest.raises(RuntimeError, match="a mistake"):
+    with pytest.raises(RuntimeError, match="an error"):
         train(config)
     assert _checkpoints(config) == ["step-000000002"]
 
@@ -90,22 +90,22 @@ def test_a_crash_does_not_leave_the_process_waiting_for_its_loaders(tiny_overrid
     """They ignore SIGTERM, which is how Python ends them at exit while a traceback keeps the loader alive."""
     crash = (
         "import sys; from training import train; from training.run import loop\n"
-        "def fail(*_): raise RuntimeError('a mistake in the update')\n"
+        "def fail(*_): raise RuntimeError('an error in the update')\n"
         "loop.set_learning_rate = fail; train.main(sys.argv[1:])"
     )
     command = [sys.executable, "-c", crash, "--config", "tiny.yaml", *tiny_overrides("data.workers=1")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1
-    assert "a mistake in the update" in done.stderr
+    assert "an error in the update" in done.stderr
 
 
-def test_a_mistake_within_a_loading_process_is_not_taken_for_its_end(tiny_config, monkeypatch):
+def test_a_error_within_a_loading_process_is_not_taken_for_its_end(tiny_config, monkeypatch):
     def fail(*_args, **_options):
-        raise RuntimeError("a mistake in the data")
+        raise RuntimeError("an error in the data")
 
     monkeypatch.setattr("training.data.quadruplets.load_pair", fail)
     config = tiny_config("run.steps=2", "data.workers=1")
-    with pytest.raises(RuntimeError, match="a mistake in the data"):
+    with pytest.raises(RuntimeError, match="an error in the data"):
         train(config)
     assert not (config.run_folder / "checkpoints").exists()
 
@@ -132,12 +132,12 @@ def test_random_states_of_a_resumed_run_are_those_of_the_straight_one(tiny_confi
     assert torch.equal(torch.get_rng_state(), at_the_end)
 
 
-@pytest.mark.parametrize(("rate", "is_told"), [("2e-2", True), ("1e-2", True), ("3e-3", False), ("1e-3", False)])
-def test_a_rate_that_overwrites_the_basis_to_start_from_is_warned_of(tiny_config, caplog, rate, is_told):
+@pytest.mark.parametrize(("rate", "is_logged"), [("2e-2", True), ("1e-2", True), ("3e-3", False), ("1e-3", False)])
+def test_a_rate_that_overwrites_the_basis_to_start_from_is_warned_of(tiny_config, caplog, rate, is_logged):
     """Measured in benchmarks/results/own-folder.md: PSNR falls with the first two and rises with the others."""
     load_start(MODEL_FOLDER / "basis.safetensors", tiny_config(f"optimizer.learning_rate={rate}"))
-    assert (f"optimizer.learning_rate {float(rate):g} is" in caplog.text) == is_told
-    assert ("Set optimizer.learning_rate to 0.003 or less" in caplog.text) == is_told
+    assert (f"optimizer.learning_rate {float(rate):g} is" in caplog.text) == is_logged
+    assert ("Set optimizer.learning_rate to 0.003 or less" in caplog.text) == is_logged
 
 
 def test_a_basis_to_start_from_is_not_taken_for_one_of_another_kind(tiny_config, tiny_parts, tmp_path, caplog):

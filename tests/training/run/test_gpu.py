@@ -56,7 +56,7 @@ def test_a_run_on_the_gpu_is_that_on_the_cpu(losses):
     assert there == pytest.approx(losses(*ON_GPU, "run.device=cpu", "run.name=cpu"), rel=1e-3)
 
 
-def test_a_resumed_run_on_the_gpu_goes_on_as_the_straight_one(losses, tiny_config):
+def test_a_resumed_run_on_the_gpu_continues_as_the_straight_one(losses, tiny_config):
     straight = (*ON_GPU, "run.name=straight")
     losses(*straight)
     resumed = (*ON_GPU, "run.name=resumed", "checkpoint.every=2", "checkpoint.keep=9")
@@ -88,12 +88,12 @@ def test_caches_of_everything_are_filled_and_used(losses, tiny_parts, tmp_path):
     assert losses(*ON_GPU, *options, "run.name=second") == pytest.approx(first, rel=1e-4)
 
 
-def test_pictures_are_drawn(losses, tiny_config, tiny_parts, tmp_path):
+def test_images_are_generated(losses, tiny_config, tiny_parts, tmp_path):
     losses(*ON_GPU)
     basis = tiny_config(*ON_GPU).run_folder / "tiny.safetensors"
-    pictures = sorted((tiny_parts / "pictures").rglob("*.png"))[:3]
+    images = sorted((tiny_parts / "pictures").rglob("*.png"))[:3]
     words = ["--base", tiny_parts / "model", "--basis", basis, "--encoder", tiny_parts / "encoder"]
-    words += ["--a", pictures[0], "--a-prime", pictures[1], "--b", pictures[2], "--steps", "2"]
+    words += ["--a", images[0], "--a-prime", images[1], "--b", images[2], "--steps", "2"]
     for quantize in ("none", "nf4"):
         out = tmp_path / quantize
         _start("-m", "training.sample", *words, "--out", out, "--device", "cuda", "--quantize", quantize)

@@ -51,7 +51,7 @@ def test_second_process_is_refused_a_killed_one_is_replaced_and_a_stopped_one_ha
     second = start(*endless, "--resume", "latest")
     output, _ = second.communicate(timeout=100)
     assert second.returncode == EXIT_ERROR, output[-3000:]
-    assert f"Process {first.pid} on host {socket.gethostname()} trains in {folder} right now" in output
+    assert f"Process {first.pid} on host {socket.gethostname()} is training in {folder}" in output
     assert first.poll() is None
     first.kill()
     first.wait()

@@ -240,7 +240,7 @@ def _signal_in_step_one(monkeypatch, number, *, times=1):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
-def test_signal_saves_and_ends_cleanly_and_the_run_goes_on(tiny_config, tiny_overrides, name, monkeypatch):
+def test_signal_saves_and_ends_cleanly_and_the_run_continues(tiny_config, tiny_overrides, name, monkeypatch):
     config = tiny_config("run.steps=4", "checkpoint.every=100")
     _signal_in_step_one(monkeypatch, getattr(signal, name))
     before = signal.getsignal(signal.SIGTERM)
@@ -251,7 +251,7 @@ def test_signal_saves_and_ends_cleanly_and_the_run_goes_on(tiny_config, tiny_ove
     assert train(config, resume="latest").step == 4
 
 
-def test_second_interrupt_ends_at_once_and_says_how_to_go_on(tiny_overrides, monkeypatch, capsys, caplog):
+def test_second_interrupt_ends_at_once_and_says_how_to_continue(tiny_overrides, monkeypatch, capsys, caplog):
     _signal_in_step_one(monkeypatch, signal.SIGINT, times=2)
     assert main(["--config", "tiny.yaml", *tiny_overrides("run.steps=4")]) == 130
     assert "--resume latest" in capsys.readouterr().err
@@ -288,7 +288,7 @@ def test_run_starts_from_a_finished_basis(tiny_config, assembled):
         torch.testing.assert_close(again[name].keys, layer.keys.float())
 
 
-def test_file_holds_the_moving_average_of_the_weights(tiny_config, assembled):
+def test_file_holds_the_ema_of_the_weights(tiny_config, assembled):
     config = tiny_config("run.steps=3", "optimizer.ema_decay=0.9")
     loop, state = assembled(config)
     loop.run(state)
@@ -301,7 +301,7 @@ def test_file_holds_the_moving_average_of_the_weights(tiny_config, assembled):
 
 
 def _first_step(assembled, config):
-    """Loss, what the base was told as guidance, and the gradient that the optimizer gets, of a run's first step."""
+    """Loss, guidance, reported and clipped gradient norm of a run's first step."""
     loop, state = assembled(config)
     told = []
     state.model.transformer.register_forward_pre_hook(lambda _, __, inputs: told.append(inputs), with_kwargs=True)

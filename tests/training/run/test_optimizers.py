@@ -51,7 +51,7 @@ def test_eight_bit_optimizer_learns_as_the_plain_one(golden_trainable):
     assert losses[-1] < losses[0]
 
 
-def test_without_a_package_plain_adamw_is_used_and_said(golden_trainable, monkeypatch, caplog):
+def test_without_a_package_plain_adamw_is_used_and_logged(golden_trainable, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     optimizer = build_optimizer(OptimizerConfig(name="adamw8bit"), golden_trainable("basis_A"))
     assert type(optimizer) is torch.optim.AdamW
@@ -71,7 +71,7 @@ def test_run_with_eight_bit_states_resumes(tiny_config):
     assert resumed.losses == straight.losses[2:]
 
 
-def test_moving_average_forgets_faster_in_its_first_updates():
+def test_ema_forgets_faster_in_its_first_updates():
     state = {"x": torch.zeros(1)}
     average = EMA(state, 0.999)
     for weight in (1 - 2 / 11, 1 - 2 / 11 * 3 / 12):

@@ -89,7 +89,7 @@ def _replace_in_place(path):
     Image.new("RGB", Image.open(path).size, (255, 0, 0)).save(path)
 
 
-def test_an_image_that_was_replaced_in_place_is_embedded_anew(tiny_config, own_records, tmp_path):
+def test_an_image_that_was_replaced_in_place_is_embedded_again(tiny_config, own_records, tmp_path):
     config = tiny_config(f"data.cache={tmp_path / 'cache'}", "data.workers=0")
     encoder = load_image_encoder(config.encoder.model)
     cached_embeddings(config, encoder, own_records, Processes("cpu"))
@@ -126,10 +126,10 @@ def test_a_model_file_that_was_replaced_under_its_name_starts_another_cache(
     assert fill() == 2
 
 
-def test_broken_picture_in_mid_run_is_replaced_by_another_draw(tiny_config, own_records, tmp_path, assembled):
+def test_broken_image_in_mid_run_is_replaced_by_another_draw(tiny_config, own_records, tmp_path, assembled):
     PairIndex(own_records).write_index(tmp_path / "pairs.jsonl")
     loop, state = assembled(tiny_config("run.steps=6", f"data.index={tmp_path / 'pairs.jsonl'}"))
     broken = next(record for record in own_records if record.split == "train")
-    broken.after.write_bytes(b"not a picture any more")
+    broken.after.write_bytes(b"not a image any more")
     loop.run(state)
     assert (state.step, state.bad_steps) == (6, 0)

@@ -101,10 +101,10 @@ def test_attention_of_cudnn_is_off_in_a_run(tiny_config, assembled):
 @pytest.fixture
 def sample_words(tiny_config, tiny_parts, tmp_path):
     basis = train(tiny_config("run.steps=1")).basis_file
-    pictures = sorted((tiny_parts / "pictures" / "invert").glob("*.png"))
+    images = sorted((tiny_parts / "pictures" / "invert").glob("*.png"))
     words = ["--base", tiny_parts / "model", "--basis", basis, "--encoder", tiny_parts / "encoder", "--steps", "1"]
-    words += ["--a", pictures[0], "--a-prime", pictures[1], "--b", pictures[2], "--dtype", "float32"]
-    return [str(word) for word in [*words, "--megapixels", "0.01", "--out", tmp_path / "drawn"]]
+    words += ["--a", images[0], "--a-prime", images[1], "--b", images[2], "--dtype", "float32"]
+    return [str(word) for word in [*words, "--megapixels", "0.01", "--out", tmp_path / "results"]]
 
 
 def test_sampling_on_a_device_that_is_not_there_is_refused(sample_words, capsys):
@@ -113,7 +113,7 @@ def test_sampling_on_a_device_that_is_not_there_is_refused(sample_words, capsys)
 
 
 def test_sampling_into_a_place_that_cannot_be_written_is_refused(sample_words, tmp_path, capsys):
-    (tmp_path / "drawn").write_text("in the way")
+    (tmp_path / "results").write_text("in the way")
     assert sample(sample_words) == 2
     assert "choose another folder with --out" in capsys.readouterr().err
 
@@ -126,7 +126,7 @@ def test_sampling_takes_at_least_one_step(sample_words, capsys):
 def test_several_tasks_of_srun_without_torchrun_are_refused(tiny_overrides, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert train_main(["--config", "tiny.yaml", *tiny_overrides("run.steps=1")]) == 2
-    assert "4 tasks of srun" in capsys.readouterr().err
+    assert "srun started 4 tasks" in capsys.readouterr().err
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     assert train_main(["--config", "tiny.yaml", *tiny_overrides("run.steps=1")]) == 0
 

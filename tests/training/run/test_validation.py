@@ -1,4 +1,4 @@
-"""What a run tells from outside: fixed losses, pictures, router health, trackers, and the check before it starts."""
+"""Validation (losses at fixed noise, images, router health), trackers, and `--check`."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def validated(tiny_config):
     return config
 
 
-def test_pictures_numbers_and_router_files_are_written(validated):
+def test_images_numbers_and_router_files_are_written(validated):
     folder = validated.run_folder / "validation" / "step-000000002"
     assert {path.name for path in folder.iterdir()} == {
         "grids-seen.png", "grids-held_out.png", "numbers.json", "router.png", "router.json",
@@ -132,7 +132,7 @@ def test_own_examples_are_shown_by_name_and_measured_where_their_answer_is_known
     assert "examples: 1 image(s)" in unknown.line()
 
 
-def test_everything_wrong_with_own_examples_is_said_before_the_run(tiny_config, examples, tmp_path):
+def test_everything_wrong_with_own_examples_is_reported_before_the_run(tiny_config, examples, tmp_path):
     dog, cat = examples
     (dog / "b.png").unlink()
     (cat / "a_prime.png").write_bytes(b"no image")
@@ -184,13 +184,13 @@ def test_health_of_a_collapsed_router(tmp_path):
     assert health.dead_adapters == 0.75
     assert health.drift == pytest.approx(4 * (0.75 + 3 * 0.25) / 4)
     draw_use(health, ("single_transformer_blocks.0.proj_mlp", "x_embedder"), tmp_path / "use.png")
-    picture = Image.open(tmp_path / "use.png").convert("L")
-    left, top = picture.width - 320, picture.height - 2 * 13
-    assert [picture.getpixel((left + 13 * column + 6, top + 20)) for column in range(4)] == [255, 0, 255, 255]
-    assert picture.crop((0, top, left, top + 13)).getextrema()[0] < 100  # the layer's name
+    image = Image.open(tmp_path / "use.png").convert("L")
+    left, top = image.width - 320, image.height - 2 * 13
+    assert [image.getpixel((left + 13 * column + 6, top + 20)) for column in range(4)] == [255, 0, 255, 255]
+    assert image.crop((0, top, left, top + 13)).getextrema()[0] < 100  # the layer's name
 
 
-def test_router_that_tells_analogies_apart_has_spread():
+def test_router_that_reports_analogies_apart_has_spread():
     coefficients = torch.eye(4)[None]
     assert router_health(coefficients).spread > 1
 
@@ -199,7 +199,7 @@ def test_single_adapter_has_entropy_one():
     assert router_health(torch.ones(2, 3, 1)).entropy == 1.0
 
 
-def test_moving_average_follows_and_is_restored():
+def test_ema_follows_and_is_restored():
     state = {"x": torch.zeros(2)}
     average = EMA(state, 0.9)
     state["x"] += 1
@@ -229,7 +229,7 @@ def test_check_reports_data_memory_and_disk_and_loads_no_weights(tiny_overrides,
     for file in (tiny_parts / "model").glob("**/*.safetensors"):
         assert file.stat().st_size > 0
     assert main(["--config", "tiny.yaml", "--check", *tiny_overrides()]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in (
         "16 of 16 pairs usable",
         "4 tasks of which 1 held out",
@@ -237,10 +237,10 @@ def test_check_reports_data_memory_and_disk_and_loads_no_weights(tiny_overrides,
         "disk:",
         "ready to train",
     ):
-        assert part in told
+        assert part in output
 
 
-def test_check_tells_everything_that_is_wrong_at_once(tiny_config, tmp_path):
+def test_check_reports_everything_that_is_wrong_at_once(tiny_config, tmp_path):
     config = tiny_config("data.index=/nowhere/pairs.jsonl", "base.model=/nowhere/model")
     report = preflight_report(config)
     assert report.errors
@@ -248,7 +248,7 @@ def test_check_tells_everything_that_is_wrong_at_once(tiny_config, tmp_path):
     assert "2 error(s):" in report.text()
 
 
-def test_check_tells_of_files_that_are_opened_late_and_of_an_earlier_run(tiny_config):
+def test_check_reports_files_that_are_opened_late_and_of_an_earlier_run(tiny_config):
     train(tiny_config("run.steps=1"))
     report = preflight_report(tiny_config("basis.start_from=/nowhere.safetensors", "encoder.model=/nowhere/encoder"))
     assert len(report.errors) == 2
@@ -257,7 +257,7 @@ def test_check_tells_of_files_that_are_opened_late_and_of_an_earlier_run(tiny_co
     assert "step-000000001: add --resume latest" in report.text()
 
 
-def test_check_tells_what_the_prompts_cost_and_whether_anything_can_encode_them(tiny_config, tiny_parts, tmp_path):
+def test_check_reports_what_the_prompts_cost_and_whether_anything_can_encode_them(tiny_config, tiny_parts, tmp_path):
     lacking = preflight_report(tiny_config("text.caption_source=a"))
     assert "5 prompts, but no text encoders" in lacking.errors[0]
     assert len(lacking.errors) == 1
@@ -273,7 +273,7 @@ def test_check_of_a_base_to_be_downloaded_estimates_the_published_one(tiny_parts
     config = read_config("24gb.yaml", overrides)
     report = preflight_report(config)
     assert not report.errors
-    told = report.text()
+    output = report.text()
     for part in (
         "Kontext-dev is not on this machine yet; the first run downloads it (about 24 GB for a transformer of",
         "`hf auth login`",
@@ -281,7 +281,7 @@ def test_check_of_a_base_to_be_downloaded_estimates_the_published_one(tiny_parts
         "prompts: 5 different ones",
         "disk: 20.",
     ):
-        assert part in told
+        assert part in output
     unreal = preflight_report(read_config("24gb.yaml", [*overrides, "base.model=owner/no--such--name"]))
     assert "HFValidationError" in unreal.errors[0]
 
@@ -293,14 +293,14 @@ def test_check_without_a_gpu_refuses_a_run_that_demands_one(tiny_config):
     assert "no GPU found on this machine" in preflight_report(tiny_config("run.device=auto")).text()
 
 
-def test_check_tells_of_trackers_and_optimizers_that_are_not_installed(tiny_config, monkeypatch):
+def test_check_reports_trackers_and_optimizers_that_are_not_installed(tiny_config, monkeypatch):
     for package in ("wandb", "bitsandbytes", "torchao"):
         monkeypatch.setitem(sys.modules, package, None)  # as if it were not there
     report = preflight_report(tiny_config("tracking.wandb_project=mine", "optimizer.name=adamw8bit"))
     (mistake,) = report.errors
     assert "pip install wandb" in mistake
     assert "plain AdamW is used, 8 bytes per parameter instead of 2" in report.text()
-    with pytest.raises(ValueError, match="the package wandb"):
+    with pytest.raises(ValueError, match="wandb cannot be imported"):
         train(tiny_config("tracking.wandb_project=mine", "base.model=/nowhere"))
 
 
@@ -320,7 +320,7 @@ def test_check_refuses_a_quantizer_that_is_not_installed(tiny_config, monkeypatc
 @pytest.mark.parametrize(
     ("count", "text"), [(5.1e9, "5.10 GB"), (1e8, "0.10 GB"), (99e6, "99.0 MB"), (2e5, "0.2 MB"), (512, "0.5 kB")]
 )
-def test_small_sizes_are_told_in_small_units(count, text):
+def test_small_sizes_are_reported_in_small_units(count, text):
     assert size_text(count) == text
 
 
@@ -374,13 +374,13 @@ def test_memory_of_the_paper_run_is_near_the_sums_on_paper():
 
 
 @pytest.mark.parametrize("name", ["paper", "24gb", "16gb"])
-def test_readme_and_configs_tell_the_memory_that_check_computes(name):
+def test_readme_and_configs_give_the_memory_that_check_computes(name):
     computed = estimate_memory(read_config(f"{name}.yaml", ["data.index=x"]), FULL_SIZE_CONFIG, 2304).total
-    told = f"{computed / 1e9:.0f} GB"
+    output = f"{computed / 1e9:.0f} GB"
     readme = Path("docs/memory-and-speed.md").read_text(encoding="utf-8")
     (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{name}.yaml`")]
-    assert f"{told} (computed)" in row
-    assert told in "".join(Path(f"training/config/{name}.yaml").read_text(encoding="utf-8").splitlines()[:4])
+    assert f"{output} (computed)" in row
+    assert output in "".join(Path(f"training/config/{name}.yaml").read_text(encoding="utf-8").splitlines()[:4])
 
 
 def test_int8_unpacks_the_weights_of_one_block():
