@@ -1,4 +1,4 @@
-"""What several trainer tests share: the golden base, and a seeded tiny Kontext with pictures, built in code."""
+"""What several trainer tests share: the golden base, and a seeded tiny Kontext with images, built in code."""
 
 import json
 from pathlib import Path
@@ -63,12 +63,12 @@ def golden_trainable(golden_transformer):
 
 @pytest.fixture(scope="session")
 def tiny_parts(tmp_path_factory):
-    """Folder with `model/`, `model-with-text/`, `encoder/`, `pictures/`, `pairs.jsonl`; read-only by agreement."""
+    """Folder with `model/`, `model-with-text/`, `encoder/`, `images/`, `pairs.jsonl`; read-only by agreement."""
     folder = tmp_path_factory.mktemp("tiny-parts")
     write_tiny_kontext(folder / "model", has_text=False)
     write_tiny_kontext(folder / "model-with-text")
     write_tiny_encoder(folder / "encoder")
-    records, _ = build_pairs(find_pairs(write_image_pairs(folder / "pictures")).candidates)
+    records, _ = build_pairs(find_pairs(write_image_pairs(folder / "images")).candidates)
     PairIndex(records).write_index(folder / "pairs.jsonl")
     return folder
 

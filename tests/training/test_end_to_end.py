@@ -38,7 +38,7 @@ def base_with_tiny_autoencoder(tiny_parts, tmp_path):
 
 
 def test_from_images_to_a_generated_answer(tiny_parts, tmp_path, base_with_tiny_autoencoder, capsys):
-    images, index, runs = write_image_pairs(tmp_path / "pictures", pairs=3), tmp_path / "pairs.jsonl", tmp_path / "runs"
+    images, index, runs = write_image_pairs(tmp_path / "images", pairs=3), tmp_path / "pairs.jsonl", tmp_path / "runs"
     assert prepare(["folders", str(images), "--out", str(index)]) == 0
     overrides = [
         f"base.model={base_with_tiny_autoencoder}", f"encoder.model={tiny_parts / 'encoder'}", f"data.index={index}",

@@ -117,7 +117,7 @@ def triplets(tiny_parts, tmp_path):
     for name in ("first", "second"):
         (tmp_path / "triplets" / name).mkdir(parents=True)
         for part, source in (("a", "gray/0001_before"), ("a_prime", "gray/0001_after"), ("b", "gray/0002_before")):
-            image = Image.open(tiny_parts / "pictures" / f"{source}.png").resize((48, 32 if name == "second" else 48))
+            image = Image.open(tiny_parts / "images" / f"{source}.png").resize((48, 32 if name == "second" else 48))
             image.save(tmp_path / "triplets" / name / f"{part}.png")
     return tmp_path / "triplets"
 
@@ -139,9 +139,9 @@ def test_folder_of_triplets_becomes_images_of_b_size_and_grids(tiny_parts, train
 def test_prompts_folder_is_used(tiny_parts, trained_file, triplets, tmp_path):
     prompts = tmp_path / "prompts"
     prompts.mkdir()
-    (prompts / "first.txt").write_text("gray the picture\n")
+    (prompts / "first.txt").write_text("gray the image\n")
     (prompts / "prompt.txt").write_text("anything else")
-    assert [triplet.prompt for triplet in find_triplets(triplets, prompts)] == ["gray the picture", "anything else"]
+    assert [triplet.prompt for triplet in find_triplets(triplets, prompts)] == ["gray the image", "anything else"]
     options = ("--triplets", str(triplets), "--prompts", str(prompts), "--max-tokens", "16")
     assert _draw(tiny_parts, trained_file, tmp_path / "out", *options, model="model-with-text") == 0
 
@@ -158,7 +158,7 @@ def test_single_triplet_needs_all_three_images(tiny_parts, trained_file, triplet
 
 
 def test_damaged_images_are_reported_before_anything_is_loaded(tiny_parts, trained_file, triplets, tmp_path, capsys):
-    (triplets / "second" / "b.png").write_bytes(b"no picture")
+    (triplets / "second" / "b.png").write_bytes(b"no image")
     assert _draw(tiny_parts, trained_file, tmp_path / "out", "--triplets", str(triplets), model="no-model") == 2
     assert "b.png" in capsys.readouterr().err
 
@@ -236,7 +236,7 @@ def test_a_base_that_does_not_fit_is_logged_with_the_way_out(tiny_config, tiny_p
         raise torch.OutOfMemoryError("tried to allocate more than there is")
 
     monkeypatch.setattr("training.base.sampler.load_transformer", run_out)
-    images = sorted((tiny_parts / "pictures").rglob("*.png"))[:3]
+    images = sorted((tiny_parts / "images").rglob("*.png"))[:3]
     words = ["--base", str(tiny_parts / "model"), "--basis", str(basis), "--encoder", str(tiny_parts / "encoder")]
     words += ["--a", str(images[0]), "--a-prime", str(images[1]), "--b", str(images[2])]
     assert main([*words, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2

@@ -91,7 +91,7 @@ def test_caches_of_everything_are_filled_and_used(losses, tiny_parts, tmp_path):
 def test_images_are_generated(losses, tiny_config, tiny_parts, tmp_path):
     losses(*ON_GPU)
     basis = tiny_config(*ON_GPU).run_folder / "tiny.safetensors"
-    images = sorted((tiny_parts / "pictures").rglob("*.png"))[:3]
+    images = sorted((tiny_parts / "images").rglob("*.png"))[:3]
     words = ["--base", tiny_parts / "model", "--basis", basis, "--encoder", tiny_parts / "encoder"]
     words += ["--a", images[0], "--a-prime", images[1], "--b", images[2], "--steps", "2"]
     for quantize in ("none", "nf4"):

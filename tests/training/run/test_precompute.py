@@ -72,7 +72,7 @@ def test_text_encoders_are_loaded_once_for_any_number_of_prompts_and_not_for_kno
 @pytest.fixture
 def own_records(tiny_parts, tmp_path):
     """The pairs of tiny_parts with files that a test may change."""
-    shutil.copytree(tiny_parts / "pictures", tmp_path / "pictures")
+    shutil.copytree(tiny_parts / "images", tmp_path / "images")
     records = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
     return [
         replace(

@@ -101,7 +101,7 @@ def test_attention_of_cudnn_is_off_in_a_run(tiny_config, assembled):
 @pytest.fixture
 def sample_words(tiny_config, tiny_parts, tmp_path):
     basis = train(tiny_config("run.steps=1")).basis_file
-    images = sorted((tiny_parts / "pictures" / "invert").glob("*.png"))
+    images = sorted((tiny_parts / "images" / "invert").glob("*.png"))
     words = ["--base", tiny_parts / "model", "--basis", basis, "--encoder", tiny_parts / "encoder", "--steps", "1"]
     words += ["--a", images[0], "--a-prime", images[1], "--b", images[2], "--dtype", "float32"]
     return [str(word) for word in [*words, "--megapixels", "0.01", "--out", tmp_path / "results"]]

@@ -132,8 +132,8 @@ def test_inputs_that_changed_before_a_run_continues_are_named_with_counts(tiny_c
     index.write_text("".join(lines).replace("invert the", "negate the"))  # other captions
     (output,) = _resumed(tiny_config, own_parts, caplog)
     assert "8 then, 16 now; 0 removed, 8 added, 4 altered" in output
-    image = next((own_parts / "pictures" / "mirror").glob("*_after.png"))
-    shutil.copy(next((own_parts / "pictures" / "invert").glob("*_after.png")), image)  # replaced in place
+    image = next((own_parts / "images" / "mirror").glob("*_after.png"))
+    shutil.copy(next((own_parts / "images" / "invert").glob("*_after.png")), image)  # replaced in place
     (output,) = _resumed(tiny_config, own_parts, caplog)
     assert "16 then, 16 now; 0 removed, 0 added, 1 altered: mirror/" in output
     (output,) = _resumed(tiny_config, own_parts, caplog, "data.hold_out_pairs=1")  # other splits

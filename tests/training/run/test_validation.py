@@ -102,7 +102,7 @@ def test_validation_loss_is_that_of_the_answer_alone(tiny_config, assembled, mon
 @pytest.fixture
 def examples(tiny_parts, tmp_path):
     """Two folders of own triplets, `dog` without its answer and `cat` with it."""
-    images = sorted((tiny_parts / "pictures").glob("*/*.png"))
+    images = sorted((tiny_parts / "images").glob("*/*.png"))
     for name, parts in {"dog": ("a", "a_prime", "b"), "cat": ("a", "a_prime", "b", "b_prime")}.items():
         (tmp_path / name).mkdir()
         for part, image in zip(parts, images, strict=False):
