@@ -25,7 +25,7 @@ from .console import show
 from .data.checks import check_pairs, usable_pairs, without_errors
 from .data.importers import folders, hf_datasets, reference, relation252k, strips, webdataset
 from .data.importers.building import Found, build_pairs
-from .data.index import DataError, PairIndex, as_text, errors_among, stop_on_errors
+from .data.index import DataError, as_text, errors_among, read_pairs, stop_on_errors, write_pairs
 from .data.splits import held_out_tasks, hold_out
 
 EXIT_PROBLEMS = 1
@@ -148,7 +148,7 @@ def check(
     good: Annotated[Path | None, typer.Option(metavar="INDEX", help="write an index of pairs without errors")] = None,
 ) -> None:
     """List everything that is wrong with an index; exit code 1 when a file is broken."""
-    records = PairIndex.read_index(index).records
+    records = read_pairs(index)
     problems = check_pairs(records, resolution_px=resolution, decode=not quick, label="checking")
     usable = without_errors(records, problems)
     per_task = Counter(record.task for record in usable)
@@ -172,7 +172,7 @@ def check(
             raise DataError(
                 f"Nothing to write into {good}: all {len(records)} pairs have errors. Repair the files above."
             )
-        PairIndex(usable).write_index(good)
+        write_pairs(good, usable)
         show(f"{len(usable)} of {len(records)} pairs → {good}", file=sys.stderr)
     if any(problem.severity == "error" for problem in problems):
         raise typer.Exit(EXIT_PROBLEMS)
@@ -192,7 +192,7 @@ def split(
     """Hold out tasks and pairs for validation; pairs that their headers show to be unusable are not chosen."""
     names = hold_out_tasks or ["0"]
     tasks = int(names[0]) if len(names) == 1 and names[0].isdecimal() else names
-    every = PairIndex.read_index(index).records
+    every = read_pairs(index)
     usable, problems = usable_pairs(every)
     divided = hold_out(usable, tasks=tasks, pairs_per_task=hold_out_pairs, split=split, seed=seed)
 
@@ -206,7 +206,7 @@ def split(
     if len(divided) < len(records):
         print(f"not held out: {len(records) - len(divided)} pair(s) that cannot be used", file=sys.stderr)
         print(as_text(errors_among(problems)), file=sys.stderr)
-    PairIndex(records).write_index(out or index)
+    write_pairs(out or index, records)
 
     counts = sorted(Counter(record.split for record in records).items())
     print(", ".join(f"{count} {name} pair(s)" for name, count in counts))
@@ -232,7 +232,7 @@ def _import(found: Found, source: Path | str, out: Path, on_bad_data: str) -> No
             f"There are no usable images in the layout of this command in {source}{': ' + shown if shown else ''}. "
             "Compare it with the layout in this command's --help."
         )
-    PairIndex(records).write_index(out)
+    write_pairs(out, records)
     if problems:
         print(as_text(problems), file=sys.stderr)
     without = sum(not record.caption for record in records)

@@ -12,7 +12,7 @@ from training.adapter.trainable import BasisShape, TrainableKontext
 from training.config.reading import read_config
 from training.data.importers.building import build_pairs
 from training.data.importers.folders import find_pairs
-from training.data.index import PairIndex
+from training.data.index import write_pairs
 from training.demo.tiny_kontext import write_image_pairs, write_tiny_encoder, write_tiny_kontext
 from training.run.distributed import Processes
 from training.run.signals import StopRequest
@@ -69,7 +69,7 @@ def tiny_parts(tmp_path_factory):
     write_tiny_kontext(folder / "model-with-text")
     write_tiny_encoder(folder / "encoder")
     records, _ = build_pairs(find_pairs(write_image_pairs(folder / "images")).candidates)
-    PairIndex(records).write_index(folder / "pairs.jsonl")
+    write_pairs(folder / "pairs.jsonl", records)
     return folder
 
 

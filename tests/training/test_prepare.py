@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.data.pair_images import paint, truncate, write_pair
-from training.data.index import PairIndex
+from training.data.index import read_pairs
 from training.prepare import main
 
 COMMANDS = ("folders", "strips", "relation252k", "reference", "hf", "webdataset", "check", "split")
@@ -42,7 +42,7 @@ def test_from_folders_to_a_split_index(images: Path, capsys: pytest.CaptureFixtu
     assert "pairs per usable task: 4…4" in checked
     assert prepare("split", index, "--hold-out-tasks", "1", "--hold-out-pairs", "1") == 0
     assert "6 train pair(s), 6 val pair(s)" in capsys.readouterr().out
-    records = PairIndex.read_index(index).records
+    records = read_pairs(index)
     assert sorted(Counter(r.task for r in records if r.split == "val").values()) == [1, 1, 4]
 
 
@@ -88,13 +88,13 @@ def test_broken_pairs_are_not_the_ones_held_out(images: Path, capsys: pytest.Cap
     index = images / "pairs.jsonl"
     prepare("folders", images, "--out", index)
     prepare("split", index, "--hold-out-pairs", "1", "--out", images / "whole.jsonl")
-    first = [r for r in PairIndex.read_index(images / "whole.jsonl").records if r.split == "val"]
+    first = [r for r in read_pairs(images / "whole.jsonl") if r.split == "val"]
     for record in first:
         record.after.write_bytes(b"no image any more")
     capsys.readouterr()
     assert prepare("split", index, "--hold-out-pairs", "1") == 0
     assert "not held out: 3 pair(s) that cannot be used" in capsys.readouterr().err
-    second = PairIndex.read_index(index).records
+    second = read_pairs(index)
     assert len(second) == 12
     held = [r for r in second if r.split == "val"]
     assert sorted(r.task for r in held) == ["ink", "night", "snow"]
@@ -110,7 +110,7 @@ def test_the_check_lists_and_writes_the_good_rest(images: Path, capsys: pytest.C
     out = capsys.readouterr().out
     assert f"error: {images / 'ink' / '0002_after.png'}: damaged: " in out
     assert "1 problem(s): 1 × damaged (error)" in out
-    assert len(PairIndex.read_index(good)) == 11
+    assert len(read_pairs(good)) == 11
     assert prepare("check", good) == 0
     assert prepare("check", index, "--quick") == 0
 
@@ -174,8 +174,8 @@ def test_strips_and_relation252k_are_commands(tmp_path: Path, capsys: pytest.Cap
     (group / "labels.json").write_text(json.dumps(labels))
     assert prepare("relation252k", tmp_path / "R", "--out", tmp_path / "a.jsonl") == 0
     assert prepare("strips", group, "--task", "ink", "--out", tmp_path / "b.jsonl") == 0
-    first = PairIndex.read_index(tmp_path / "a.jsonl").records
-    second = PairIndex.read_index(tmp_path / "b.jsonl").records
+    first = read_pairs(tmp_path / "a.jsonl")
+    second = read_pairs(tmp_path / "b.jsonl")
     assert [r.sha256 for r in first] == [r.sha256 for r in second]
     assert (first[0].caption, second[0].task) == ("ink it", "ink")
 

@@ -128,56 +128,47 @@ class PairRecord:
         return f"{self.content_key}.after"
 
 
-class PairIndex:
-    """All pairs of a data set, in file order."""
-
-    def __init__(self, records: Iterable[PairRecord]) -> None:
-        self.records: tuple[PairRecord, ...] = tuple(records)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    @classmethod
-    def read_index(cls, path: str | Path) -> PairIndex:
-        """The records of an index file, paths made absolute. Raises DataError that names all unusable lines."""
-        path = Path(path).absolute()
+def read_pairs(path: str | Path) -> tuple[PairRecord, ...]:
+    """The records of an index file, paths made absolute. Raises DataError that names all unusable lines."""
+    path = Path(path).absolute()
+    try:
+        text = read_text(path, _MAX_BYTES)
+    except FileError as error:
+        raise DataError(
+            f"{error} Correct the path, or create a pair index with `python -m training.prepare`."
+        ) from error
+    records, wrong = [], []
+    for number, line in enumerate((line for line in text.split("\n") if line.strip()), start=1):
         try:
-            text = read_text(path, _MAX_BYTES)
-        except FileError as error:
-            raise DataError(
-                f"{error} Correct the path, or create a pair index with `python -m training.prepare`."
-            ) from error
-        records, wrong = [], []
-        for number, line in enumerate((line for line in text.split("\n") if line.strip()), start=1):
-            try:
-                records.append(_parse_record(line, path.parent))
-            except ValueError as error:
-                wrong.append(f"line {number}: {error}")
-                if len(wrong) == _MAX_PROBLEMS:
-                    break
-        wrong += [f"id {name!r} occurs {n} times" for name, n in Counter(r.id for r in records).items() if n > 1]
-        if wrong or not records:
-            more = len(wrong) - _SHOWN_PROBLEMS
-            shown = "; ".join(wrong[:_SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
-            raise DataError(
-                f"{path} has {shown or 'no record at all'}. Import the images again with `python -m training.prepare`, "
-                "or correct these lines."
-            )
-        return cls(records)
+            records.append(_parse_record(line, path.parent))
+        except ValueError as error:
+            wrong.append(f"line {number}: {error}")
+            if len(wrong) == _MAX_PROBLEMS:
+                break
+    wrong += [f"id {name!r} occurs {n} times" for name, n in Counter(r.id for r in records).items() if n > 1]
+    if wrong or not records:
+        more = len(wrong) - _SHOWN_PROBLEMS
+        shown = "; ".join(wrong[:_SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
+        raise DataError(
+            f"{path} has {shown or 'no record at all'}. Import the images again with `python -m training.prepare`, or "
+            "correct these lines."
+        )
+    return tuple(records)
 
-    def write_index(self, path: str | Path) -> None:
-        """Write one line per record, whole or not at all, with relative paths where possible. Raises OutputError."""
-        path = Path(path).absolute()
-        lines = []
-        for record in self.records:
-            values = {n: _portable(v, path.parent) if isinstance(v, Path) else v for n, v in vars(record).items()}
-            line = json.dumps(values, ensure_ascii=False)
-            try:
-                line.encode()
-            except UnicodeEncodeError:  # a file name that is not UTF-8; escaped, it is read back as it was
-                line = json.dumps(values)
-            lines.append(f"{line}\n")
-        write_text_atomically(path, "".join(lines))
+
+def write_pairs(path: str | Path, records: Iterable[PairRecord]) -> None:
+    """Write one line per record, whole or not at all, with relative paths where possible. Raises OutputError."""
+    path = Path(path).absolute()
+    lines = []
+    for record in records:
+        values = {n: _portable(v, path.parent) if isinstance(v, Path) else v for n, v in vars(record).items()}
+        line = json.dumps(values, ensure_ascii=False)
+        try:
+            line.encode()
+        except UnicodeEncodeError:  # a file name that is not UTF-8; escaped, it is read back as it was
+            line = json.dumps(values)
+        lines.append(f"{line}\n")
+    write_text_atomically(path, "".join(lines))
 
 
 def field_problems(kind: type[Any], values: dict[str, Any]) -> list[str]:

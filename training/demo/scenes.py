@@ -20,7 +20,7 @@ from PIL import Image
 
 from lorweb_core.images import read_image
 
-from ..data.index import PairIndex, PairRecord
+from ..data.index import PairRecord, write_pairs
 
 Pixels = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -270,5 +270,5 @@ def write_dataset(folder: Path, *, pairs_per_edit: int, seed: int) -> Path:
                 )
             )  # fmt: skip
     index = folder / INDEX_NAME
-    PairIndex(records).write_index(index)
+    write_pairs(index, records)
     return index

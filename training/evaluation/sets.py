@@ -22,7 +22,7 @@ from lorweb_core.images import ImageFileError, read_image_size
 from ..data.buckets import aspects_match
 from ..data.importers.building import image_files, require_folder, subfolders
 from ..data.importers.extraction import safe_name
-from ..data.index import PairIndex
+from ..data.index import read_pairs
 from ..data.pairing import caption_of, task_caption_from_name, uniforms
 from .folder import EvaluationError
 from .test_set import Analogy, ImagePart
@@ -96,8 +96,7 @@ def read_set(spec: str, options: SetOptions) -> AnalogySet:
 
 def _read_index(path: str, options: SetOptions) -> tuple[AnalogySet, list[str]]:
     """Every pair as a, a′ with the next b of its task that fit, in shuffled order."""
-    index = PairIndex.read_index(path)
-    records = [record for record in index.records if options.split in ("all", record.split)]
+    records = [record for record in read_pairs(path) if options.split in ("all", record.split)]
     by_task = defaultdict(list)
     for record in sorted(records, key=lambda record: uniforms(options.seed, "evaluation", record.id)):
         by_task[record.task].append(record)

@@ -21,7 +21,7 @@ from lorweb_core.preprocessing import Preprocessing
 from ..config.schema import TrainConfig
 from ..data.buckets import cell_buckets, nearest_bucket
 from ..data.checks import usable_pairs
-from ..data.index import DataError, PairIndex, PairRecord, Problem, errors_among
+from ..data.index import DataError, PairRecord, Problem, errors_among, read_pairs
 from ..data.pairing import Quadruplet, missing_captions_line
 from ..data.quadruplets import BucketBatchSampler, FixedQuadrupletDataset, QuadrupletDataset, collate_quadruplets
 from ..data.splits import TaskKind, batches_by_bucket, fixed_quadruplets, held_out_tasks, hold_out
@@ -81,10 +81,10 @@ def open_training_data(config: TrainConfig, preprocessing: Preprocessing | None)
         preprocessing: of the image encoder; None when no single images are embedded during the run.
     Raises: DataError: unusable index or examples, or nothing to train on.
     """
-    index = PairIndex.read_index(config.data.index)
-    records, problems = divided_pairs(config, index)
-    if left_out := len(index) - len(records):
-        logger.warning("%d of %d pairs are left out; first reason: %s", left_out, len(index), errors_among(problems)[0])
+    pairs = read_pairs(config.data.index)
+    records, problems = divided_pairs(config, pairs)
+    if left_out := len(pairs) - len(records):
+        logger.warning("%d of %d pairs are left out; first reason: %s", left_out, len(pairs), errors_among(problems)[0])
     options: dict[str, Any] = {"resolution_px": config.data.resolution_px, "preprocessing": preprocessing}
     trained_on = [record for record in records if record.split == "train"]
     source = config.text.caption_source
@@ -114,7 +114,7 @@ def open_training_data(config: TrainConfig, preprocessing: Preprocessing | None)
     return TrainingData(training, validation, tuple(records), tuple(sorted(prompts)), tuple(examples))
 
 
-def divided_pairs(config: TrainConfig, index: PairIndex) -> tuple[list[PairRecord], list[Problem]]:
+def divided_pairs(config: TrainConfig, pairs: Sequence[PairRecord]) -> tuple[list[PairRecord], list[Problem]]:
     """Return the pairs whose headers show no error, some of them held out as configured, and all problems.
 
     Only usable pairs are held out: a broken one would leave its task without validation.
@@ -122,7 +122,7 @@ def divided_pairs(config: TrainConfig, index: PairIndex) -> tuple[list[PairRecor
     Raises: DataError: nothing is usable or left for training.
     """
     data = config.data
-    usable, problems = usable_pairs(index.records, resolution_px=data.resolution_px)
+    usable, problems = usable_pairs(pairs, resolution_px=data.resolution_px)
     records = hold_out(usable, tasks=data.hold_out_tasks, pairs_per_task=data.hold_out_pairs, seed=config.run.seed)
     return records, problems
 

@@ -18,7 +18,7 @@ from ..base.single_file import check_header
 from ..base.source import FULL_SIZE_CONFIG, find_parts_here, is_repository_id, read_transformer_config
 from ..base.text import has_text_encoders
 from ..config.schema import TrainConfig
-from ..data.index import PairIndex
+from ..data.index import read_pairs
 from ..data.pairing import all_captions, missing_captions_line
 from ..data.splits import held_out_tasks
 from .checkpoints import list_checkpoints
@@ -64,12 +64,12 @@ def preflight_report(config: TrainConfig) -> PreflightReport:
 
 
 def _check_data(config: TrainConfig, report: PreflightReport) -> None:
-    index = PairIndex.read_index(config.data.index)
-    usable, problems = divided_pairs(config, index)
+    pairs = read_pairs(config.data.index)
+    usable, problems = divided_pairs(config, pairs)
     training = [record for record in usable if record.split == "train"]
     tasks, unseen = {record.task for record in usable}, held_out_tasks(usable)
     report.lines.append(
-        f"data: {len(usable)} of {len(index.records)} pairs usable by their headers, {len(training)} to train on, "
+        f"data: {len(usable)} of {len(pairs)} pairs usable by their headers, {len(training)} to train on, "
         f"{len(tasks)} tasks of which {len(unseen)} held out, {len(problems)} warnings "
         "(`training.prepare check` lists them, decodes every file and may find more)"
     )

@@ -18,7 +18,7 @@ from training.data.images import load_pair
 from training.data.importers import folders, relation252k, strips, webdataset
 from training.data.importers.building import Candidate, Found, build_pairs, split_name
 from training.data.importers.extraction import safe_name
-from training.data.index import DataError, PairIndex, PairRecord
+from training.data.index import DataError, PairRecord, read_pairs, write_pairs
 from training.data.pairing import task_caption
 
 
@@ -234,8 +234,8 @@ def test_strips_become_pairs_of_halves(tmp_path: Path) -> None:
     assert (night.id, night.caption, night.strip) == ("night/0001", "make it night", True)
     halves = [np.asarray(half) for half in load_pair(night)]
     assert np.array_equal(np.concatenate(halves, axis=1), np.asarray(Image.open(night.before)))
-    PairIndex([loose, night]).write_index(tmp_path / "pairs.jsonl")
-    assert PairIndex.read_index(tmp_path / "pairs.jsonl").records == (loose, night)
+    write_pairs(tmp_path / "pairs.jsonl", [loose, night])
+    assert read_pairs(tmp_path / "pairs.jsonl") == (loose, night)
 
 
 def write_labels(folder: Path, labels: object) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.index import PairIndex
+from training.data.index import read_pairs
 from training.demo import scenes
 from training.demo.analogies import draw_analogies, score, stack_images
 from training.demo.base import COPY_SHARE, draw_grids, draw_single_images
@@ -62,9 +62,9 @@ def test_each_hue_is_seen_with_some_kind_and_held_out_with_another():
 
 
 def test_training_pairs_are_indexed_and_weighted_by_kind(tmp_path):
-    index = PairIndex.read_index(scenes.write_dataset(tmp_path / "pairs", pairs_per_edit=2, seed=1))
+    records = read_pairs(scenes.write_dataset(tmp_path / "pairs", pairs_per_edit=2, seed=1))
     weights = defaultdict(float)
-    for record in index.records:
+    for record in records:
         assert record.before.is_file() and record.after.is_file()
         weights[record.task.split("-")[0]] += record.weight / 2
     assert weights == pytest.approx({kind: scenes.KIND_WEIGHTS.get(kind, 1.0) for kind in TRAINED_KINDS})

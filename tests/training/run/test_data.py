@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from training.data.index import PairIndex
+from training.data.index import read_pairs, write_pairs
 from training.run.data import divided_pairs, open_training_data, training_batches, validation_outlook
 from training.run.preflight import preflight_report
 from training.train import train
@@ -21,9 +21,9 @@ def test_validation_analogies_are_one_per_task_and_of_a_limited_number(tiny_conf
 
 
 def test_reason_for_pairs_left_out_is_an_error_not_a_warning(tiny_config, tiny_parts, tmp_path, caplog):
-    *records, last = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    *records, last = read_pairs(tiny_parts / "pairs.jsonl")
     missing = replace(last, before=tmp_path / "absent.png")
-    PairIndex([*records, missing]).write_index(tmp_path / "pairs.jsonl")
+    write_pairs(tmp_path / "pairs.jsonl", [*records, missing])
     # At this size all images are small, which gives only a warning.
     config = tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}", "data.resolution_px=256")
     assert len(open_training_data(config, None).records) == len(records)
@@ -35,9 +35,9 @@ def test_a_broken_pair_is_never_the_one_held_out(tiny_config, tiny_parts, tmp_pa
     options = ("data.hold_out_tasks=0", "data.hold_out_pairs=1", "validation.every=1")
     intact = open_training_data(tiny_config(*options), None)
     held = next(record for record in intact.records if record.split == "val")
-    records = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    records = read_pairs(tiny_parts / "pairs.jsonl")
     broken = [replace(record, before=tmp_path / "absent.png") if record.id == held.id else record for record in records]
-    PairIndex(broken).write_index(tmp_path / "pairs.jsonl")
+    write_pairs(tmp_path / "pairs.jsonl", broken)
     config = tiny_config(*options, f"data.index={tmp_path / 'pairs.jsonl'}")
     data = open_training_data(config, None)
     tasks = sorted({record.task for record in records})
@@ -47,10 +47,10 @@ def test_a_broken_pair_is_never_the_one_held_out(tiny_config, tiny_parts, tmp_pa
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_image_is_logged_once_and_counted_at_the_end(tiny_config, tiny_parts, tmp_path, caplog, workers):
-    *records, last = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    *records, last = read_pairs(tiny_parts / "pairs.jsonl")
     cut_off = tmp_path / "cut-off.png"
     cut_off.write_bytes(last.before.read_bytes()[:-60])
-    PairIndex([*records, replace(last, before=cut_off)]).write_index(tmp_path / "pairs.jsonl")
+    write_pairs(tmp_path / "pairs.jsonl", [*records, replace(last, before=cut_off)])
     options = ("data.hold_out_tasks=0", "data.hold_out_pairs=0", "run.steps=8", f"data.workers={workers}")
     train(tiny_config(*options, f"data.index={tmp_path / 'pairs.jsonl'}"))
     output = [message for message in caplog.messages if "replaced" in message]
@@ -65,11 +65,11 @@ def test_a_damaged_image_is_logged_once_and_counted_at_the_end(tiny_config, tiny
 def test_missing_captions_are_counted_by_check_and_at_the_start(
     tiny_config, tiny_parts, tmp_path, caplog, source, is_logged
 ):
-    records = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    records = read_pairs(tiny_parts / "pairs.jsonl")
     config = tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}", f"text.caption_source={source}")
-    training = [r.id for r in divided_pairs(config, PairIndex(records))[0] if r.split == "train"]
+    training = [r.id for r in divided_pairs(config, records)[0] if r.split == "train"]
     records = [replace(record, caption="" if record.id in training[:2] else "edit it") for record in records]
-    PairIndex(records).write_index(tmp_path / "pairs.jsonl")
+    write_pairs(tmp_path / "pairs.jsonl", records)
     line = f"captions: 2 of {len(training)} have none (first: {training[0]})"
     assert (line in preflight_report(config).text()) == is_logged
     open_training_data(config, None)
@@ -77,10 +77,10 @@ def test_missing_captions_are_counted_by_check_and_at_the_start(
 
 
 def test_check_says_that_it_reads_headers_only(tiny_config, tiny_parts, tmp_path):
-    *records, last = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    *records, last = read_pairs(tiny_parts / "pairs.jsonl")
     cut_off = tmp_path / "cut-off.png"
     cut_off.write_bytes(last.before.read_bytes()[:-60])
-    PairIndex([*records, replace(last, before=cut_off)]).write_index(tmp_path / "pairs.jsonl")
+    write_pairs(tmp_path / "pairs.jsonl", [*records, replace(last, before=cut_off)])
     output = preflight_report(tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}")).text()
     assert "16 of 16 pairs usable by their headers" in output
     assert "`training.prepare check` lists them, decodes every file and may find more" in output
@@ -118,10 +118,10 @@ def test_tasks_of_two_pairs_leave_nothing_to_validate_on_and_one_warning_says_wh
     tiny_config, tiny_parts, tmp_path, caplog
 ):
     kept, counts = [], Counter()
-    for record in PairIndex.read_index(tiny_parts / "pairs.jsonl").records:
+    for record in read_pairs(tiny_parts / "pairs.jsonl"):
         counts[record.task] += 1
         kept += [record] if counts[record.task] <= 2 else []
-    PairIndex(kept).write_index(tmp_path / "pairs.jsonl")
+    write_pairs(tmp_path / "pairs.jsonl", kept)
     options = ("validation.every=1", "data.hold_out_pairs=1", f"data.index={tmp_path / 'pairs.jsonl'}")
     assert not open_training_data(tiny_config(*options, "data.hold_out_tasks=0"), None).validation
     (warning,) = [message for level, message in validation_lines(caplog) if level == "WARNING"]
@@ -140,7 +140,7 @@ def test_tasks_of_two_pairs_leave_nothing_to_validate_on_and_one_warning_says_wh
 
 def test_a_set_that_was_not_asked_for_is_no_reason_to_warn(tiny_config, tiny_parts):
     config = tiny_config("validation.every=1", "data.hold_out_tasks=0", "data.hold_out_pairs=1")
-    records, _ = divided_pairs(config, PairIndex.read_index(tiny_parts / "pairs.jsonl"))
+    records, _ = divided_pairs(config, read_pairs(tiny_parts / "pairs.jsonl"))
     outlook = validation_outlook(config, records)
     assert outlook.counts == {"seen": 4, "held_out": 0}
     assert "held-out tasks: none, since data.hold_out_tasks is 0" in outlook.line

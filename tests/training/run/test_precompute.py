@@ -13,7 +13,7 @@ from lorweb_core.encoder import load_image_encoder
 from training.base import text as captions
 from training.base.source import find_source
 from training.data.images import load_pair
-from training.data.index import PairIndex
+from training.data.index import read_pairs, write_pairs
 from training.run.distributed import Processes
 from training.run.precompute import cached_captions, cached_embeddings
 from training.train import train
@@ -73,7 +73,7 @@ def test_text_encoders_are_loaded_once_for_any_number_of_prompts_and_not_for_kno
 def own_records(tiny_parts, tmp_path):
     """The pairs of tiny_parts with files that a test may change."""
     shutil.copytree(tiny_parts / "images", tmp_path / "images")
-    records = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    records = read_pairs(tiny_parts / "pairs.jsonl")
     return [
         replace(
             record,
@@ -127,7 +127,7 @@ def test_a_model_file_that_was_replaced_under_its_name_starts_another_cache(
 
 
 def test_broken_image_in_mid_run_is_replaced_by_another_draw(tiny_config, own_records, tmp_path, assembled):
-    PairIndex(own_records).write_index(tmp_path / "pairs.jsonl")
+    write_pairs(tmp_path / "pairs.jsonl", own_records)
     loop, state = assembled(tiny_config("run.steps=6", f"data.index={tmp_path / 'pairs.jsonl'}"))
     broken = next(record for record in own_records if record.split == "train")
     broken.after.write_bytes(b"not a image any more")
