@@ -18,7 +18,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 .PHONY: demo test test-all lint types venv clean
 
 demo: $(VENV)/.installed-demo
-	$(BIN)/python -W ignore -m training.demo.show --a "$(A)" --a-prime "$(A_PRIME)" --b "$(B)"
+	$(BIN)/python -W ignore -m training.demo show --a "$(A)" --a-prime "$(A_PRIME)" --b "$(B)"
 
 test: venv lint types
 	$(PYTEST)

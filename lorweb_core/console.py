@@ -46,7 +46,7 @@ def make_main(
     app: typer.Typer, program: str, *, log_format: str = "%(levelname)s: %(message)s", level: int = logging.WARNING,
     interrupted: str = INTERRUPTED,
 ) -> Callable[..., int]:  # fmt: skip
-    """Return `main(arguments=None) -> exit code` of an app.
+    """Return `main(arguments=None, program=program) -> exit code` of an app.
 
     Args:
         app: from `new_app`; one command, or several.
@@ -55,7 +55,7 @@ def make_main(
         interrupted: printed after Ctrl-C.
     """
 
-    def main(arguments: Sequence[str] | None = None) -> int:
+    def main(arguments: Sequence[str] | None = None, program: str = program) -> int:
         for stream in (sys.stdout, sys.stderr):  # Windows code pages lack characters that file names can have
             if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
                 stream.reconfigure(errors="replace")
@@ -66,6 +66,8 @@ def make_main(
         try:
             result = app(given, prog_name=program, standalone_mode=False)
             sys.stdout.flush()
+            if result == EXIT_INTERRUPTED:  # so typer reports Ctrl-C; its earlier versions raise Abort
+                print(interrupted, file=sys.stderr)
         except UsageError as error:
             error.show()  # type: ignore[attr-defined]
             return EXIT_ERROR

@@ -1,15 +1,8 @@
-"""What libraries say about things that are not used here is kept off the terminal; our own messages stay.
-
-Single loggers are raised to errors, not whole libraries: what transformers says about a damaged or foreign text
-encoder is still seen. Where the cause can be avoided it is (no diffusers pipeline is loaded to encode prompts).
-"""
+"""What the trainer's commands share beyond `lorweb_core.console`: quiet libraries, printing, and the device."""
 
 from __future__ import annotations
 
-import argparse
-import io
 import logging
-import sys
 import warnings
 from typing import TextIO
 
@@ -17,8 +10,10 @@ import torch
 
 from lorweb_core.errors import SettingsError, printable
 
+#: Loggers that report on packages and features that are not used here. Single ones are set to errors, not whole
+#: libraries: what transformers reports about a damaged or foreign text encoder is still logged.
 _LOGGERS = (
-    "torchao",  # its kernels for other GPUs and without Triton; diffusers imports it unasked
+    "torchao",  # its kernels for other GPUs and without Triton; diffusers imports it
     "torch.utils._pytree",  # deprecations within torchao
     "bitsandbytes.backends.cpu.ops",  # an optional package for nf4 on CPUs
     "diffusers.quantizers.torchao.torchao_quantizer",  # an optional form of checkpoints
@@ -27,7 +22,7 @@ _LOGGERS = (
 
 
 def silence_libraries() -> None:
-    """Silence them for this process; bars of downloads stay, those of reading weights go."""
+    """Silence those loggers in this process; download bars stay, those of reading weights go."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
@@ -40,53 +35,18 @@ def silence_libraries() -> None:
         enable_progress_bars()
 
 
-# Output to terminals: characters that they cannot show, and those that foreign texts should not send them.
-
-
-def let_terminal_replace() -> None:
-    """Let standard output write `?` for what its encoding lacks, instead of ending the program with an error.
-
-    A stream that spells such characters out already (`backslashreplace`, the default of stderr) stays as it is.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
-            stream.reconfigure(errors="replace")
-
-
-def log_to_terminal(level: int, line: str = "%(levelname)s %(message)s") -> None:
-    """Write log records to stderr, one line each; names in them cannot steer the terminal or forge a line."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_OneLineFormatter(line, datefmt="%H:%M:%S"))
-    logging.basicConfig(level=level, handlers=[handler])
-
-
 def show(*lines: str, file: TextIO | None = None) -> None:
-    """Print results that may hold texts of others (task names, captions, replies of a judge), each as one line."""
+    """Print results that may contain foreign text (task names, captions, replies of a judge), each on one line."""
     print(*map(printable, lines), sep="\n", file=file)
-
-
-class _OneLineFormatter(logging.Formatter):
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(super().formatMessage(record))
-
-
-# Words that several command lines take: counts and devices.
-
-
-def count(text: str) -> int:
-    """Return a whole number of at least 1; for argparse's `type`."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1; got {text}")
-    return int(text)
 
 
 def open_device(name: str = "auto") -> torch.device:
     """Return the device of a name: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`.
 
-    Whatever computes on a GPU asks here for its device, so this is also where cuDNN's attention is switched off: under
-    torch 2.11 its backward pass crashes stock FLUX on Hopper. The flash and memory-efficient kernels remain.
+    Everything that computes on a GPU gets its device here, so cuDNN's attention is switched off here too: under torch
+    2.11 its backward pass crashes stock FLUX on Hopper. The flash and memory-efficient kernels remain.
 
-    Raises: SettingsError: for any other name, and for a GPU that is not there.
+    Raises: SettingsError: for any other name, and for a GPU that does not exist.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

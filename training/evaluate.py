@@ -10,9 +10,9 @@ Test sets, judges, weights and the meaning of the numbers: docs/evaluation.md
 
 from __future__ import annotations
 
-import json
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,9 +25,8 @@ from lorweb_core.settings import CLIP_ENCODER_ID, KONTEXT_ID
 from .config.schema import BaseModelConfig
 from .console import open_device, silence_libraries
 from .evaluation.aggregation import evaluate
-from .evaluation.folder import EvaluationError, EvaluationFolder, write_file
-from .evaluation.judge import all_questions, ask_all
-from .evaluation.judges import Judge
+from .evaluation.folder import EvaluationError, EvaluationFolder, write_file, write_json
+from .evaluation.judge import Judge
 from .evaluation.methods import (
     BASELINES,
     LAYOUTS,
@@ -41,7 +40,7 @@ from .evaluation.methods import (
     require_distinct,
 )
 from .evaluation.metrics import load_meter, measure_all
-from .evaluation.questions import read_prompts
+from .evaluation.questions import all_questions, ask_all, read_prompts
 from .evaluation.report import as_markdown, draw_pareto, write_sheets
 from .evaluation.sets import SetOptions, read_set
 from .evaluation.test_set import Sample, read_not_used, read_samples, write_samples
@@ -74,7 +73,6 @@ def generate_command(
     out: Annotated[Path, typer.Option(help="Folder of the evaluation.")],
     test_set: Annotated[str | None, typer.Option("--set", help="Index, or evalset:FOLDER; not needed again.")] = None,
     method: Annotated[list[str] | None, typer.Option(metavar="NAME=[LAYOUT:]FOLDER", help=_METHOD_HELP)] = None,
-    baselines: Annotated[bool, typer.Option(help="Include copy-b and copy-a-prime.")] = True,
     split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="Of an index.")] = "test",
     task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
     b_per_pair: Annotated[int, typer.Option(min=1, help="Images b for every pair a, a'.")] = 2,
@@ -106,15 +104,13 @@ def generate_command(
         for line in read_not_used(folder):
             print(f"not in the test set: {line}", file=sys.stderr)
     samples = read_samples(folder)
-    methods = [baseline(name, folder) for name in BASELINES if baselines]
+    methods = [baseline(name, folder) for name in BASELINES]
     methods += [images_method(text) for text in method or ()]
     if generator:
-        from .base.sampler import DrawOptions
+        from .base.sampler import SamplingOptions
 
-        options = DrawOptions(steps, guidance, megapixels, fit, strength, noise_seed)
-        model = BaseModelConfig(
-            model=base, components=components, dtype=dtype, quantize=quantize, gradient_checkpointing=False
-        )
+        options = SamplingOptions(steps, guidance, megapixels, fit, strength, noise_seed)
+        model = BaseModelConfig(model=base, components=components, dtype=dtype, quantize=quantize)
         methods += [
             basis_method(
                 text, folder, samples, base=model, options=options, encoder=encoder, max_tokens=max_tokens,
@@ -174,7 +170,7 @@ def judge(
     counts = ask_all(folder, asked, questions, workers=workers)
     print(f"{len(questions)} questions: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
     if set(counts) - {"answered"}:
-        print("Run the same command again to ask again; details are in answers.jsonl.")
+        print("Run the same command again to retry; details are in answers.jsonl.")
 
 
 @app.command()
@@ -182,17 +178,16 @@ def aggregate(
     path: Folder,
     method: Methods = None,
     reference: Reference = None,
-    resamples: Annotated[int, typer.Option(min=2, help="Of the bootstrap over tasks.")] = 2000,
-    plot: Annotated[bool, typer.Option(help="Draw pareto.png, which needs matplotlib.")] = True,
+    plot: Annotated[bool, typer.Option(help="Plot pareto.png, which needs matplotlib.")] = True,
     sheets: Annotated[int, typer.Option(min=0, max=99, help="How many sheets of images.")] = 4,
     sheet_rows: Annotated[int, typer.Option(min=1, help="Samples on one sheet.")] = 8,
 ) -> None:
     """Write the table, the plot and sheets of images."""
     folder, samples, methods, compared = _open(path, method, reference)
-    found = evaluate(folder, methods, samples, reference=compared, resamples=resamples)
+    found = evaluate(folder, methods, samples, reference=compared)
     table = as_markdown(found)
     write_file(folder.results / "table.md", table)
-    write_file(folder.results / "results.json", json.dumps(found.as_json(), indent=1, ensure_ascii=False) + "\n")
+    write_json(folder.results / "results.json", asdict(found))
     print(printable(table, keep="\n"))
     pareto = folder.results / "pareto.png"
     pareto.unlink(missing_ok=True)  # an old one would show other numbers than the table
@@ -208,7 +203,7 @@ def _open(
     folder = EvaluationFolder(path)
     samples, methods = read_samples(folder), methods_of(folder, wanted or ())
     if reference is not None and reference not in methods:
-        raise EvaluationError(f"--reference {reference!r} is none of the methods {', '.join(methods)}.")
+        raise EvaluationError(f"--reference {reference!r} is not one of the methods {', '.join(methods)}.")
     return folder, samples, methods, reference or next((m for m in methods if m not in BASELINES), methods[0])
 
 

@@ -1,52 +1,97 @@
-"""Draw b′ from a, a′, b with a basis and a diffusers-format base; no ComfyUI needed.
+"""Generate b′ from a, a′, b with a basis and a diffusers-format base, without ComfyUI.
 
-    python -m training.sample --base runs/model --basis mine.safetensors --out drawn --a 1.png --a-prime 2.png --b 3.png
-    python -m training.sample --base … --basis … --out drawn --triplets folder [--prompts folder]
+\b
+    python -m training.sample --basis mine.safetensors --out results --a 1.png --a-prime 2.png --b 3.png
+    python -m training.sample --basis mine.safetensors --out results --triplets folder [--prompts folder]
 
-A folder of triplets has one folder each with a.*, a_prime.*, b.*; `--prompts` has `<triplet>.txt` (or `prompt.txt` for
-all). Written: `<triplet>.png` (b′ in b's size) and `<triplet>-grid.png` (a | a′ | b | b′); of three single pictures
-`<b>-edited.png` and `<b>-edited-grid.png`, so that b itself is never written over.
+A folder of triplets has one folder each with a.*, a_prime.*, b.*; --prompts has <triplet>.txt (or prompt.txt for all).
+Written are <triplet>.png (b′ in b's size) and <triplet>-grid.png (a | a′ | b | b′); of three single images
+<b>-edited.png and <b>-edited-grid.png, so that b itself is never overwritten.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-import torch
+import typer
 from tqdm import tqdm
 
-from lorweb_core.basis import Basis
-from lorweb_core.checkpoint import load_basis
-from lorweb_core.encoder import ImageEncoder, load_image_encoder
-from lorweb_core.errors import ImageError, LoRWeBError, ModelError, OutputError
+from lorweb_core.console import make_main, new_app
+from lorweb_core.errors import ImageError, ModelError, OutputError
 from lorweb_core.files import MAX_TEXT_BYTES, read_text
 from lorweb_core.grid import build_grid
-from lorweb_core.images import IMAGE_SUFFIXES, from_pil, read_image, read_image_size
+from lorweb_core.images import IMAGE_SUFFIXES, from_pil, read_image, read_image_size, to_pil
 from lorweb_core.settings import KONTEXT_ID
-from lorweb_core.settings_sources import PIPELINE_TOKENS, trained_text_tokens
 
-from .base.flow import read_schedule
-from .base.sampler import AnalogySampler, DrawOptions, attach_basis
-from .base.sheets import contact_sheet, quadrants, to_picture
-from .base.source import find_source, read_transformer_config
-from .base.text import CaptionTable, encode_captions
-from .base.transformer import DTYPES, load_codec, load_transformer
+from .base.sampler import AnalogySampler, SamplingOptions, load_sampler
+from .base.sheets import contact_sheet, quadrants
 from .config.schema import BaseModelConfig
-from .console import count, let_terminal_replace, log_to_terminal, open_device, show, silence_libraries
+from .console import open_device, show, silence_libraries
 from .run.memory import is_out_of_memory
 
-logger = logging.getLogger(__name__)
-_PARTS = ("a", "a_prime", "b")
+app = new_app(__doc__)
+main = make_main(app, "python -m training.sample", interrupted="interrupted; finished images are kept")
+
+
+@app.command(help=__doc__)
+def sample(
+    basis: Annotated[Path, typer.Option(help="Trained basis, .safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder for the images.")],
+    base: Annotated[str, typer.Option(help="Diffusers folder, Hugging Face id, or single file.")] = KONTEXT_ID,
+    components: Annotated[str | None, typer.Option(help="VAE and text encoders, for a single file.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Image encoder, if not the one named in the basis.")] = None,
+    triplets: Annotated[Path | None, typer.Option(help="Folder with one folder per triplet.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Folder with <triplet>.txt or prompt.txt.")] = None,
+    a: Annotated[Path | None, typer.Option(help="One image, instead of --triplets.")] = None,
+    a_prime: Annotated[Path | None, typer.Option(help="The edited a.")] = None,
+    b: Annotated[Path | None, typer.Option(help="The image to edit alike.")] = None,
+    prompt: Annotated[str, typer.Option(help="Edit instruction, with --a, --a-prime and --b.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 28,
+    guidance: Annotated[float, typer.Option(help="Guidance embedding.")] = 2.5,
+    megapixels: Annotated[float | None, typer.Option(help="Of the whole grid, if not as in training.")] = None,
+    fit: Annotated[Literal["pad", "crop", "stretch"], typer.Option(help="How a and a' fit the shape of b.")] = "pad",
+    strength: Annotated[float, typer.Option(help="Factor on the edit.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    max_tokens: Annotated[int | None, typer.Option(min=1, max=512, help="T5 tokens, if not as in training.")] = None,
+    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of the base.")] = "bfloat16",
+    quantize: Annotated[Literal["none", "int8", "nf4"], typer.Option(help="Of the base.")] = "none",
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    silence_libraries()
+    if triplets is not None:
+        items = find_triplets(triplets, prompts)
+    elif a is not None and a_prime is not None and b is not None:
+        items = [Triplet(f"{b.stem}-edited", a, a_prime, b, prompt)]
+    else:
+        raise typer.BadParameter("Give --triplets FOLDER, or all of --a, --a-prime and --b.")
+    for path in {path for item in items for path in item.images}:
+        read_image_size(path)  # now, not after the minutes that loading takes
+    options = SamplingOptions(steps, guidance, megapixels, fit, strength, seed)
+    try:
+        sampler = load_sampler(
+            BaseModelConfig(model=base, components=components, dtype=dtype, quantize=quantize),
+            basis, sorted({item.prompt for item in items}),
+            encoder=encoder, max_tokens=max_tokens, device=open_device(device),
+        )  # fmt: skip
+        with tqdm(total=len(items) * steps, unit="step", disable=None) as bar:
+            files = [generate_triplet(sampler, item, out, options, on_step=bar.update) for item in items]
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"Base, basis and encoder do not fit in memory ({str(error)[:150]}). Add --quantize nf4 (6.6 GB for the "
+            "base) or int8 (12 GB), or set a smaller --megapixels."
+        ) from error
+    show(f"Wrote {files[0]}" if len(files) == 1 else f"Wrote {len(files)} images to {out}")
 
 
 @dataclass(frozen=True)
 class Triplet:
-    """One analogy to complete: a name for its files, three pictures, a prompt."""
+    """One analogy to complete: a name for its files, three images, a prompt."""
 
     name: str
     image_a: Path
@@ -55,225 +100,62 @@ class Triplet:
     prompt: str = ""
 
     @property
-    def pictures(self) -> tuple[Path, Path, Path]:
+    def images(self) -> tuple[Path, Path, Path]:
         """Files of a, a′ and b."""
         return self.image_a, self.image_a_prime, self.image_b
-
-
-def load_sampler(
-    base: BaseModelConfig,
-    basis_file: Path,
-    prompts: Sequence[str],
-    *,
-    encoder: str | None = None,
-    max_tokens: int | None = None,
-    device: torch.device | None = None,
-) -> AnalogySampler:
-    """Return a sampler with everything loaded.
-
-    Args:
-        base: which base, in which precision.
-        basis_file: trained basis.
-        prompts: all that will be used; their text encoders are freed before the base is loaded.
-        encoder: folder or id of the image encoder; without it the one named in the basis.
-        max_tokens: T5 tokens per prompt, pads included; without it as many as the basis was trained with.
-        device: where the base runs; without it a GPU where there is one.
-    Raises: LoRWeBError: whatever is wrong with the files or does not fit together.
-    """
-    device, dtype = device or open_device(), DTYPES[base.dtype]
-    basis = load_basis(basis_file)
-    image_encoder = _load_encoder(encoder, basis, device)  # before the minutes that the base takes
-    source = find_source(base.model, base.components, base.revision)
-    embeddings = encode_captions(
-        prompts, source.components, read_transformer_config(source),
-        max_tokens=max_tokens or trained_text_tokens(basis.metadata) or PIPELINE_TOKENS, dtype=dtype, device=device,
-    )  # fmt: skip
-    captions = dict(embeddings)  # all of them before the base is loaded: the text encoders are gone by then
-    transformer = load_transformer(base, source, device).eval()
-    return AnalogySampler(
-        transformer=transformer,
-        linears=attach_basis(transformer, basis),
-        basis=basis,
-        encoder=image_encoder,
-        codec=load_codec(source, dtype=dtype, device=device),
-        schedule=read_schedule(source.components),
-        captions=CaptionTable(captions.__getitem__),
-        device=device,
-        dtype=dtype,
-    )
-
-
-def _load_encoder(encoder: str | None, basis: Basis, device: torch.device) -> ImageEncoder:
-    """Return the named encoder, else the one that the basis names."""
-    name = encoder or basis.settings.encoder_id
-    try:
-        loaded = load_image_encoder(name, device=device)
-    except ModelError as error:
-        if encoder is not None:
-            raise
-        raise ModelError(
-            f"{basis.name} was trained with the image encoder {name}, which cannot be loaded: {error} "
-            "Give its folder or Hugging Face id with --encoder."
-        ) from error
-    return loaded
 
 
 def find_triplets(folder: Path, prompts: Path | None = None) -> list[Triplet]:
     """Return the triplets of a folder, by name, each with its prompt ("" without one).
 
-    Raises: ImageError: when there are none, or one is incomplete; all are named.
+    Raises: ImageError: when there are none, or some are incomplete; all are named.
     """
-    subfolders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     found, incomplete = [], []
-    for path in subfolders:
-        pictures = [_picture(path, part) for part in _PARTS]
-        if any(picture is None for picture in pictures):
+    for path in sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []:
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        by_part = {file.stem: file for file in reversed(files)}
+        if not {"a", "a_prime", "b"} <= by_part.keys():
             incomplete.append(path.name)
             continue
-        a, a_prime, b = (picture for picture in pictures if picture is not None)
-        found.append(Triplet(path.name, a, a_prime, b, _prompt(prompts, path.name)))
+        texts = [prompts / f"{path.name}.txt", prompts / "prompt.txt"] if prompts else []
+        prompt = next((read_text(text, MAX_TEXT_BYTES).strip() for text in texts if text.is_file()), "")
+        found.append(Triplet(path.name, by_part["a"], by_part["a_prime"], by_part["b"], prompt))
     if incomplete or not found:
+        problem = f"{len(incomplete)} incomplete triplets: {', '.join(incomplete[:5])}" if incomplete else "no triplets"
         raise ImageError(
-            expected=f"folders with pictures a, a_prime and b in {folder}",
-            got=f"{len(incomplete)} incomplete: {', '.join(incomplete[:5])}" if incomplete else "none",
-            remedy="Name the pictures a.png, a_prime.png, b.png (any picture type), one folder per triplet.",
+            f"{folder} has {problem}. Give each triplet a folder of its own with images named a, a_prime and b, such "
+            "as a.png, a_prime.png, b.jpg."
         )
     return found
 
 
-def draw_triplet(
+def generate_triplet(
     sampler: AnalogySampler,
     triplet: Triplet,
     out: Path,
-    options: DrawOptions,
+    options: SamplingOptions,
     *,
     on_step: Callable[[], object] | None = None,
 ) -> Path:
-    """Draw one triplet, write its picture and its row of four, and return the picture's path.
+    """Generate b′ of a triplet, write it and its row of four images, and return its path.
 
     Raises: OutputError: when they cannot be written.
     """
-    pictures = [from_pil(read_image(path))[None] for path in triplet.pictures]
-    answer, generated = sampler.draw(*pictures, prompt=triplet.prompt, options=options, on_step=on_step)
-    a, a_prime, b, _ = quadrants(build_grid(*pictures, megapixels=sampler.megapixels(options), fit=options.fit)[0][0])
-    grid = contact_sheet(
-        ["a", "a'", "b", "b' generated"], [(triplet.name, [a, a_prime, b, quadrants(generated[0])[3]])]
-    )
+    images = [from_pil(read_image(path))[None] for path in triplet.images]
+    answer, generated = sampler.generate(*images, prompt=triplet.prompt, options=options, on_step=on_step)
+    a, a_prime, b, _ = quadrants(build_grid(*images, megapixels=sampler.megapixels(options), fit=options.fit)[0][0])
+    row = [a, a_prime, b, quadrants(generated[0])[3]]
     path = out / f"{triplet.name}.png"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        to_picture(answer[0]).save(path)
-        grid.save(out / f"{triplet.name}-grid.png")
+        to_pil(answer[0]).save(path)
+        contact_sheet(["a", "a'", "b", "b' generated"], [(triplet.name, row)]).save(out / f"{triplet.name}-grid.png")
     except OSError as error:
         raise OutputError(
-            expected=f"to be able to write pictures into {out}",
-            got=error.strerror or str(error),
-            remedy="Make room there, or choose another folder with --out.",
+            f"Images cannot be written into {out}: {error.strerror or error}. Free disk space there, or choose another "
+            "folder with --out."
         ) from error
     return path
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    let_terminal_replace()
-    options = _parser().parse_args(arguments)
-    log_to_terminal(logging.WARNING)
-    silence_libraries()
-    try:
-        triplets = _triplets_of(options)
-        for path in {path for triplet in triplets for path in triplet.pictures}:
-            read_image_size(path)  # now, not after the minutes that loading takes
-        sampler = _sampler_of(options, triplets)
-        drawing = DrawOptions(
-            options.steps, options.guidance, options.megapixels, options.fit, options.strength, options.seed
-        )
-        with tqdm(total=len(triplets) * options.steps, unit="step", disable=None) as bar:
-            files = [draw_triplet(sampler, item, options.out, drawing, on_step=bar.update) for item in triplets]
-    except LoRWeBError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        print(f"error: {_too_large(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; pictures that were finished are kept", file=sys.stderr)
-        return 130
-    show(f"Wrote {files[0]}" if len(files) == 1 else f"Wrote {len(files)} pictures to {options.out}")
-    return 0
-
-
-def _too_large(error: RuntimeError) -> ModelError:
-    return ModelError(
-        expected="base, basis and encoder to fit in memory",
-        got=f"out of memory ({str(error)[:150]})",
-        remedy="Add --quantize nf4 (6.6 GB for the base) or int8 (12 GB), or set a smaller --megapixels.",
-    )
-
-
-def _sampler_of(options: argparse.Namespace, triplets: Sequence[Triplet]) -> AnalogySampler:
-    base = BaseModelConfig(
-        model=options.base, components=options.components, dtype=options.dtype, quantize=options.quantize,
-        gradient_checkpointing=False,
-    )  # fmt: skip
-    prompts = sorted({triplet.prompt for triplet in triplets})
-    device = open_device(options.device)
-    return load_sampler(
-        base, options.basis, prompts, encoder=options.encoder, max_tokens=options.max_tokens, device=device
-    )
-
-
-def _triplets_of(options: argparse.Namespace) -> list[Triplet]:
-    if options.triplets is not None:
-        return find_triplets(options.triplets, options.prompts)
-    if None in (options.a, options.a_prime, options.b):
-        raise ImageError(
-            expected="--triplets FOLDER, or all of --a, --a-prime and --b",
-            got="neither",
-            remedy="Name the three pictures, or a folder of triplets.",
-        )
-    name = f"{options.b.stem}-edited"
-    return [Triplet(name, options.a, options.a_prime, options.b, options.prompt)]
-
-
-def _picture(folder: Path, stem: str) -> Path | None:
-    found = [path for path in folder.iterdir() if path.stem == stem and path.suffix.lower() in IMAGE_SUFFIXES]
-    return min(found, default=None)
-
-
-def _prompt(folder: Path | None, name: str) -> str:
-    if folder is None:
-        return ""
-    for path in (folder / f"{name}.txt", folder / "prompt.txt"):
-        if path.is_file():
-            return read_text(path, MAX_TEXT_BYTES).strip()
-    return ""
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.sample", description=__doc__.splitlines()[0])
-    parser.add_argument("--base", default=KONTEXT_ID, help="diffusers folder, Hugging Face id, or single file")
-    parser.add_argument("--components", help="folder or id with vae/ and text encoders, for a single file")
-    parser.add_argument("--basis", type=Path, required=True, help="trained basis, .safetensors")
-    parser.add_argument("--encoder", help="folder or id of the image encoder; default: the one named in the basis")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
-    parser.add_argument("--triplets", type=Path, help="folder with one folder per triplet: a.*, a_prime.*, b.*")
-    parser.add_argument("--prompts", type=Path, help="folder with <triplet>.txt or prompt.txt")
-    for name in ("--a", "--a-prime", "--b"):
-        parser.add_argument(name, type=Path, help="one picture, instead of --triplets")
-    parser.add_argument("--prompt", default="", help="edit instruction, with --a, --a-prime, --b")
-    parser.add_argument("--steps", type=count, default=28, help="sampling steps (28)")
-    parser.add_argument("--guidance", type=float, default=2.5, help="guidance embedding (2.5)")
-    parser.add_argument("--megapixels", type=float, help="of the whole grid (as in training, else 1.0)")
-    parser.add_argument("--fit", default="pad", choices=("pad", "crop", "stretch"), help="a and a′ in b's shape")
-    parser.add_argument("--strength", type=float, default=1.0, help="factor on the edit (1.0)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
-    parser.add_argument("--max-tokens", type=count, help="T5 tokens per prompt (as in training, else 512)")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the base")
-    parser.add_argument("--quantize", default="none", choices=("none", "int8", "nf4"), help="of the base")
-    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu or cuda")
-    return parser
 
 
 if __name__ == "__main__":

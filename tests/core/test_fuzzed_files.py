@@ -24,7 +24,7 @@ from training.config.reading import read_config
 from training.data.importers import reference, relation252k
 from training.data.importers.building import read_caption
 from training.data.importers.folders import read_task_settings
-from training.data.index import PairIndex
+from training.data.index import read_pairs
 from training.evaluation import questions
 from training.evaluation.folder import Records
 from training.prepare import main as prepare_main
@@ -73,7 +73,7 @@ KINDS = {
     ),
     "coefficients.safetensors": (write_coefficients, load_coefficients),
     "config.yaml": (write(CONFIG), read_config),
-    "pairs.jsonl": (write(f"{json.dumps(PAIR)}\n{json.dumps({**PAIR, 'id': '2'})}\n"), PairIndex.read_index),
+    "pairs.jsonl": (write(f"{json.dumps(PAIR)}\n{json.dumps({**PAIR, 'id': '2'})}\n"), read_pairs),
     "task.toml": (write('caption = "gold"\nweight = 2.0\nsplit = "val"\n'), read_task_settings),
     "Group1/labels.json": (write(LABELS), lambda path: relation252k.find_pairs(path.parents[1])),
     reference.METADATA_NAME: (write(METADATA), lambda path: reference._read_metadata(path.parent)),

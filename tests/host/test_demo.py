@@ -14,6 +14,7 @@ from lorweb_core.encoder import load_image_encoder
 from lorweb_core.images import from_pil
 from lorweb_core.mixing import layer_delta
 from lorweb_core.query import embed_analogy
+from tests.demo_pipeline import load_pipeline, psnr
 from tests.host import graphs
 from tests.host.conftest import read_latent
 from tests.host.models import FP8
@@ -21,8 +22,7 @@ from training.base.flow import unpack_latents
 from training.demo.analogies import GUIDANCE, STEPS, draw_analogies, null_prompt, score
 from training.demo.scenes import BLOCK_PX, IMAGE_PX, MODEL_FOLDER, TEST_PHOTOS, to_image
 from training.demo.show import shown_edits
-from training.demo.tiny_kontext import load_pipeline
-from training.demo.vae import HOST_SCALE, HOST_SHIFT, psnr
+from training.demo.vae import HOST_SCALE, HOST_SHIFT
 
 PLAIN, SCALED, TWIN = (f"demo_{name}.safetensors" for name in ("fp32", "scaled_fp8", "twin_of_scaled"))
 #: Largest difference of latents in the model's space; PSNR in dB of two hosts' pictures, and of a right answer.

@@ -1,4 +1,4 @@
-"""What several trainer tests share: the golden base, and a seeded tiny Kontext with pictures, built in code."""
+"""What several trainer tests share: the golden base, and a seeded tiny Kontext with images, built in code."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,8 @@ from training.adapter.trainable import BasisShape, TrainableKontext
 from training.config.reading import read_config
 from training.data.importers.building import build_pairs
 from training.data.importers.folders import find_pairs
-from training.data.index import PairIndex
-from training.demo.tiny_kontext import write_pictures, write_tiny_encoder, write_tiny_kontext
+from training.data.index import write_pairs
+from training.demo.tiny_kontext import write_image_pairs, write_tiny_encoder, write_tiny_kontext
 from training.run.distributed import Processes
 from training.run.signals import StopRequest
 from training.train import assemble
@@ -63,13 +63,13 @@ def golden_trainable(golden_transformer):
 
 @pytest.fixture(scope="session")
 def tiny_parts(tmp_path_factory):
-    """Folder with `model/`, `model-with-text/`, `encoder/`, `pictures/`, `pairs.jsonl`; read-only by agreement."""
+    """Folder with `model/`, `model-with-text/`, `encoder/`, `images/`, `pairs.jsonl`; read-only by agreement."""
     folder = tmp_path_factory.mktemp("tiny-parts")
     write_tiny_kontext(folder / "model", has_text=False)
     write_tiny_kontext(folder / "model-with-text")
     write_tiny_encoder(folder / "encoder")
-    records, _ = build_pairs(find_pairs(write_pictures(folder / "pictures")).candidates)
-    PairIndex(records).write_index(folder / "pairs.jsonl")
+    records, _ = build_pairs(find_pairs(write_image_pairs(folder / "images")).candidates)
+    write_pairs(folder / "pairs.jsonl", records)
     return folder
 
 

@@ -11,18 +11,18 @@ NOISE = ("torchvision", "torchao", "bitsandbytes", "kernels", "Loading weights",
 
 
 @pytest.mark.slow
-def test_a_run_tells_its_own_lines_only(tiny_parts, tiny_overrides):
+def test_a_run_reports_its_own_lines_only(tiny_parts, tiny_overrides):
     overrides = tiny_overrides("run.steps=2", f"data.workers={(os.cpu_count() or 1) + 1}", "validation.every=2")
     overrides = [item for item in overrides if not item.startswith(("text.", "base.model"))]
     overrides += [f"base.model={tiny_parts / 'model-with-text'}", "text.caption_source=a", "text.max_tokens=8"]
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-m", "training.train", "--config", "tiny.yaml", *overrides],
         cwd=Path(__file__).parents[2], env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True,
     ).stdout  # fmt: skip
-    assert [word for word in NOISE if word in told] == []
-    assert "4 of 5 prompts are longer than max_tokens" in told
-    assert "done. For ComfyUI copy" in told
+    assert [word for word in NOISE if word in output] == []
+    assert "4 of 5 prompts are longer than max_tokens" in output
+    assert "done. For ComfyUI copy" in output
 
 
 def test_our_own_warnings_and_download_bars_stay(tmp_path):
@@ -33,10 +33,10 @@ def test_our_own_warnings_and_download_bars_stay(tmp_path):
         "logging.getLogger('transformers.modeling_utils').warning('weights are missing');"
         "logging.getLogger('torchao').warning('noise'); print('bars hidden:', are_progress_bars_disabled())"
     )
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", script], cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True,
     ).stdout  # fmt: skip
     for part in ("ours", "theirs, but new", "weights are missing", "bars hidden: False"):
-        assert part in told
-    assert "noise" not in told
+        assert part in output
+    assert "noise" not in output

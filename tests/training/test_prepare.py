@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.training.data.pair_images import paint, truncate, write_pair
-from training.data.index import PairIndex
+from training.data.index import read_pairs
 from training.prepare import main
 
 COMMANDS = ("folders", "strips", "relation252k", "reference", "hf", "webdataset", "check", "split")
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     for task in ("night", "snow", "ink"):
         for number in range(4):
             seed = sum(map(ord, task)) + number
@@ -31,9 +31,9 @@ def prepare(*words: object) -> int:
     return main([str(word) for word in words])
 
 
-def test_from_folders_to_a_split_index(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index = pictures / "pairs.jsonl"
-    assert prepare("folders", pictures, "--out", index) == 0
+def test_from_folders_to_a_split_index(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = images / "pairs.jsonl"
+    assert prepare("folders", images, "--out", index) == 0
     assert capsys.readouterr().out == f"12 pair(s) in 3 task(s), 12 without a caption → {index}\n"
     assert prepare("check", index) == 0
     checked = capsys.readouterr().out
@@ -42,7 +42,7 @@ def test_from_folders_to_a_split_index(pictures: Path, capsys: pytest.CaptureFix
     assert "pairs per usable task: 4…4" in checked
     assert prepare("split", index, "--hold-out-tasks", "1", "--hold-out-pairs", "1") == 0
     assert "6 train pair(s), 6 val pair(s)" in capsys.readouterr().out
-    records = PairIndex.read_index(index).records
+    records = read_pairs(index)
     assert sorted(Counter(r.task for r in records if r.split == "val").values()) == [1, 1, 4]
 
 
@@ -63,14 +63,14 @@ def test_names_of_files_neither_steer_the_terminal_nor_forge_a_line(tmp_path: Pa
     )
     for line in words:
         done = subprocess.run([*command, *line], capture_output=True, text=True)
-        told = done.stdout + done.stderr
-        assert "x\\x1b[2J" in told, told
-        assert "\x1b" not in told and "\nERROR forged" not in told, told
+        printed = done.stdout + done.stderr
+        assert "x\\x1b[2J" in printed, printed
+        assert "\x1b" not in printed and "\nERROR forged" not in printed, printed
 
 
-def test_named_tasks_are_held_out_to_another_file(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index, other = pictures / "pairs.jsonl", pictures / "split.jsonl"
-    prepare("folders", pictures, "--out", index)
+def test_named_tasks_are_held_out_to_another_file(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index, other = images / "pairs.jsonl", images / "split.jsonl"
+    prepare("folders", images, "--out", index)
     before = index.read_bytes()
     assert (
         prepare(
@@ -84,53 +84,53 @@ def test_named_tasks_are_held_out_to_another_file(pictures: Path, capsys: pytest
     assert "Did you mean 'ink'?" in capsys.readouterr().err
 
 
-def test_broken_pairs_are_not_the_ones_held_out(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index = pictures / "pairs.jsonl"
-    prepare("folders", pictures, "--out", index)
-    prepare("split", index, "--hold-out-pairs", "1", "--out", pictures / "whole.jsonl")
-    first = [r for r in PairIndex.read_index(pictures / "whole.jsonl").records if r.split == "val"]
+def test_broken_pairs_are_not_the_ones_held_out(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = images / "pairs.jsonl"
+    prepare("folders", images, "--out", index)
+    prepare("split", index, "--hold-out-pairs", "1", "--out", images / "whole.jsonl")
+    first = [r for r in read_pairs(images / "whole.jsonl") if r.split == "val"]
     for record in first:
-        record.after.write_bytes(b"no picture any more")
+        record.after.write_bytes(b"no image any more")
     capsys.readouterr()
     assert prepare("split", index, "--hold-out-pairs", "1") == 0
     assert "not held out: 3 pair(s) that cannot be used" in capsys.readouterr().err
-    second = PairIndex.read_index(index).records
+    second = read_pairs(index)
     assert len(second) == 12
     held = [r for r in second if r.split == "val"]
     assert sorted(r.task for r in held) == ["ink", "night", "snow"]
     assert not {r.id for r in held} & {r.id for r in first}
 
 
-def test_the_check_lists_and_writes_the_good_rest(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index, good = pictures / "pairs.jsonl", pictures / "good.jsonl"
-    prepare("folders", pictures, "--out", index)
-    truncate(pictures / "ink" / "0002_after.png")
+def test_the_check_lists_and_writes_the_good_rest(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index, good = images / "pairs.jsonl", images / "good.jsonl"
+    prepare("folders", images, "--out", index)
+    truncate(images / "ink" / "0002_after.png")
     capsys.readouterr()
     assert prepare("check", index, "--good", good) == 1
     out = capsys.readouterr().out
-    assert f"error: {pictures / 'ink' / '0002_after.png'}: damaged: " in out
+    assert f"error: {images / 'ink' / '0002_after.png'}: damaged: " in out
     assert "1 problem(s): 1 × damaged (error)" in out
-    assert len(PairIndex.read_index(good)) == 11
+    assert len(read_pairs(good)) == 11
     assert prepare("check", good) == 0
     assert prepare("check", index, "--quick") == 0
 
 
-def test_a_pair_that_is_merely_left_out_is_no_failure(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pair_that_is_merely_left_out_is_no_failure(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in (1, 2, 3):
         for side in ("before", "after"):
-            (pictures / "ink" / f"{number:04d}_{side}.png").unlink()
-    prepare("folders", pictures, "--out", pictures / "pairs.jsonl")
+            (images / "ink" / f"{number:04d}_{side}.png").unlink()
+    prepare("folders", images, "--out", images / "pairs.jsonl")
     capsys.readouterr()
-    assert prepare("check", pictures / "pairs.jsonl") == 0
+    assert prepare("check", images / "pairs.jsonl") == 0
     out = capsys.readouterr().out
     assert "left out: ink: few-pairs: an analogy needs two pairs" in out
     assert "usable pairs: 8" in out
 
 
-def test_the_check_speaks_json(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index = pictures / "pairs.jsonl"
-    prepare("folders", pictures, "--out", index)
-    (pictures / "snow" / "0000_before.png").unlink()
+def test_the_check_speaks_json(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = images / "pairs.jsonl"
+    prepare("folders", images, "--out", index)
+    (images / "snow" / "0000_before.png").unlink()
     capsys.readouterr()
     assert prepare("check", index, "--json") == 1
     said = json.loads(capsys.readouterr().out)
@@ -139,26 +139,26 @@ def test_the_check_speaks_json(pictures: Path, capsys: pytest.CaptureFixture[str
     assert (problem["kind"], problem["severity"], problem["pair_id"]) == ("missing", "error", "snow/0000")
 
 
-def test_an_import_lists_bad_files_and_stop_writes_nothing(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (pictures / "ink" / "0001_before.png").write_bytes(b"x")
-    index = pictures / "pairs.jsonl"
-    assert prepare("folders", pictures, "--out", index, "--on-bad-data", "stop") == 2
+def test_an_import_lists_bad_files_and_stop_writes_nothing(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "ink" / "0001_before.png").write_bytes(b"x")
+    index = images / "pairs.jsonl"
+    assert prepare("folders", images, "--out", index, "--on-bad-data", "stop") == 2
     error = capsys.readouterr().err
     assert "0001_before.png (unreadable" in error
     assert error.count("\n") == 1
     assert not index.exists()
-    assert prepare("folders", pictures, "--out", index) == 0
+    assert prepare("folders", images, "--out", index) == 0
     said = capsys.readouterr()
     assert "error: " in said.err
     assert said.out.startswith("11 pair(s)")
 
 
-def test_tasks_without_pairs_to_spare_are_reported(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tasks_without_pairs_to_spare_are_reported(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in (2, 3):
         for side in ("before", "after"):
-            (pictures / "ink" / f"{number:04d}_{side}.png").unlink()
-    index = pictures / "pairs.jsonl"
-    prepare("folders", pictures, "--out", index)
+            (images / "ink" / f"{number:04d}_{side}.png").unlink()
+    index = images / "pairs.jsonl"
+    prepare("folders", images, "--out", index)
     capsys.readouterr()
     assert prepare("split", index, "--hold-out-pairs", "1") == 0
     assert "nothing to spare in 1 task(s), the first is ink" in capsys.readouterr().err
@@ -174,34 +174,34 @@ def test_strips_and_relation252k_are_commands(tmp_path: Path, capsys: pytest.Cap
     (group / "labels.json").write_text(json.dumps(labels))
     assert prepare("relation252k", tmp_path / "R", "--out", tmp_path / "a.jsonl") == 0
     assert prepare("strips", group, "--task", "ink", "--out", tmp_path / "b.jsonl") == 0
-    first = PairIndex.read_index(tmp_path / "a.jsonl").records
-    second = PairIndex.read_index(tmp_path / "b.jsonl").records
+    first = read_pairs(tmp_path / "a.jsonl")
+    second = read_pairs(tmp_path / "b.jsonl")
     assert [r.sha256 for r in first] == [r.sha256 for r in second]
     assert (first[0].caption, second[0].task) == ("ink it", "ink")
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("folders", "{tmp}/nothing", "--out", "{tmp}/x.jsonl"), "a folder with"),
         (("folders", "{tmp}", "--out", "{tmp}/x.jsonl"), "no usable images"),
         (("check", "{tmp}/nothing.jsonl"), "There is no file"),
-        (("webdataset", "{tmp}", "--pictures", "{tmp}/p", "--out", "{tmp}/x.jsonl"), "tar file"),
-        (("reference", "{tmp}", "--pictures", "{tmp}/p", "--out", "{tmp}/x.jsonl"), "control"),
+        (("webdataset", "{tmp}", "--images", "{tmp}/p", "--out", "{tmp}/x.jsonl"), "tar file"),
+        (("reference", "{tmp}", "--images", "{tmp}/p", "--out", "{tmp}/x.jsonl"), "control"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
 ) -> None:
     assert prepare(*(word.format(tmp=tmp_path) for word in words)) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
 
 
-def test_an_unwritable_index_is_reported(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert prepare("folders", pictures, "--out", pictures / "no" / "such" / "pairs.jsonl") == 2
+def test_an_unwritable_index_is_reported(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare("folders", images, "--out", images / "no" / "such" / "pairs.jsonl") == 2
     assert "pairs.jsonl" in capsys.readouterr().err
 
 
@@ -217,11 +217,11 @@ def test_unknown_words_end_with_code_2(words: list[str]) -> None:
     assert prepare(*words) == 2
 
 
-def test_a_terminal_without_some_characters_gets_others_and_nothing_fails(pictures: Path) -> None:
-    (pictures / "ink").rename(pictures / "雪 é")
-    (pictures / "雪 é" / "0001_before.png").write_bytes(b"no picture")
-    index = pictures / "pairs.jsonl"
-    imported = in_code_page("folders", str(pictures), "--out", str(index))
+def test_a_terminal_without_some_characters_gets_others_and_nothing_fails(images: Path) -> None:
+    (images / "ink").rename(images / "雪 é")
+    (images / "雪 é" / "0001_before.png").write_bytes(b"no image")
+    index = images / "pairs.jsonl"
+    imported = in_code_page("folders", str(images), "--out", str(index))
     assert imported.returncode == 0
     assert imported.stdout == f"11 pair(s) in 3 task(s), 11 without a caption ? {index}\n"
     assert "0001_before.png: unreadable" in imported.stderr

@@ -1,4 +1,4 @@
-"""Sampling against the reference's run, and the command that draws pictures from folders."""
+"""Sampling against the reference's run, and the command that generates images from folders."""
 
 import json
 from dataclasses import replace
@@ -22,12 +22,13 @@ from training.base.flow import (
     token_ids,
     unpack_latents,
 )
-from training.base.sampler import DrawOptions, attach_basis, set_coefficients
+from training.base.sampler import SamplingOptions, attach_basis, load_sampler, set_coefficients
 from training.base.transformer import Conditioning, predict_velocity
 from training.config.schema import BaseModelConfig
-from training.sample import find_triplets, load_sampler, main
+from training.sample import find_triplets, main
 from training.train import train
 
+CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
@@ -70,7 +71,7 @@ def test_latents_of_the_reference_are_reproduced_in_every_step(golden_run, golde
         lambda x, sigma: predict_velocity(golden_transformer, x, sigma, conditioning),
         unpack_latents(tensors["latents_initial"], 12, 12),
         SigmaSchedule().sigmas(facts["steps"], facts["image_seq_len"]),
-        on_step=lambda _, latents: steps.append(pack_latents(latents)),
+        on_step=lambda latents: steps.append(pack_latents(latents)),
     )
     torch.testing.assert_close(torch.stack(steps), tensors["latents_per_step"], atol=5e-6 + machine_error, rtol=0)
 
@@ -116,8 +117,8 @@ def triplets(tiny_parts, tmp_path):
     for name in ("first", "second"):
         (tmp_path / "triplets" / name).mkdir(parents=True)
         for part, source in (("a", "gray/0001_before"), ("a_prime", "gray/0001_after"), ("b", "gray/0002_before")):
-            picture = Image.open(tiny_parts / "pictures" / f"{source}.png").resize((48, 32 if name == "second" else 48))
-            picture.save(tmp_path / "triplets" / name / f"{part}.png")
+            image = Image.open(tiny_parts / "images" / f"{source}.png").resize((48, 32 if name == "second" else 48))
+            image.save(tmp_path / "triplets" / name / f"{part}.png")
     return tmp_path / "triplets"
 
 
@@ -128,7 +129,7 @@ def _draw(tiny_parts, basis, out, *more, model="model"):
     )  # fmt: skip
 
 
-def test_folder_of_triplets_becomes_pictures_of_b_size_and_grids(tiny_parts, trained_file, triplets, tmp_path):
+def test_folder_of_triplets_becomes_images_of_b_size_and_grids(tiny_parts, trained_file, triplets, tmp_path):
     assert _draw(tiny_parts, trained_file, tmp_path / "out", "--triplets", str(triplets)) == 0
     assert Image.open(tmp_path / "out" / "first.png").size == (48, 48)
     assert Image.open(tmp_path / "out" / "second.png").size == (48, 32)
@@ -138,26 +139,26 @@ def test_folder_of_triplets_becomes_pictures_of_b_size_and_grids(tiny_parts, tra
 def test_prompts_folder_is_used(tiny_parts, trained_file, triplets, tmp_path):
     prompts = tmp_path / "prompts"
     prompts.mkdir()
-    (prompts / "first.txt").write_text("gray the picture\n")
+    (prompts / "first.txt").write_text("gray the image\n")
     (prompts / "prompt.txt").write_text("anything else")
-    assert [triplet.prompt for triplet in find_triplets(triplets, prompts)] == ["gray the picture", "anything else"]
+    assert [triplet.prompt for triplet in find_triplets(triplets, prompts)] == ["gray the image", "anything else"]
     options = ("--triplets", str(triplets), "--prompts", str(prompts), "--max-tokens", "16")
     assert _draw(tiny_parts, trained_file, tmp_path / "out", *options, model="model-with-text") == 0
 
 
-def test_single_triplet_needs_all_three_pictures(tiny_parts, trained_file, triplets, tmp_path, capsys):
+def test_single_triplet_needs_all_three_images(tiny_parts, trained_file, triplets, tmp_path, capsys):
     folder = triplets / "first"
     assert _draw(tiny_parts, trained_file, tmp_path / "out", "--a", str(folder / "a.png")) == 2
     assert "--a-prime" in capsys.readouterr().err
     parts = ("--a", "a", "--a-prime", "a_prime", "--b", "b")
-    pictures = [str(folder / f"{part}.png") if not part.startswith("--") else part for part in parts]
-    assert _draw(tiny_parts, trained_file, tmp_path / "out", *pictures) == 0
+    images = [str(folder / f"{part}.png") if not part.startswith("--") else part for part in parts]
+    assert _draw(tiny_parts, trained_file, tmp_path / "out", *images) == 0
     assert (tmp_path / "out" / "b-edited.png").exists()
     assert f"Wrote {tmp_path / 'out' / 'b-edited.png'}" in capsys.readouterr().out
 
 
-def test_damaged_pictures_are_told_before_anything_is_loaded(tiny_parts, trained_file, triplets, tmp_path, capsys):
-    (triplets / "second" / "b.png").write_bytes(b"no picture")
+def test_damaged_images_are_reported_before_anything_is_loaded(tiny_parts, trained_file, triplets, tmp_path, capsys):
+    (triplets / "second" / "b.png").write_bytes(b"no image")
     assert _draw(tiny_parts, trained_file, tmp_path / "out", "--triplets", str(triplets), model="no-model") == 2
     assert "b.png" in capsys.readouterr().err
 
@@ -170,17 +171,17 @@ def test_an_encoder_that_only_the_training_machine_had_is_asked_for(trained_file
     assert "with --encoder" in error
 
 
-def test_strength_zero_is_the_base_and_the_same_seed_gives_the_same_picture(tiny_parts, trained_file):
-    base = BaseModelConfig(model=str(tiny_parts / "model"), dtype="float32", gradient_checkpointing=False)
-    sampler = load_sampler(base, trained_file, [""], encoder=str(tiny_parts / "encoder"))
-    pictures = [torch.rand(1, 48, 48, 3, generator=torch.Generator().manual_seed(n)) for n in range(3)]
+def test_strength_zero_is_the_base_and_the_same_seed_gives_the_same_image(tiny_parts, trained_file):
+    base = BaseModelConfig(model=str(tiny_parts / "model"), dtype="float32")
+    sampler = load_sampler(base, trained_file, [""], encoder=str(tiny_parts / "encoder"), device=CPU)
+    images = [torch.rand(1, 48, 48, 3, generator=torch.Generator().manual_seed(n)) for n in range(3)]
     options = {"steps": 2, "megapixels": 0.05}
-    first, _ = sampler.draw(*pictures, options=DrawOptions(**options))
-    again, _ = sampler.draw(*pictures, options=DrawOptions(**options))
-    base_only, _ = sampler.draw(*pictures, options=DrawOptions(**options, strength=0.0))
+    first, _ = sampler.generate(*images, options=SamplingOptions(**options))
+    again, _ = sampler.generate(*images, options=SamplingOptions(**options))
+    base_only, _ = sampler.generate(*images, options=SamplingOptions(**options, strength=0.0))
     for linear in sampler.linears.values():
         linear.layer.lora_up.zero_()
-    without, _ = sampler.draw(*pictures, options=DrawOptions(**options))
+    without, _ = sampler.generate(*images, options=SamplingOptions(**options))
     assert torch.equal(first, again)
     assert not torch.equal(first, base_only)
     torch.testing.assert_close(base_only, without, atol=1e-5, rtol=0)
@@ -189,7 +190,7 @@ def test_strength_zero_is_the_base_and_the_same_seed_gives_the_same_picture(tiny
 def test_incomplete_triplets_are_all_named(triplets):
     (triplets / "first" / "a_prime.png").unlink()
     (triplets / "second" / "b.png").unlink()
-    with pytest.raises(ValueError, match="2 incomplete: first, second"):
+    with pytest.raises(ValueError, match="2 incomplete triplets: first, second"):
         find_triplets(triplets)
 
 
@@ -197,44 +198,46 @@ def test_basis_of_another_base_is_refused(golden_transformer):
     basis = load_basis(GOLDEN / "basis_A.safetensors")
     layer = basis.layers["transformer_blocks.0.attn.to_q"]
     other = replace(basis, layers={"transformer_blocks.9.attn.to_q": layer, "transformer_blocks.0.norm1.linear": layer})
-    with pytest.raises(ValueError, match="2 missing or of another shape"):
+    with pytest.raises(ValueError, match="2 are missing or of another shape"):
         attach_basis(golden_transformer, other)
 
 
-def test_prompts_have_as_many_tokens_as_in_training_unless_told(tiny_config, tiny_parts):
+def test_prompts_have_as_many_tokens_as_in_training_unless_given(tiny_config, tiny_parts):
     """T5's pads are attended to, so another number of them is another prompt."""
     model = str(tiny_parts / "model-with-text")
     options = (f"base.model={model}", "text.caption_source=a", "text.max_tokens=16")
     basis = train(tiny_config("run.steps=1", *options)).basis_file
     base = BaseModelConfig(model=model, dtype="float32")
-    for told, expected in ((None, 16), (8, 8)):
-        sampler = load_sampler(base, basis, ["hello"], encoder=str(tiny_parts / "encoder"), max_tokens=told)
+    for output, expected in ((None, 16), (8, 8)):
+        sampler = load_sampler(
+            base, basis, ["hello"], encoder=str(tiny_parts / "encoder"), max_tokens=output, device=CPU
+        )
         assert sampler.captions.look_up("hello")[0].shape[0] == expected
 
 
-def test_a_basis_trained_without_text_encoders_says_so(trained_file):
+def test_a_basis_trained_without_text_encoders_records_it(trained_file):
     assert trained_text_tokens(load_basis(trained_file).metadata) == 1
 
 
-def test_pictures_are_as_large_as_in_training_unless_told(tiny_config, tiny_parts):
+def test_images_are_as_large_as_in_training_unless_given(tiny_config, tiny_parts):
     basis = train(tiny_config("run.steps=1", "data.resolution_px=64")).basis_file
     base = BaseModelConfig(model=str(tiny_parts / "model"), dtype="float32")
-    sampler = load_sampler(base, basis, [""], encoder=str(tiny_parts / "encoder"))
-    pictures = [torch.rand(1, 48, 48, 3)] * 3
-    for told, side_px in ((None, 128), (0.0625, 256)):
-        _, grid = sampler.draw(*pictures, options=DrawOptions(steps=1, megapixels=told))
+    sampler = load_sampler(base, basis, [""], encoder=str(tiny_parts / "encoder"), device=CPU)
+    images = [torch.rand(1, 48, 48, 3)] * 3
+    for output, side_px in ((None, 128), (0.0625, 256)):
+        _, grid = sampler.generate(*images, options=SamplingOptions(steps=1, megapixels=output))
         assert grid.shape[1:3] == (side_px, side_px)
 
 
-def test_a_base_that_does_not_fit_is_told_with_the_way_out(tiny_config, tiny_parts, tmp_path, monkeypatch, capsys):
+def test_a_base_that_does_not_fit_is_logged_with_the_way_out(tiny_config, tiny_parts, tmp_path, monkeypatch, capsys):
     basis = train(tiny_config("run.steps=1")).basis_file
 
     def run_out(*_args, **_options):
         raise torch.OutOfMemoryError("tried to allocate more than there is")
 
-    monkeypatch.setattr("training.sample.load_transformer", run_out)
-    pictures = sorted((tiny_parts / "pictures").rglob("*.png"))[:3]
+    monkeypatch.setattr("training.base.sampler.load_transformer", run_out)
+    images = sorted((tiny_parts / "images").rglob("*.png"))[:3]
     words = ["--base", str(tiny_parts / "model"), "--basis", str(basis), "--encoder", str(tiny_parts / "encoder")]
-    words += ["--a", str(pictures[0]), "--a-prime", str(pictures[1]), "--b", str(pictures[2])]
+    words += ["--a", str(images[0]), "--a-prime", str(images[1]), "--b", str(images[2])]
     assert main([*words, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
     assert "Add --quantize nf4" in capsys.readouterr().err

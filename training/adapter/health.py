@@ -1,9 +1,7 @@
-"""Is the router alive? How evenly it uses the basis, and whether it tells analogies apart.
+"""Router health: how evenly the router uses the basis, and whether it distinguishes analogies.
 
-From coefficients [M layers, B analogies, N adapters]: normalized entropy (1 = all alike, 0 = one adapter), use per
-adapter (mean share), dead adapters (never above a tenth of an even share), spread over analogies (0 = the router
-ignores the pictures), drift since the last look. A person opens `router.png`; numbers are in
-`router.json` and `numbers.json` of a validation.
+From coefficients [M layers, B analogies, N adapters]. A validation writes `router.png` for people, and the numbers to
+`router.json` and `numbers.json`.
 """
 
 from __future__ import annotations
@@ -26,45 +24,30 @@ _CELL_PX, _NAME_PX, _HEAD_PX = 13, 280, 320
 
 @dataclass(frozen=True)
 class RouterHealth:
-    """Numbers of one look at the router.
+    """Health of the router at one validation."""
 
-    Attributes:
-        entropy: mean over layers and analogies, divided by ln N; 1.0 for N = 1.
-        dead_adapters: share of (layer, adapter) pairs that no analogy uses.
-        spread: mean standard deviation over analogies, times N.
-        drift: mean absolute change since the last look, times N; NaN at the first.
-        use: [M, N], mean share of each adapter.
-    """
-
-    entropy: float
-    dead_adapters: float
-    spread: float
-    drift: float
-    use: Tensor
+    entropy: float  # mean over layers and analogies, divided by ln N: 1 = all adapters alike, 0 = one adapter
+    dead_adapters: float  # share of (layer, adapter) pairs that never get a tenth of an even share
+    spread: float  # mean standard deviation over analogies, times N; 0 = the router ignores the images
+    drift: float  # mean absolute change since the last validation, times N; NaN at the first
+    use: Tensor  # [M, N], mean share of each adapter
 
     def numbers(self) -> dict[str, float]:
-        """Return what trackers take; NaN is left out."""
-        values = {
-            "router/entropy": self.entropy,
-            "router/dead_adapters": self.dead_adapters,
-            "router/spread": self.spread,
-            "router/drift": self.drift,
-        }
+        """Return the metrics to log, without NaN."""
+        values = {f"router/{name}": getattr(self, name) for name in ("entropy", "dead_adapters", "spread", "drift")}
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def router_health(coefficients: Tensor, before: Tensor | None = None) -> RouterHealth:
-    """Return the health of coefficients [M, B, N] (without gain); `before` is the last look at the same analogies."""
+    """Return the health of coefficients [M, B, N] (without gain); `before` are those of the last validation."""
     shares = coefficients.abs().float()
     shares = shares / shares.sum(-1, keepdim=True).clamp_min(1e-12)
     count = shares.shape[-1]
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum(-1).mean()
-    highest = shares.amax(1)
-    spread = coefficients.std(1, correction=0).mean() * count
     return RouterHealth(
         entropy=float(entropy) / math.log(count) if count > 1 else 1.0,
-        dead_adapters=float((highest < _DEAD_SHARE / count).float().mean()),
-        spread=float(spread),
+        dead_adapters=float((shares.amax(1) < _DEAD_SHARE / count).float().mean()),
+        spread=float(coefficients.std(1, correction=0).mean() * count),
         drift=math.nan if before is None else float((coefficients - before).abs().mean() * count),
         use=shares.mean(1),
     )

@@ -3,15 +3,14 @@
     y = base(x) + ((x @ downᵀ) ∘ c) @ up        down [N·r, in], up [N·r, out], c [B, N·r] (each coefficient r times)
 
 All coefficients of a step come from one stacked product outside the blocks, so gradient checkpointing recomputes
-no routing, and the same tensors reach every recomputation. The weights stay in their master dtype; the maths runs
-in the dtype of the base. The formula for coefficients is `lorweb_core.router`'s.
-Source: arXiv 2602.15727, Section 3.2.
+no routing. The adapters stay in float32; the computation runs in the dtype of the base. The formula for
+coefficients is `lorweb_core.router`'s. Source: arXiv 2602.15727, Section 3.2.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -28,34 +27,24 @@ class LoRWeBLinear(nn.Module):
     """A frozen Linear with N trained adapters of rank r; `scale` must be set before each forward.
 
     Args:
-        base: the Linear to extend, possibly quantized; it is kept as it is and frozen.
-        in_features: width of the input (a quantized Linear's weight does not show it).
-        out_features: width of the output.
-        basis_size: N.
-        rank: r.
-        device: where the adapters live.
-        dtype: their master dtype, float32 or bfloat16.
+        base: the Linear to extend, possibly quantized (so its weight does not show its sizes); it is frozen.
+        in_features, out_features: its sizes.
+        basis_size, rank: N and r.
+        device: of the adapters, which are always float32.
 
     Shape: x [B, ..., in] or [B, in] → [B, ..., out].
     """
 
     def __init__(
-        self,
-        base: nn.Module,
-        in_features: int,
-        out_features: int,
-        *,
-        basis_size: int,
-        rank: int,
+        self, base: nn.Module, in_features: int, out_features: int, *, basis_size: int, rank: int,
         device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.base = base.requires_grad_(False)
         self.in_features, self.out_features = in_features, out_features
         self.basis_size, self.rank = basis_size, rank
-        self.down = nn.Parameter(torch.zeros(basis_size * rank, in_features, device=device, dtype=dtype))
-        self.up = nn.Parameter(torch.zeros(basis_size * rank, out_features, device=device, dtype=dtype))
+        self.down = nn.Parameter(torch.zeros(basis_size * rank, in_features, device=device))
+        self.up = nn.Parameter(torch.zeros(basis_size * rank, out_features, device=device))
         #: [B, N·r], this forward's coefficients; handed over by `hand_out_coefficients`.
         self.scale: Tensor | None = None
 
@@ -77,7 +66,7 @@ class LoRWeBLinear(nn.Module):
         return add_low_rank(output, x.to(output.dtype), self.down, self.scale, self.up)
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw down within ±1/√(in·r) (Kaiming on the file's [N, in, r]) and set up to zero, as the reference does."""
+        """Initialize as the reference: down uniform in ±1/√(in·r) (Kaiming on the file's [N, in, r]), up zero."""
         bound = 1 / math.sqrt(self.in_features * self.rank)
         with torch.no_grad():
             drawn = torch.empty(self.down.shape).uniform_(-bound, bound, generator=generator)
@@ -89,28 +78,18 @@ class StackedRouter(nn.Module):
     """Keys and query projections of all layers, stacked, so that one product routes the whole model.
 
     Args:
-        layer_count: M.
-        basis_size: N.
-        key_dim: K.
-        query_dim: Q, width of the query embedding.
+        layer_count, basis_size, key_dim, query_dim: M, N, K and Q (the width of the query embedding).
         settings: heads, activation and reduction.
         gain: factor on all coefficients; 1 is the paper's, N undoes the dilution by softmax. Folded on saving.
-        device: where the parameters live. They are float32 always.
+        device: of the parameters, which are always float32.
 
     Shape: query_embedding [B, Q] → coefficients [M, B, N], float32.
     """
 
     def __init__(
-        self,
-        layer_count: int,
-        basis_size: int,
-        key_dim: int,
-        *,
-        query_dim: int,
-        settings: RouterSettings,
-        gain: float = 1.0,
-        device: torch.device | None = None,
-    ) -> None:
+        self, layer_count: int, basis_size: int, key_dim: int, *, query_dim: int, settings: RouterSettings,
+        gain: float = 1.0, device: torch.device | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.settings, self.gain, self.layer_count = settings, gain, layer_count
         self.query_projection = nn.Parameter(torch.zeros(layer_count * key_dim, query_dim, device=device))
@@ -123,7 +102,7 @@ class StackedRouter(nn.Module):
         return self.gain * coefficients_from_queries(per_layer, self.keys, settings=self.settings)
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw keys from N(0, 1) and projections within ±1/√Q, as the reference does."""
+        """Initialize as the reference: keys from N(0, 1), projections uniform in ±1/√Q."""
         bound = 1 / math.sqrt(self.query_projection.shape[1])
         with torch.no_grad():
             self.keys.copy_(torch.randn(self.keys.shape, generator=generator))
@@ -139,63 +118,21 @@ def hand_out_coefficients(linears: Mapping[str, LoRWeBLinear], coefficients: Ten
         linear.scale = scale
 
 
-def take_coefficients_back(linears: Mapping[str, LoRWeBLinear]) -> None:
-    """Let every Linear act as its base alone again."""
-    for linear in linears.values():
-        linear.scale = None
-
-
-# Which Linears of a FLUX transformer are trained, and putting the trained ones in their place.
-
-
-BLOCK_LISTS = ("transformer_blocks.", "single_transformer_blocks.")
-
-
-def target_layers(
-    transformer: nn.Module, *, include: tuple[str, ...] = ("*",), exclude: tuple[str, ...] = ()
-) -> dict[str, tuple[int, int]]:
+def target_layers(transformer: nn.Module, *, include: Iterable[str] = ("*",)) -> dict[str, tuple[int, int]]:
     """Return the Linears of both block types that the patterns select, name → (in, out), in the model's order.
 
-    Raises: ModelError: when none is left.
+    Raises ModelError when none is left.
     """
     linears = {
         name: (module.in_features, module.out_features)
         for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(BLOCK_LISTS)
+        if isinstance(module, nn.Linear) and name.startswith(("transformer_blocks.", "single_transformer_blocks."))
     }
-    selected = {
-        name: sizes for name, sizes in linears.items() if _matches(name, include) and not _matches(name, exclude)
-    }
+    patterns = list(include)
+    selected = {n: sizes for n, sizes in linears.items() if any(fnmatchcase(n, pattern) for pattern in patterns)}
     if not selected:
         raise ModelError(
-            expected="at least one Linear of the transformer blocks to match basis.include and not basis.exclude",
-            got=f"{len(linears)} Linears, none selected by {list(include)} without {list(exclude)}",
-            remedy='Use layer names with wildcards, such as "*.attn.*" or "single_transformer_blocks.*".',
+            f"basis.include {patterns} selects none of the {len(linears)} Linears in the transformer blocks. Use layer "
+            'names with wildcards, such as "*.attn.*" or "single_transformer_blocks.*".'
         )
     return selected
-
-
-def attach_linears(
-    transformer: nn.Module,
-    names: Mapping[str, tuple[int, int]],
-    *,
-    basis_size: int,
-    rank: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> dict[str, LoRWeBLinear]:
-    """Replace the named Linears (name → (in, out)) by trained ones, in place, and return these by name."""
-    linears = {}
-    for name, (in_features, out_features) in names.items():
-        parent_name, _, child = name.rpartition(".")
-        parent = transformer.get_submodule(parent_name)
-        linears[name] = LoRWeBLinear(
-            parent.get_submodule(child), in_features, out_features,
-            basis_size=basis_size, rank=rank, device=device, dtype=dtype,
-        )  # fmt: skip
-        parent.register_module(child, linears[name])
-    return linears
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)

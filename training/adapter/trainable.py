@@ -17,32 +17,20 @@ from lorweb_core.basis import Basis, LayerBasis
 from lorweb_core.errors import ShapeError
 from lorweb_core.settings import RouterSettings
 
-from ..base.flow import (
-    add_noise,
-    sample_losses,
-    velocity_target,
-)
+from ..base.flow import add_noise, sample_losses, velocity_target
 from ..base.transformer import Conditioning, predict_velocity
-from .linear import StackedRouter, attach_linears, hand_out_coefficients, take_coefficients_back, target_layers
+from .linear import LoRWeBLinear, StackedRouter, hand_out_coefficients, target_layers
 
-_RESUME_REMEDY = "Resume with the config of the run (resolved.yaml in its folder), or start a new run."
-_START_REMEDY = (
-    "Set basis_size, rank, key_dim, include, exclude and query_mode of basis as the run that wrote the file had them, "
-    "or leave out basis.start_from."
+_RESUME_ADVICE = "Resume with the config of the run (resolved.yaml in its folder), or start a new run."
+_START_ADVICE = (
+    "Set basis_size, rank, key_dim, include and query_mode of basis as in the run that wrote the file, or "
+    "leave out basis.start_from."
 )
 
 
 @dataclass(frozen=True)
 class BasisShape:
-    """Sizes of a new basis.
-
-    Attributes:
-        basis_size: N.
-        rank: r.
-        key_dim: K.
-        query_dim: Q.
-        coefficient_gain: factor on all coefficients in training; folded on saving.
-    """
+    """Sizes of a new basis: N, r, K, Q, and the factor on all coefficients in training, which is folded on saving."""
 
     basis_size: int
     rank: int
@@ -59,40 +47,29 @@ class TrainableKontext(nn.Module):
         shape: sizes of the basis.
         settings: how queries become coefficients.
         include: patterns (`*` matches anything) of layer names to train.
-        exclude: patterns of layer names to leave out.
-        dtype: master dtype of the adapters.
         seed: of the initialization; equal on all processes.
-        device: where the basis lives; without it the base's.
-    Raises: ModelError: when no Linear matches.
+        device: of the basis; without it the base's.
+    Raises ModelError when no Linear matches.
     """
 
     def __init__(
-        self,
-        transformer: nn.Module,
-        shape: BasisShape,
-        settings: RouterSettings,
-        *,
-        include: Iterable[str] = ("*",),
-        exclude: Iterable[str] = (),
-        dtype: torch.dtype = torch.float32,
-        seed: int = 0,
-        device: torch.device | None = None,
-    ) -> None:
+        self, transformer: nn.Module, shape: BasisShape, settings: RouterSettings, *, include: Iterable[str] = ("*",),
+        seed: int = 0, device: torch.device | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.transformer = transformer.requires_grad_(False)
         self.shape = shape
-        names = target_layers(transformer, include=tuple(include), exclude=tuple(exclude))
-        device = device or _device_of(transformer)
-        self.linears = attach_linears(
-            transformer, names, basis_size=shape.basis_size, rank=shape.rank, dtype=dtype, device=device
-        )
+        device = device or next(transformer.parameters()).device
+        self.linears: dict[str, LoRWeBLinear] = {}
+        for name, sizes in target_layers(transformer, include=include).items():
+            base = transformer.get_submodule(name)
+            linear = LoRWeBLinear(base, *sizes, basis_size=shape.basis_size, rank=shape.rank, device=device)
+            transformer.set_submodule(name, linear)
+            self.linears[name] = linear
         self.router = StackedRouter(
-            len(names), shape.basis_size, shape.key_dim, query_dim=shape.query_dim, settings=settings,
+            len(self.linears), shape.basis_size, shape.key_dim, query_dim=shape.query_dim, settings=settings,
             gain=shape.coefficient_gain, device=device,
         )  # fmt: skip
-        self._initialize(seed)
-
-    def _initialize(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         for linear in self.linears.values():
             linear.initialize(generator)
@@ -112,24 +89,20 @@ class TrainableKontext(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return every trained tensor by a stable name: `<layer>.down`, `<layer>.up`, `router.…` (not copies)."""
-        state = {f"{name}.{part}": getattr(linear, part) for name, linear in self.linears.items() for part in _PARTS}
+        state: dict[str, Tensor] = {}
+        for name, linear in self.linears.items():
+            state |= {f"{name}.down": linear.down, f"{name}.up": linear.up}
         return state | {"router.query_projection": self.router.query_projection, "router.keys": self.router.keys}
 
-    def load_trained_state(self, state: Mapping[str, Tensor], *, remedy: str = _RESUME_REMEDY) -> None:
-        """Copy tensors of `trained_state` back.
-
-        Args:
-            state: tensors by name.
-            remedy: what to do when they do not fit.
-        Raises: ShapeError: when names or shapes differ from this model's.
-        """
+    def load_trained_state(self, state: Mapping[str, Tensor], *, advice: str = _RESUME_ADVICE) -> None:
+        """Copy tensors of `trained_state` back. Raises ShapeError, which ends with `advice`, when they do not fit."""
         own = self.trained_state()
-        differing = [name for name in sorted(own.keys() | state.keys()) if _shape(own, name) != _shape(state, name)]
-        if differing:
+        shapes, given = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (own, state))
+        wrong = [name for name in sorted(shapes.keys() | given.keys()) if shapes.get(name) != given.get(name)]
+        if wrong:
             raise ShapeError(
-                expected=f"{len(own)} trained tensors as the config describes them",
-                got=f"{len(differing)} that are missing, unexpected or of another shape, first {differing[:3]}",
-                remedy=remedy,
+                f"The file does not fit the config, which describes {len(own)} trained tensors: {len(wrong)} are "
+                f"missing, unexpected or of another shape, first {wrong[:3]}. {advice}"
             )
         with torch.no_grad():
             for name, tensor in own.items():
@@ -138,8 +111,7 @@ class TrainableKontext(nn.Module):
     def layers(self, state: Mapping[str, Tensor] | None = None) -> dict[str, LayerBasis]:
         """Return the basis by layer name on the CPU, with the gain folded into the up matrices.
 
-        Args:
-            state: tensors as of `trained_state`, e.g. their moving average; without it the current ones.
+        `state` are tensors as of `trained_state`, such as their EMA; without it the current ones.
         """
         given = self.trained_state() if state is None else state
         tensors = {name: tensor.detach().cpu() for name, tensor in given.items()}
@@ -158,10 +130,7 @@ class TrainableKontext(nn.Module):
         }
 
     def load_basis(self, basis: Basis) -> None:
-        """Start from a trained basis; its gain is taken out again.
-
-        Raises: ShapeError: when layers or sizes differ.
-        """
+        """Start from a trained basis; the gain is taken out again. Raises ShapeError when layers or sizes differ."""
         state: dict[str, Tensor] = {}
         for name, layer in basis.layers.items():
             state[f"{name}.down"] = layer.lora_down.flatten(0, 1)
@@ -171,24 +140,17 @@ class TrainableKontext(nn.Module):
         if projections and len({layer.keys.shape for layer in ordered}) == 1:
             state["router.query_projection"] = torch.cat(projections)
             state["router.keys"] = torch.stack([layer.keys for layer in ordered])
-        self.load_trained_state(state, remedy=_START_REMEDY)
+        self.load_trained_state(state, advice=_START_ADVICE)
 
     def forward(
-        self,
-        latents: Tensor,
-        noise: Tensor,
-        sigmas: Tensor,
-        weights: Tensor,
-        conditioning: Conditioning,
+        self, latents: Tensor, noise: Tensor, sigmas: Tensor, weights: Tensor, conditioning: Conditioning,
         copied_weight: float = 1.0,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Return the loss of every sample, [B] float32.
 
         Args:
-            latents: [B, C, h, w] of the grid a | a′ over b | b′.
-            noise: [B, C, h, w].
-            sigmas: [B].
-            weights: [B], w(σ).
+            latents, noise: [B, C, h, w]; the latents are those of the grid a | a′ over b | b′.
+            sigmas, weights: [B], σ and w(σ).
             conditioning: context, text and query.
             copied_weight: weight of the three quadrants that the context already shows.
         """
@@ -201,19 +163,3 @@ class TrainableKontext(nn.Module):
         if conditioning.query_embedding is not None:
             hand_out_coefficients(self.linears, self.router(conditioning.query_embedding))
         return predict_velocity(self.transformer, noisy, sigmas, conditioning)
-
-    def predict_base(self, noisy: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
-        """Return what the base alone predicts."""
-        take_coefficients_back(self.linears)
-        return predict_velocity(self.transformer, noisy, sigmas, conditioning)
-
-
-_PARTS = ("down", "up")
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
-    return tensors[name].shape if name in tensors else None

@@ -1,4 +1,4 @@
-"""Rectified flow on grids: which sigmas are drawn, how they weigh, what is predicted, and the loss.
+"""Rectified flow on grids: sampling and weighting of sigmas, the prediction target, and the loss.
 
     x_σ = (1 − σ)·x₀ + σ·noise,   target = noise − x₀,   loss = mean( w(σ) · m(quadrant) · (prediction − target)² )
 
@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,9 @@ from torch import Tensor
 
 from lorweb_core.preprocessing import read_json_object
 
-from ..config.schema import TimestepSettings
-
 #: The published trainer's table has 1000 timesteps 1000, 999 … 1, and its draw never reaches the last.
 TABLE_SIZE = 1000
-TIMESTEP_MODES = ("bell", "uniform", "logit_normal", "shifted")
+_SHIFT = 3.0
 
 
 def sample_generator(seed: int, step: int, position: int) -> torch.Generator:
@@ -35,16 +34,21 @@ def sample_generator(seed: int, step: int, position: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def draw_sigma(settings: TimestepSettings, generator: torch.Generator) -> tuple[float, float]:
-    """Return (sigma, weight) of one sample."""
-    if settings.mode == "logit_normal":
-        logit = settings.logit_mean + settings.logit_std * float(torch.randn((), generator=generator))
-        return 1 / (1 + math.exp(-logit)), 1.0
+def draw_sigma(mode: str, generator: torch.Generator) -> tuple[float, float]:
+    """Return (sigma, weight) of one sample.
+
+    Args:
+        mode: `bell`: uniform sigmas, bell-shaped weights (reference); `uniform`: weights 1; `logit_normal`:
+            sigmoid of a normal number, weights 1; `shifted`: uniform, σ' = s·σ/(1 + (s − 1)·σ) with s = 3, weights 1.
+        generator: see `sample_generator`.
+    """
+    if mode == "logit_normal":
+        return 1 / (1 + math.exp(-float(torch.randn((), generator=generator)))), 1.0
     index = int(torch.randint(0, TABLE_SIZE - 1, (), generator=generator))
     sigma = (TABLE_SIZE - index) / TABLE_SIZE
-    if settings.mode == "shifted":
-        return settings.shift * sigma / (1 + (settings.shift - 1) * sigma), 1.0
-    return sigma, float(bell_weights()[index]) if settings.mode == "bell" else 1.0
+    if mode == "shifted":
+        return _SHIFT * sigma / (1 + (_SHIFT - 1) * sigma), 1.0
+    return sigma, float(bell_weights()[index]) if mode == "bell" else 1.0
 
 
 def bell_weights() -> Tensor:
@@ -79,31 +83,21 @@ def quadrant_weights(height: int, width: int, copied_weight: float, *, device: t
     return weights / weights.mean()
 
 
-def _weights_like(squared: Tensor, copied_weight: float) -> Tensor:
-    return quadrant_weights(squared.shape[-2], squared.shape[-1], copied_weight, device=squared.device)
-
-
 def sample_losses(prediction: Tensor, target: Tensor, weights: Tensor, *, copied_weight: float = 1.0) -> Tensor:
     """Return each sample's loss [B] float32: the weighted squared error, mean over channels and positions.
 
-    Args:
-        prediction: [B, C, h, w].
-        target: [B, C, h, w].
-        weights: [B], w(σ).
-        copied_weight: see `quadrant_weights`.
+    `prediction` and `target` are [B, C, h, w], `weights` are w(σ) [B]; for `copied_weight` see `quadrant_weights`.
     """
     squared = (prediction.float() - target.float()) ** 2
     if copied_weight != 1.0:
-        squared = squared * _weights_like(squared, copied_weight)
+        height, width = squared.shape[-2:]
+        squared = squared * quadrant_weights(height, width, copied_weight, device=squared.device)
     return squared.flatten(1).mean(1) * weights.float()
 
 
-# Latents ⇄ the tokens that FLUX reads: 2×2 latent positions a token, and ids that tell context from target.
-#
-# Channel order within a token is (channel, row, column) as in the published FLUX code and diffusers. Target tokens
-# come first with ids (0, y, x), context tokens follow with ids (1, y, x); text ids are zero.
-
-
+# Latents ⇄ the tokens that FLUX reads: 2×2 latent positions a token. Channel order within a token is (channel, row,
+# column) as in the published FLUX code and diffusers. Target tokens come first with ids (0, y, x), context tokens
+# follow with ids (1, y, x); text ids are zero.
 TARGET, CONTEXT = 0, 1
 
 
@@ -118,20 +112,18 @@ def unpack_latents(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 def token_ids(height: int, width: int, kind: int, *, device: torch.device | None = None) -> Tensor:
-    """Return float ids [(height/2)·(width/2), 3] of a latent picture; kind is `TARGET` or `CONTEXT`."""
+    """Return float ids [(height/2)·(width/2), 3] of latents; kind is `TARGET` or `CONTEXT`."""
     rows = torch.arange(height // 2, device=device, dtype=torch.float32)
     columns = torch.arange(width // 2, device=device, dtype=torch.float32)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([torch.full_like(y, float(kind)), y, x], dim=-1).flatten(0, 1)
 
 
-# Noise → a picture's latents: Euler steps along the predicted flow, with FLUX's resolution-dependent shift.
+# Noise → the latents of an image: Euler steps along the predicted flow, with FLUX's resolution-dependent shift.
 #
 #     σ' = e^μ / (e^μ + 1/σ − 1),  μ linear in the number of target tokens;   x ← x + (σ_next − σ)·v(x, σ)
 #
-# The same schedule as diffusers' FlowMatchEulerDiscreteScheduler with FLUX.1-Kontext's values.
-# Source: arXiv 2403.03206.
-
+# The schedule of diffusers' FlowMatchEulerDiscreteScheduler with FLUX.1-Kontext's values. Source: arXiv 2403.03206.
 
 #: (latents [B, C, h, w], sigmas [B]) → velocity [B, C, h, w]
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -139,21 +131,12 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SigmaSchedule:
-    """How sigmas depend on steps and picture size; names and defaults are the scheduler config's of Kontext.
+    """How sigmas depend on steps and image size; names and defaults are the scheduler config's of Kontext."""
 
-    Attributes:
-        use_dynamic_shifting: shift by μ, else by the constant `shift`.
-        shift: of the constant form.
-        base_shift: μ at `base_image_seq_len` tokens.
-        max_shift: μ at `max_image_seq_len` tokens.
-        base_image_seq_len: tokens.
-        max_image_seq_len: tokens.
-    """
-
-    use_dynamic_shifting: bool = True
+    use_dynamic_shifting: bool = True  # shift by μ, else by the constant `shift`
     shift: float = 3.0
-    base_shift: float = 0.5
-    max_shift: float = 1.15
+    base_shift: float = 0.5  # μ at `base_image_seq_len` tokens
+    max_shift: float = 1.15  # μ at `max_image_seq_len` tokens
     base_image_seq_len: int = 256
     max_image_seq_len: int = 4096
 
@@ -170,10 +153,7 @@ class SigmaSchedule:
 
 
 def read_schedule(components: Path) -> SigmaSchedule:
-    """Return the schedule of a diffusers folder's `scheduler/`, Kontext's where the file is missing or silent.
-
-    Raises: ModelError: when the file cannot be read.
-    """
+    """Return the schedule of a diffusers folder's `scheduler/`, Kontext's where the file or a value is missing."""
     path = components / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         return SigmaSchedule()
@@ -183,26 +163,18 @@ def read_schedule(components: Path) -> SigmaSchedule:
 
 @torch.no_grad()
 def sample_latents(
-    predict: Predict,
-    noise: Tensor,
-    sigmas: Tensor,
-    *,
-    on_step: Callable[[int, Tensor], object] | None = None,
+    predict: Predict, noise: Tensor, sigmas: Tensor, *, on_step: Callable[[Tensor], object] | None = None
 ) -> Tensor:
-    """Return latents [B, C, h, w] float32, from noise of that shape.
+    """Return latents [B, C, h, w] float32, from standard normal noise of that shape.
 
-    Args:
-        predict: the velocity at latents and sigmas [B].
-        noise: standard normal.
-        sigmas: [steps + 1], falling to 0.
-        on_step: called with the number of the step (from 0) and the latents after it.
+    `sigmas` [steps + 1] fall to 0; `on_step` gets the latents after every step.
     """
     latents = noise.float()
-    for index, (sigma, following) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
+    for sigma, following in pairwise(sigmas.tolist()):
         velocity = predict(latents, torch.full((latents.shape[0],), sigma, device=latents.device))
         latents = latents + (following - sigma) * velocity.float()
         if on_step is not None:
-            on_step(index, latents)
+            on_step(latents)
     return latents
 
 

@@ -24,37 +24,30 @@ def quantize_blocks(transformer: Any, mode: str, device: torch.device) -> None: 
     Args:
         transformer: a FLUX transformer with `transformer_blocks` and `single_transformer_blocks`.
         mode: `none`, `int8` or `nf4`.
-        device: where the packed weights live.
-    Raises: ModelError: when the quantizer is not installed.
+        device: of the packed weights.
+    Raises ModelError when the quantizer is not installed.
     """
     if mode == "none":
         return
+    block_lists = (transformer.transformer_blocks, transformer.single_transformer_blocks)
     try:
-        (_quantize_int8 if mode == "int8" else _quantize_nf4)(transformer, device)
+        if mode == "int8":
+            from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+            for blocks in block_lists:
+                quantize_(blocks, Int8WeightOnlyConfig(version=2), device=device)
+            return
+        from bitsandbytes.nn import Linear4bit, Params4bit  # type: ignore[attr-defined]
     except ImportError as error:
         raise ModelError(
-            expected=f"the package for base.quantize: {mode}",
-            got=f"an import error ({error})",
-            remedy=f"Run `{INSTALL[mode]}`, or set base.quantize: none.",
+            f"base.quantize: {mode} needs the package {PACKAGES[mode]}, which cannot be imported ({error}). Run "
+            f"`{INSTALL[mode]}`, or set base.quantize: none."
         ) from error
-
-
-def _quantize_int8(transformer: Any, device: torch.device) -> None:  # noqa: ANN401
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    for blocks in (transformer.transformer_blocks, transformer.single_transformer_blocks):
-        quantize_(blocks, Int8WeightOnlyConfig(version=2), device=device)
-
-
-def _quantize_nf4(transformer: Any, device: torch.device) -> None:  # noqa: ANN401
-    from bitsandbytes.nn import Linear4bit, Params4bit  # type: ignore[attr-defined]
-
-    for blocks in (transformer.transformer_blocks, transformer.single_transformer_blocks):
+    for blocks in block_lists:
         for name, linear in [item for item in blocks.named_modules() if isinstance(item[1], nn.Linear)]:
-            dtype = linear.weight.dtype
             packed = Linear4bit(
                 linear.in_features, linear.out_features, bias=linear.bias is not None,
-                compute_dtype=dtype, quant_type="nf4", device="meta",
+                compute_dtype=linear.weight.dtype, quant_type="nf4", device="meta",
             )  # fmt: skip
             packed.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=packed)
             packed.bias = linear.bias

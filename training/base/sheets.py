@@ -5,9 +5,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from lorweb_core.images import to_pil
 
 _GAP_PX, _LABEL_PX, _FONT_PX, _NARROWEST_PX = 6, 22, 15, 144
 
@@ -15,7 +16,7 @@ SheetRow = tuple[str, Sequence["Image.Image | Tensor | None"]]
 
 
 def quadrants(grid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return top left, top right, bottom left, bottom right of pictures [..., 2h, 2w, C]."""
+    """Return top left, top right, bottom left, bottom right of images [..., 2h, 2w, C]."""
     height, width = grid.shape[-3] // 2, grid.shape[-2] // 2
     top, bottom = grid[..., :height, :, :], grid[..., height:, :, :]
     return top[..., :width, :], top[..., width:, :], bottom[..., :width, :], bottom[..., width:, :]
@@ -29,7 +30,7 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[SheetRow], *, cell_px: 
         rows: images are PIL, or [h, w, 3] float 0-1, of any size.
         cell_px: the longer side of every image; by default that of the largest, at least 144 so that heads fit.
     """
-    shown = [(name, [to_picture(image) if isinstance(image, Tensor) else image for image in row]) for name, row in rows]
+    shown = [(name, [to_pil(image) if isinstance(image, Tensor) else image for image in row]) for name, row in rows]
     sizes = [image.size for _, row in shown for image in row if image is not None]
     cell_px = cell_px or max(_NARROWEST_PX, *(max(size) for size in sizes))
     scaled = [[_scaled(image, cell_px) for image in row] for _, row in shown]
@@ -50,15 +51,10 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[SheetRow], *, cell_px: 
 
 
 def write_label(
-    sheet: Image.Image,
-    text: str,
-    place: tuple[int, int],
-    width_px: int,
-    *,
-    color: str = "black",
+    sheet: Image.Image, text: str, corner: tuple[int, int], width_px: int, *, color: str = "black",
     font_px: int = _FONT_PX,
-) -> None:
-    """Write text at a place, shortened by "..." to a width; Pillow's own font has no characters beyond ASCII."""
+) -> None:  # fmt: skip
+    """Write text at a top left corner, shortened by "..." to a width; Pillow's own font has ASCII characters only."""
     font, draw = ImageFont.load_default(font_px), ImageDraw.Draw(sheet)
     text = unicodedata.normalize("NFKD", text.replace("′", "'").replace("×", "x"))
     text = "".join(mark for mark in text if not unicodedata.combining(mark)).encode("ascii", "replace").decode("ascii")
@@ -66,12 +62,7 @@ def write_label(
         while text and draw.textlength(f"{text}...", font=font) > width_px:
             text = text[:-1]
         text += "..."
-    draw.text(place, text, fill=color, font=font)
-
-
-def to_picture(pixels: Tensor) -> Image.Image:
-    """Return [h, w, 3] float 0–1 as an 8-bit picture, rounded."""
-    return Image.fromarray(torch.round(pixels.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy())
+    draw.text(corner, text, fill=color, font=font)
 
 
 def _scaled(image: Image.Image | None, side_px: int) -> Image.Image | None:

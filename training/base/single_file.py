@@ -1,8 +1,8 @@
 """One-file FLUX transformers as ComfyUI users have them, read without loss or refused by their header.
 
 Read: float32, float16, bfloat16, plain float8 (a cast), and ComfyUI's scaled float8, where weight = stored · scale.
-diffusers 0.42's own reader drops those scales without a word. Refused: GGUF, pickles, nf4, fp4, int8 and other packed
-layouts, another architecture. Names: `bfl_names`.
+diffusers 0.42's own reader ignores those scales silently. Refused: GGUF, pickles, nf4, fp4, int8 and other packed
+layouts, another architecture.
 """
 
 from __future__ import annotations
@@ -20,13 +20,10 @@ from lorweb_core.errors import CheckpointError, FileError, ModelError
 from lorweb_core.files import parse_json
 from lorweb_core.safetensors_file import read_header
 
-# Names of Black Forest Labs' FLUX files ⇄ diffusers' names, for every width.
-#
-# A fused weight of the file holds several diffusers Linears, stacked by rows. The last modulation's halves are swapped:
-# the file has (shift, scale), diffusers (scale, shift). diffusers' own converter knows the full width only.
-
-
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
+# Names of Black Forest Labs' FLUX files ⇄ diffusers' names, for every width. A fused weight of the file holds several
+# diffusers Linears, stacked by rows. The last modulation's halves are swapped: the file has (shift, scale), diffusers
+# (scale, shift). diffusers' own converter knows the full width only.
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
 #: Modules outside the blocks: the file's name → diffusers' name.
 OUTSIDE = {
     "img_in": "x_embedder",
@@ -69,18 +66,19 @@ _BLOCK_NAME = re.compile(r"(double_blocks|single_blocks)\.(\d+)\.(.+)\.(weight|b
 
 
 def from_bfl(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Return weights under diffusers' names.
+    """Return weights, given by the file's names without prefix, under diffusers' names.
 
-    Args:
-        weights: by the file's names, without prefix.
-        source: name of the file, for messages.
-    Raises: ModelError: lists names that mean nothing here.
+    Raises ModelError, which names the file `source`, for names that mean nothing here.
     """
     width = weights["img_in.weight"].shape[0]
     result: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in weights.items():
-        parts = _diffusers_names(name)
+        module, match = name.rpartition(".")[0], _BLOCK_NAME.fullmatch(name)
+        parts: tuple[str, ...] = (OUTSIDE[module],) if module in OUTSIDE else ()
+        if match:
+            block_list, table = BLOCKS[match[1]]
+            parts = tuple(f"{block_list}.{match[2]}.{part}" for part in table.get(match[3], ()))
         if not parts:
             unknown.append(name)
             continue
@@ -92,26 +90,13 @@ def from_bfl(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         result |= {f"{part}.{kind}": piece.contiguous() for part, piece in zip(parts, pieces, strict=True)}
     if unknown:
         raise ModelError(
-            expected=f"the tensors of a FLUX transformer in {source}",
-            got=f"{len(unknown)} of {len(weights)} unknown, first {unknown[:3]}",
-            remedy="Use the published FLUX.1-Kontext-dev file, not a file with adapters or another model inside.",
+            f"{len(unknown)} of the {len(weights)} tensors in {source} are not those of a FLUX transformer, first "
+            f"{unknown[:3]}. Use the published FLUX.1-Kontext-dev file, not one with adapters or another model inside."
         )
     return result
 
 
-def _diffusers_names(name: str) -> tuple[str, ...]:
-    module = name.rpartition(".")[0]
-    if module in OUTSIDE:
-        return (OUTSIDE[module],)
-    match = _BLOCK_NAME.fullmatch(name)
-    if match is None:
-        return ()
-    block_list, parts = BLOCKS[match[1]]
-    return tuple(f"{block_list}.{match[2]}.{part}" for part in parts.get(match[3], ()))
-
-
 _FLOAT_DTYPES = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
-_SCALED_DTYPES = {"F8_E4M3", "F8_E5M2"}
 #: Names of a scale beside `x.weight`, in the order ComfyUI used them; both mean weight = stored · scale.
 _SCALE_SUFFIXES = (".scale_weight", ".weight_scale")
 #: Extra tensors of float8 files that do not change the weights: markers and scales of activations.
@@ -121,10 +106,7 @@ _READABLE_FORMATS = ("float8_e4m3fn", "float8_e5m2")
 
 
 def check_header(path: Path) -> None:
-    """Refuse, by its header, a file that `read_single_file` could not read exactly.
-
-    Raises: ModelError: says what was found and which files work.
-    """
+    """Raise ModelError for a file that `read_single_file` could not read exactly, by its header."""
     try:
         header = read_header(path).entries
     except (CheckpointError, FileError) as error:
@@ -138,7 +120,7 @@ def check_header(path: Path) -> None:
     packed = sorted(name for name, dtype in dtypes.items() if dtype not in _FLOAT_DTYPES)
     if packed:
         raise _refusal(path, f"{len(packed)} packed tensors of type {dtypes[packed[0]]}, first {packed[0]}")
-    odd = [name for name, entry in header.items() if _is_scale(name) and math.prod(entry.shape) != 1]
+    odd = [name for name, entry in header.items() if name.endswith(_SCALE_SUFFIXES) and math.prod(entry.shape) != 1]
     if odd:
         raise _refusal(path, f"{len(odd)} scales per row or block, first {odd[0]}")
 
@@ -149,7 +131,7 @@ def read_single_file(path: Path, *, dtype: torch.dtype) -> dict[str, Tensor]:
     Args:
         path: `.safetensors` in Black Forest Labs' layout, with or without ComfyUI's `model.diffusion_model.` prefix.
         dtype: of the result; scales are applied in float32 before rounding to it.
-    Raises: ModelError: see `check_header`; also for tensors with no known meaning.
+    Raises ModelError, see `check_header`; also for tensors with no known meaning.
     """
     check_header(path)
     try:
@@ -157,49 +139,31 @@ def read_single_file(path: Path, *, dtype: torch.dtype) -> dict[str, Tensor]:
             stored = {_strip_prefix(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise _refusal(path, f"a damaged file ({error})") from error
-    _check_formats(path, stored)
-    weights = {name: _dequantize(name, stored, dtype) for name in stored if not _is_auxiliary(name)}
+    weights = {}
+    for name, tensor in stored.items():
+        if name.endswith(_FORMAT_SUFFIX):
+            try:
+                packing = str(parse_json(bytes(tensor.tolist()).decode(), "the format")["format"])
+            except (ValueError, TypeError, KeyError):
+                packing = "something unreadable"
+            if packing not in _READABLE_FORMATS:
+                raise _refusal(path, f"weights packed as {packing} ({name})")
+        elif not name.endswith((*_SCALE_SUFFIXES, *_IGNORED_SUFFIXES)):
+            module = name.removesuffix(".weight")
+            scale = next((stored[module + suffix] for suffix in _SCALE_SUFFIXES if module + suffix in stored), None)
+            if scale is not None and module != name:
+                tensor = tensor.float() * scale.float()
+            weights[name] = tensor.to(dtype)
     return from_bfl(weights, path.name)
 
 
-def _dequantize(name: str, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    scales = [stored[name.removesuffix(".weight") + suffix] for suffix in _SCALE_SUFFIXES
-              if name.endswith(".weight") and name.removesuffix(".weight") + suffix in stored]  # fmt: skip
-    tensor = stored[name]
-    return (tensor.float() * scales[0].float()).to(dtype) if scales else tensor.to(dtype)
-
-
-def _check_formats(path: Path, stored: Mapping[str, Tensor]) -> None:
-    for name, tensor in stored.items():
-        if name.endswith(_FORMAT_SUFFIX):
-            found = _format_of(tensor)
-            if found not in _READABLE_FORMATS:
-                raise _refusal(path, f"weights packed as {found} ({name})")
-
-
-def _format_of(tensor: Tensor) -> str:
-    try:
-        return str(parse_json(bytes(tensor.tolist()).decode(), "the format")["format"])
-    except (ValueError, TypeError, KeyError):
-        return "something unreadable"
-
-
-def _is_scale(name: str) -> bool:
-    return name.endswith(_SCALE_SUFFIXES)
-
-
-def _is_auxiliary(name: str) -> bool:
-    return _is_scale(name) or name.endswith((*_IGNORED_SUFFIXES, _FORMAT_SUFFIX))
-
-
 def _strip_prefix(name: str) -> str:
-    return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
+    return next((name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)), name)
 
 
 def _refusal(path: Path, found: str) -> ModelError:
     return ModelError(
-        expected=f"{path} to be a FLUX.1-Kontext-dev transformer as bf16, fp16, fp8 or scaled fp8 .safetensors",
-        got=found,
-        remedy="Use flux1-dev-kontext_fp8_scaled.safetensors, the bf16 file, or the diffusers folder; "
-        "base.quantize makes it smaller in memory.",
+        f"{path} cannot be read as a FLUX.1-Kontext-dev transformer: {found.rstrip('.')}. It must be bf16, fp16, fp8 "
+        "or scaled fp8 .safetensors. Use flux1-dev-kontext_fp8_scaled.safetensors, the bf16 file, or the diffusers "
+        "folder; base.quantize makes it smaller in memory."
     )

@@ -24,7 +24,15 @@ _PATTERNS = {
 }
 _FIRST_OF = {"transformer": "transformer/config.json", "components": "vae/config.json"}
 #: How the path ends that tiny.yaml names.
-TINY_PARTS = ("tiny-parts", "model")
+_TINY_PARTS = ("tiny-parts", "model")
+#: FLUX.1-Kontext-dev, for single files: nothing is fetched to read them.
+FULL_SIZE_CONFIG: dict[str, Any] = {
+    "patch_size": 1, "in_channels": 64, "out_channels": None, "num_layers": 19, "num_single_layers": 38,
+    "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
+    "guidance_embeds": True, "axes_dims_rope": (16, 56, 56),
+}  # fmt: skip
+#: What diffusers and transformers raise on missing, truncated or foreign files.
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
 
 
 class NotDownloadedError(ModelError):
@@ -33,168 +41,73 @@ class NotDownloadedError(ModelError):
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the parts of a base are.
+    """Where the parts of a base are."""
 
-    Attributes:
-        transformer: folder that holds `transformer/`, or a single file.
-        components: folder that holds `vae/` and `scheduler/`, and text encoders if there are any.
-    """
-
-    transformer: Path
-    components: Path
-
-    @property
-    def is_single_file(self) -> bool:
-        """Whether the transformer is one file in the original layout."""
-        return self.transformer.is_file()
+    transformer: Path  # folder that holds `transformer/`, or a single file in the original layout
+    components: Path  # folder that holds `vae/` and `scheduler/`, and text encoders if there are any
 
 
 @dataclass(frozen=True)
 class PartsHere:
-    """Which parts of a base are on this machine.
-
-    Attributes:
-        transformer: as in `ModelSource`; None where it has to be downloaded first.
-        components: likewise.
-        repositories: Hugging Face ids from which the missing ones come.
-    """
+    """Which parts of a base are on this machine; None for one that has to be downloaded first."""
 
     transformer: Path | None
     components: Path | None
-    repositories: tuple[str, ...]
-
-    def transformer_config(self) -> dict[str, Any]:
-        """Return the transformer's config values, the published Kontext's where there is nothing to read them from.
-
-        Raises: ModelError: when config.json is missing or is not a FLUX transformer's.
-        """
-        if self.transformer is None or self.transformer.is_file():
-            return dict(FULL_SIZE_CONFIG)
-        return _read_config(self.transformer)
+    repositories: tuple[str, ...]  # Hugging Face ids from which the missing ones come
 
 
-def find_source(model: str, components: str | None, revision: str | None) -> ModelSource:
+def find_source(model: str, components: str | None) -> ModelSource:
     """Return where a base's files are, downloading a Hugging Face repository when needed.
 
     Args:
         model: folder, single file, or repository id.
         components: folder or id for everything but the transformer; without it the model's own, for a single file
             the published Kontext.
-        revision: of the repository.
-    Raises: ModelError: missing file, folder without parts, or a repository that cannot be read, with the steps.
+    Raises ModelError, with the steps to take, for a missing file and a repository that cannot be read.
     """
-    transformer, companions = _places(model, components, revision)
-    return ModelSource(_find(transformer, download=True), _find(companions, download=True))
+    found = [_find(part, name, download=True) for part, name in _parts(model, components)]
+    return ModelSource(*found)
 
 
-def find_parts_here(model: str, components: str | None, revision: str | None) -> PartsHere:
+def find_parts_here(model: str, components: str | None) -> PartsHere:
     """Return which parts of a base are here already, without downloading; arguments as for `find_source`.
 
-    Raises: ModelError: missing file or folder, or a name that no repository can have.
+    Raises ModelError for a missing file or folder, and a name that no repository can have.
     """
     found: list[Path | None] = []
     repositories = []
-    for place in _places(model, components, revision):
+    for part, name in _parts(model, components):
         try:
-            found.append(_find(place, download=False))
+            found.append(_find(part, name, download=False))
         except NotDownloadedError:
             found.append(None)
-            repositories.append(place.name)
+            repositories.append(name)
     return PartsHere(found[0], found[1], tuple(dict.fromkeys(repositories)))
 
 
-def read_transformer_config(source: ModelSource) -> dict[str, Any]:
-    """Return the transformer's config values, the published Kontext's for a single file.
+def read_transformer_config(source: ModelSource | PartsHere) -> dict[str, Any]:
+    """Return the transformer's config, the published Kontext's for a single file or one not downloaded yet.
 
-    Raises: ModelError: when config.json is missing or is not a FLUX transformer's.
+    Raises ModelError when config.json is missing or is not a FLUX transformer's.
     """
-    return dict(FULL_SIZE_CONFIG) if source.is_single_file else _read_config(source.transformer)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "transformer" / "config.json"
+    if source.transformer is None or source.transformer.is_file():
+        return dict(FULL_SIZE_CONFIG)
+    path = source.transformer / "transformer" / "config.json"
     values = read_json_object(path)
     if values.get("_class_name", "FluxTransformer2DModel") != "FluxTransformer2DModel":
         raise ModelError(
-            expected="a FLUX transformer (FluxTransformer2DModel)",
-            got=f"{values['_class_name']} in {path}",
-            remedy=f"LoRWeB is for FLUX.1-Kontext; use {KONTEXT_ID}.",
+            f"{path} describes a {values['_class_name']}, not a FLUX transformer (FluxTransformer2DModel). LoRWeB is "
+            f"for FLUX.1-Kontext; use {KONTEXT_ID}."
         )
     return {name: value for name, value in values.items() if not name.startswith("_")}
 
 
-#: FLUX.1-Kontext-dev, for single files: nothing is fetched to read them.
-FULL_SIZE_CONFIG: dict[str, Any] = {
-    "patch_size": 1,
-    "in_channels": 64,
-    "out_channels": None,
-    "num_layers": 19,
-    "num_single_layers": 38,
-    "attention_head_dim": 128,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "pooled_projection_dim": 768,
-    "guidance_embeds": True,
-    "axes_dims_rope": (16, 56, 56),
-}
-
-
-#: What diffusers and transformers raise on missing, truncated or foreign files.
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
-
-
 def damaged_part(folder: Path, error: Exception) -> ModelError:
-    """Return the refusal of a part of a model that cannot be loaded."""
+    """Return the error for a part of a model that cannot be loaded."""
+    reason = shorten(str(error), 300, placeholder=" …")
     return ModelError(
-        expected=f"whole files, weights as .safetensors, in {folder}",
-        got=f"{type(error).__name__}: {shorten(str(error), 300, placeholder=' …')}",
-        remedy="Copy or download the model folder again.",
-    )
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A part of a base as the config names it: file, folder or repository with revision."""
-
-    part: str
-    name: str
-    revision: str | None
-
-
-def _places(model: str, components: str | None, revision: str | None) -> tuple[_Place, _Place]:
-    """Those of the transformer and of everything else; a revision is that of the model's own repository."""
-    if Path(model).suffix in SINGLE_FILE_SUFFIXES:
-        companions = _Place("components", components or KONTEXT_ID, revision if components else None)
-    else:
-        companions = _Place("components", components or model, None if components else revision)
-    return _Place("transformer", model, revision), companions
-
-
-def _find(place: _Place, *, download: bool) -> Path:
-    if place.part == "transformer" and Path(place.name).suffix in SINGLE_FILE_SUFFIXES:
-        return _existing_file(Path(place.name))
-    folder = Path(place.name).expanduser()
-    if folder.is_dir():
-        return folder
-    is_tiny = folder.parts[-2:] == TINY_PARTS
-    # Where the folder around it exists, a path that has the form of a repository's id was most likely meant as a path.
-    if is_tiny or not is_repository_id(place.name) or (not download and folder.parent.is_dir()):
-        tiny = f" `python -m training.demo tiny-parts {folder.parent}` writes it." if is_tiny else ""
-        raise ModelError(
-            expected="a diffusers folder, a single .safetensors file, or a Hugging Face id like owner/name",
-            got=f"{place.name!r}, which is none of them here",
-            remedy=f"Correct base.model (or base.components); relative paths start at the current folder.{tiny}",
-        )
-    return _find_repository(place, download=download)
-
-
-def _existing_file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    raise ModelError(
-        expected=f"a model file at {path}",
-        got="no such file",
-        remedy="Correct base.model; ComfyUI keeps these files in models/diffusion_models (or models/unet).",
+        f"{folder} cannot be loaded ({type(error).__name__}: {reason}). It must hold whole files, with weights as "
+        ".safetensors. Copy or download the model folder again."
     )
 
 
@@ -203,35 +116,47 @@ def is_repository_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
-def _find_repository(place: _Place, *, download: bool) -> Path:
+def _parts(model: str, components: str | None) -> list[tuple[str, str]]:
+    """(part, name) of the transformer and of everything else."""
+    own = KONTEXT_ID if Path(model).suffix in SINGLE_FILE_SUFFIXES else model
+    return [("transformer", model), ("components", components or own)]
+
+
+def _find(part: str, name: str, *, download: bool) -> Path:
+    if part == "transformer" and Path(name).suffix in SINGLE_FILE_SUFFIXES:
+        if Path(name).is_file():
+            return Path(name)
+        raise ModelError(
+            f"There is no model file {name}. Correct base.model; ComfyUI keeps these files in models/diffusion_models "
+            "(or models/unet)."
+        )
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    is_tiny = folder.parts[-2:] == _TINY_PARTS
+    # Where the folder around it exists, a path that has the form of a repository's id was most likely meant as a path.
+    if is_tiny or not is_repository_id(name) or (not download and folder.parent.is_dir()):
+        tiny = f" `python -m training.demo tiny-parts {folder.parent}` writes it." if is_tiny else ""
+        raise ModelError(
+            f"There is no diffusers folder {name!r}, and it is neither a single .safetensors file nor a Hugging Face "
+            "id such as owner/name. Correct base.model (or base.components); relative paths start at the current "
+            f"folder.{tiny}"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    patterns = list(_PATTERNS[place.part])
+    absent = NotDownloadedError(f"{name} is not on this machine, or not all of it. The first run downloads it.")
     try:
-        path = snapshot_download(
-            place.name, revision=place.revision, allow_patterns=patterns, local_files_only=not download
-        )
-    except (OSError, ValueError) as error:  # gated, missing, no network, unknown revision: all derive from these
-        is_absent = not download and isinstance(error, LocalEntryNotFoundError)
-        raise _not_downloaded(place) if is_absent else _unreadable(place, error) from error
-    if not download and not (Path(path) / _FIRST_OF[place.part]).exists():  # fetched for another of its parts
-        raise _not_downloaded(place)
+        path = snapshot_download(name, allow_patterns=list(_PATTERNS[part]), local_files_only=not download)
+    except (OSError, ValueError) as error:  # gated, missing, no network: all derive from these
+        if not download and isinstance(error, LocalEntryNotFoundError):
+            raise absent from error
+        reason = shorten(str(error), 200, placeholder=" …")
+        raise ModelError(
+            f"{name} is not a folder here, and cannot be read from Hugging Face ({type(error).__name__}: {reason}). "
+            f"For a gated model: open https://huggingface.co/{name} in a browser, accept its license, then run "
+            "`hf auth login` with a read token. Without network: name a local folder or a single file in base.model."
+        ) from error
+    if not download and not (Path(path) / _FIRST_OF[part]).exists():  # fetched for another of its parts
+        raise absent
     return Path(path)
-
-
-def _not_downloaded(place: _Place) -> NotDownloadedError:
-    return NotDownloadedError(
-        expected=f"{place.name} on this machine",
-        got="no copy, or one without what is needed",
-        remedy="The first run downloads it.",
-    )
-
-
-def _unreadable(place: _Place, error: Exception) -> ModelError:
-    return ModelError(
-        expected=f"{place.name} to be a folder here or a Hugging Face repository that can be read",
-        got=f"{type(error).__name__}: {shorten(str(error), 200, placeholder=' …')}",
-        remedy=f"For a gated model: open https://huggingface.co/{place.name} in a browser, accept its license, then "
-        "run `hf auth login` with a read token. Without network: name a local folder or a single file in base.model.",
-    )

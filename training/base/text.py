@@ -1,7 +1,7 @@
-"""Prompts → what the base is told: T5 and CLIP text embeddings, made once before training, then the encoders go.
+"""Prompts → T5 and CLIP text embeddings, computed once before training; then the encoders are freed.
 
 The embeddings are those of diffusers' Kontext pipeline, bit for bit: T5 tokens padded to `max_tokens` (no mask is used,
-so pads matter), CLIP's pooled vector. The pipeline itself is not loaded, it asks for torchvision. A base without text
+so pads matter), CLIP's pooled vector. The pipeline itself is not loaded, as it needs torchvision. A base without text
 encoders gets one zero token, if no captions are wanted.
 """
 
@@ -30,12 +30,9 @@ _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 
 @dataclass(frozen=True)
 class CaptionTable:
-    """Embeddings of all prompts of a run.
+    """Embeddings of all prompts of a run."""
 
-    Attributes:
-        look_up: prompt → (prompt_embeds [L, D], pooled [D′]) on the CPU; KeyError for an unknown prompt.
-    """
-
+    #: prompt → (prompt_embeds [L, D], pooled [D′]) on the CPU; KeyError for an unknown prompt
     look_up: Callable[[str], tuple[Tensor, Tensor]]
 
     def batch(self, captions: Sequence[str], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -51,15 +48,10 @@ def has_text_encoders(components: Path) -> bool:
 
 
 def encode_captions(
-    captions: Sequence[str],
-    components: Path,
-    transformer_config: dict[str, Any],
-    *,
-    max_tokens: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """Give every caption with its (prompt_embeds [L, D], pooled [D′]) on the CPU; the encoders are freed at the end.
+    captions: Sequence[str], components: Path, transformer_config: dict[str, Any], *, max_tokens: int,
+    dtype: torch.dtype, device: torch.device,
+) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:  # fmt: skip
+    """Yield every caption with its (prompt_embeds [L, D], pooled [D′]) on the CPU; the encoders are freed at the end.
 
     Args:
         captions: distinct prompts, "" included.
@@ -68,32 +60,21 @@ def encode_captions(
         max_tokens: L, T5 tokens per prompt, pads included.
         dtype: of encoders and results.
         device: where they run.
-    Raises: ModelError: when there are no text encoders but captions, or widths do not fit the base.
+    Raises ModelError when there are captions but no text encoders, or widths do not fit the base.
     """
+    widths = (transformer_config["joint_attention_dim"], transformer_config["pooled_projection_dim"])
     if not has_text_encoders(components):
-        yield from _zero_captions(captions, components, transformer_config, dtype).items()
+        wanted = [caption for caption in captions if caption]
+        if wanted:
+            raise ModelError(
+                f"{components} has no text encoders ({', '.join(_PARTS)}), but there are {len(wanted)} different "
+                f"captions, first {wanted[0]!r}. Set text.caption_source: none, or name a folder with text encoders in "
+                "base.components."
+            )
+        yield "", (torch.zeros(1, widths[0], dtype=dtype), torch.zeros(widths[1], dtype=dtype))
         return
     logger.info("encoding %d prompts", len(captions))
     # One encoder at a time: T5 (9.5 GB) and CLIP together would be the peak of a small card.
-    pooled = _pool_by_clip(captions, components, dtype, device)
-    started = time.monotonic()
-    tokenizer, model = _load_encoder(components, "_2", dtype, device)
-    logger.info("loaded the text encoder T5: %.1f s", time.monotonic() - started)
-    _warn_of_cut_captions(captions, tokenizer, max_tokens)
-    for number, caption in enumerate(tqdm(captions, desc="prompts", disable=None)):
-        embeds = _encode(caption, tokenizer, model, max_tokens)
-        if number == 0:
-            _check_widths(embeds, pooled[caption], transformer_config, components)
-        yield caption, (embeds.cpu(), pooled[caption])
-    del model
-    _free(device)
-    logger.info("encoded %d prompts in %.1f s; the text encoders are freed", len(captions), time.monotonic() - started)
-
-
-def _pool_by_clip(
-    captions: Sequence[str], components: Path, dtype: torch.dtype, device: torch.device
-) -> dict[str, Tensor]:
-    """Caption → CLIP's pooled embedding [D′] on the CPU."""
     tokenizer, model = _load_encoder(components, "", dtype, device)
     with torch.no_grad():
         pooled = {
@@ -102,14 +83,28 @@ def _pool_by_clip(
         }
     del model
     _free(device)
-    return pooled
-
-
-@torch.no_grad()
-def _encode(caption: str, tokenizer: Any, model: Any, max_tokens: int) -> Tensor:  # noqa: ANN401 (transformers)
-    """prompt_embeds [L, D] of one caption."""
-    embeds: Tensor = model(_token_ids(caption, tokenizer, max_tokens, model.device))[0][0]
-    return embeds
+    started = time.monotonic()
+    tokenizer, model = _load_encoder(components, "_2", dtype, device)
+    logger.info("loaded the text encoder T5: %.1f s", time.monotonic() - started)
+    cut = [caption for caption in captions if len(tokenizer(caption, verbose=False).input_ids) > max_tokens]
+    if cut:
+        logger.warning(
+            "%d of %d prompts are longer than max_tokens, %d, and are cut; first: %.60r",
+            len(cut), len(captions), max_tokens, cut[0],
+        )  # fmt: skip
+    for caption in tqdm(captions, desc="prompts", disable=None):
+        with torch.no_grad():
+            embeds = model(_token_ids(caption, tokenizer, max_tokens, device))[0][0].cpu()
+        found = (embeds.shape[-1], pooled[caption].shape[-1])
+        if found != widths:
+            raise ModelError(
+                f"The text encoders in {components} give embeddings of widths {found[0]} and {found[1]}, but this base "
+                f"needs {widths[0]} and {widths[1]}. Name the text encoders that belong to the base in base.components."
+            )
+        yield caption, (embeds, pooled[caption])
+    del model
+    _free(device)
+    logger.info("encoded %d prompts in %.1f s; the text encoders are freed", len(captions), time.monotonic() - started)
 
 
 def _token_ids(caption: str, tokenizer: Any, length: int, device: torch.device) -> Tensor:  # noqa: ANN401 (transformers)
@@ -124,15 +119,6 @@ def _free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _warn_of_cut_captions(captions: Sequence[str], tokenizer: Any, max_tokens: int) -> None:  # noqa: ANN401 (transformers)
-    cut = [caption for caption in captions if len(tokenizer(caption, verbose=False).input_ids) > max_tokens]
-    if cut:
-        logger.warning(
-            "%d of %d prompts are longer than max_tokens, %d, and are cut; first: %.60r",
-            len(cut), len(captions), max_tokens, cut[0],
-        )  # fmt: skip
-
-
 def _load_encoder(components: Path, suffix: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
     """Tokenizer and model of `text_encoder` (CLIP, no suffix) or `text_encoder_2` (T5)."""
     from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
@@ -141,40 +127,12 @@ def _load_encoder(components: Path, suffix: str, dtype: torch.dtype, device: tor
     model_class: Any = T5EncoderModel if suffix else CLIPTextModel
     folder = components / f"tokenizer{suffix}"
     try:
-        _require_vocabulary(folder)
+        # Without its files a tokenizer loads all the same, and knows no words.
+        if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
+            raise FileNotFoundError(f"none of {', '.join(_VOCABULARY_FILES)}")
         tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
         folder = components / f"text_encoder{suffix}"
         model = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
     except LOADING_ERRORS as error:
         raise damaged_part(folder, error) from error
     return tokenizer, model.to(device).eval().requires_grad_(False)
-
-
-def _require_vocabulary(folder: Path) -> None:
-    """Without its files a tokenizer loads all the same, and knows no words."""
-    if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
-        raise FileNotFoundError(f"none of {', '.join(_VOCABULARY_FILES)}")
-
-
-def _zero_captions(
-    captions: Sequence[str], components: Path, transformer_config: dict[str, Any], dtype: torch.dtype
-) -> dict[str, tuple[Tensor, Tensor]]:
-    wanted = [caption for caption in captions if caption]
-    if wanted:
-        raise ModelError(
-            expected=f"text encoders ({', '.join(_PARTS)}) in {components}, since captions are used",
-            got=f"none, and {len(wanted)} different captions, first {wanted[0]!r}",
-            remedy="Set text.caption_source: none, or name a folder with text encoders in base.components.",
-        )
-    prompt = torch.zeros(1, transformer_config["joint_attention_dim"], dtype=dtype)
-    return {"": (prompt, torch.zeros(transformer_config["pooled_projection_dim"], dtype=dtype))}
-
-
-def _check_widths(prompt: Tensor, pooled: Tensor, transformer_config: dict[str, Any], components: Path) -> None:
-    wanted = (transformer_config["joint_attention_dim"], transformer_config["pooled_projection_dim"])
-    if (prompt.shape[-1], pooled.shape[-1]) != wanted:
-        raise ModelError(
-            expected=f"text embeddings of widths {wanted[0]} and {wanted[1]} for this base",
-            got=f"{prompt.shape[-1]} and {pooled.shape[-1]} from {components}",
-            remedy="Name the text encoders that belong to the base in base.components.",
-        )

@@ -1,17 +1,16 @@
-"""The frozen base: FLUX.1-Kontext's transformer and codec, loaded from wherever they are, quantized if wished.
+"""The frozen base: FLUX.1-Kontext's transformer and VAE, loaded from wherever they are, quantized if wished.
 
-The transformer may have any size (tests and the demo use tiny ones); the codec is an `AutoencoderKL` or an
+The transformer may have any size (tests and the demo use tiny ones); the VAE is an `AutoencoderKL` or an
 `AutoencoderTiny`. Everything is frozen here, once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorweb_core.errors import ModelError
 from lorweb_core.preprocessing import read_json_object
@@ -26,38 +25,19 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch
 
 
 @dataclass(frozen=True)
-class Codec:
-    """Pixels ⇄ latents as the base was trained on them: z = (encoder(x) − shift) · scale.
+class VAE:
+    """Pixels ⇄ latents as the base was trained on them: z = (encoder(x) − shift) · scale."""
 
-    Attributes:
-        model: the VAE, frozen, eval.
-        scale: its scaling factor.
-        shift: its shift factor.
-        pixels_per_latent: 8 for FLUX.
-        channels: 16 for FLUX.
-    """
-
-    model: Any
-    scale: float
-    shift: float
-    pixels_per_latent: int
-    channels: int
+    model: Any  # frozen, eval
+    scale: float  # its scaling factor
+    shift: float  # its shift factor
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """Return latents [B, C, H/8, W/8] float32 on the codec's device.
-
-        Args:
-            pixels: [B, 3, H, W] in −1…1.
-            noise: shaped like the result, to sample the posterior mean + std · noise; None takes its mode.
-        """
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return latents [B, C, H/8, W/8] float32 (the mode), on the VAE's device, of pixels [B, 3, H, W] in −1…1."""
         output = self.model.encode(pixels.to(self.model.device, self.model.dtype))
-        if not hasattr(output, "latent_dist"):
-            return (output.latents.float() - self.shift) * self.scale
-        latents = output.latent_dist.mean.float()
-        if noise is not None:
-            latents = latents + output.latent_dist.std.float() * noise.to(latents)
-        return (latents - self.shift) * self.scale
+        latents = output.latent_dist.mean if hasattr(output, "latent_dist") else output.latents
+        return (latents.float() - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -67,36 +47,8 @@ class Codec:
         return (pixels.float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
-def load_transformer(config: BaseModelConfig, source: ModelSource, device: torch.device) -> Any:  # noqa: ANN401 (diffusers model)
-    """Return the frozen transformer on its device, its block Linears quantized as the config says.
-
-    Raises: ModelError: unreadable files, or a quantizer that is not installed.
-    """
-    from diffusers import FluxTransformer2DModel
-
-    dtype = DTYPES[config.dtype]
-    values = read_transformer_config(source)
-    if source.is_single_file:
-        state = read_single_file(source.transformer, dtype=dtype)
-        with torch.device("meta"):
-            model: Any = FluxTransformer2DModel(**values)
-        _load_assigned(model, state, source.transformer)
-        _rebuild_position_embedding(model, values)
-    else:
-        model = _from_folder(source.transformer, dtype)
-    model.requires_grad_(False)
-    quantize_blocks(model, config.quantize, device)
-    model.to(device)
-    if config.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    return model
-
-
-def load_codec(source: ModelSource, *, dtype: torch.dtype, device: torch.device) -> Codec:
-    """Return the VAE of a base.
-
-    Raises: ModelError: when `vae/` is missing or of another class.
-    """
+def load_vae(source: ModelSource, *, dtype: torch.dtype, device: torch.device) -> VAE:
+    """Return the VAE of a base. Raises ModelError when `vae/` is missing, damaged or of another class."""
     import diffusers
 
     folder = source.components / "vae"
@@ -107,9 +59,7 @@ def load_codec(source: ModelSource, *, dtype: torch.dtype, device: torch.device)
     name = config.get("_class_name", "AutoencoderKL")
     if name not in ("AutoencoderKL", "AutoencoderTiny"):
         raise ModelError(
-            expected="a VAE of class AutoencoderKL or AutoencoderTiny",
-            got=f"{name} in {folder}",
-            remedy="Use the VAE of FLUX.1-Kontext-dev.",
+            f"{folder} holds a {name}, not an AutoencoderKL or AutoencoderTiny. Use the VAE of FLUX.1-Kontext-dev."
         )
     try:
         model = getattr(diffusers, name).from_pretrained(
@@ -118,63 +68,56 @@ def load_codec(source: ModelSource, *, dtype: torch.dtype, device: torch.device)
     except LOADING_ERRORS as error:
         raise damaged_part(folder, error) from error
     model.eval().requires_grad_(False).to(device)
-    values = model.config
-    return Codec(
-        model=model,
-        scale=float(values.scaling_factor),
-        shift=float(getattr(values, "shift_factor", None) or 0.0),
-        pixels_per_latent=2 ** (len(values.block_out_channels) - 1),
-        channels=int(values.latent_channels),
-    )
+    return VAE(model, float(model.config.scaling_factor), float(getattr(model.config, "shift_factor", None) or 0.0))
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 (diffusers model)
+def load_transformer(config: BaseModelConfig, source: ModelSource, device: torch.device) -> Any:  # noqa: ANN401 (diffusers model)
+    """Return the frozen transformer on its device, its block Linears quantized as the config says.
+
+    Raises ModelError for unreadable files, and a quantizer that is not installed.
+    """
     from diffusers import FluxTransformer2DModel
-
-    try:
-        return FluxTransformer2DModel.from_pretrained(
-            folder, subfolder="transformer", torch_dtype=dtype, local_files_only=True, use_safetensors=True
-        )
-    except LOADING_ERRORS as error:
-        raise damaged_part(folder / "transformer", error) from error
-
-
-def _load_assigned(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    wrong = sorted(name for name in own.keys() | state.keys() if own.get(name) != getattr(state.get(name), "shape", 0))
-    if wrong:
-        raise ModelError(
-            expected=f"the {len(own)} tensors of FLUX.1-Kontext-dev in {path.name}",
-            got=f"{len(wrong)} missing, unexpected or of another shape, first {wrong[:3]}",
-            remedy="Use the published FLUX.1-Kontext-dev file; pruned and merged architectures are not supported.",
-        )
-    model.load_state_dict(state, assign=True)
-
-
-def _rebuild_position_embedding(model: Any, values: dict[str, Any]) -> None:  # noqa: ANN401 (diffusers model)
-    """Replace what was built on the meta device and has no weights."""
     from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 
-    model.pos_embed = FluxPosEmbed(theta=10000, axes_dim=values["axes_dims_rope"])
+    dtype, path = DTYPES[config.dtype], source.transformer
+    values = read_transformer_config(source)
+    if path.is_file():
+        state = read_single_file(path, dtype=dtype)
+        with torch.device("meta"):
+            model: Any = FluxTransformer2DModel(**values)
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        given = {name: tensor.shape for name, tensor in state.items()}
+        wrong = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
+        if wrong:
+            raise ModelError(
+                f"{path.name} does not have the {len(shapes)} tensors of FLUX.1-Kontext-dev: {len(wrong)} are missing, "
+                f"unexpected or of another shape, first {wrong[:3]}. Use the published file; pruned and merged "
+                "architectures are not supported."
+            )
+        model.load_state_dict(state, assign=True)
+        model.pos_embed = FluxPosEmbed(theta=10000, axes_dim=values["axes_dims_rope"])  # has no weights; was on meta
+    else:
+        try:
+            model = FluxTransformer2DModel.from_pretrained(
+                path, subfolder="transformer", torch_dtype=dtype, local_files_only=True, use_safetensors=True
+            )
+        except LOADING_ERRORS as error:
+            raise damaged_part(path / "transformer", error) from error
+    model.requires_grad_(False)
+    quantize_blocks(model, config.quantize, device)
+    model.to(device)
+    return model
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the base is told besides the noisy grid; row i belongs to sample i.
+    """What the base gets besides the noisy grid; row i belongs to sample i."""
 
-    Attributes:
-        context_latents: [B, C, h, w], the grid a | a′ over b | b.
-        prompt_embeds: [B, L, D].
-        pooled_embeds: [B, D′].
-        query_embedding: [B, Q] float32, or None to use the coefficients that were set already.
-        guidance: value of the guidance embedding.
-    """
-
-    context_latents: Tensor
-    prompt_embeds: Tensor
-    pooled_embeds: Tensor
-    query_embedding: Tensor | None
-    guidance: float
+    context_latents: Tensor  # [B, C, h, w], the grid a | a′ over b | b
+    prompt_embeds: Tensor  # [B, L, D]
+    pooled_embeds: Tensor  # [B, D′]
+    query_embedding: Tensor | None  # [B, Q] float32, or None to use the coefficients that were set already
+    guidance: float  # value of the guidance embedding
 
 
 def predict_velocity(

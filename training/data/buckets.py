@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from .index import DataError
 
 SIDE_MULTIPLE_PX = 16
-#: Photographic formats, long side ÷ short side; each also stands upright.
+#: Photographic formats, long side ÷ short side; each also upright.
 _FORMATS = (1.0, 4 / 3, 3 / 2, 16 / 9)
-#: Largest ratio between two aspects that is cropped away without further ado (the paper's evaluation rule).
+#: Largest ratio between two aspects that is cropped away without a warning (the paper's evaluation rule).
 ASPECT_TOLERANCE = 1.15
 
 
@@ -38,7 +38,7 @@ def cell_buckets(resolution_px: int) -> tuple[Cell, ...]:
     Short side: resolution ÷ √format, rounded to 16; long side: the largest multiple of 16 that keeps the area
     within resolution². For 256: 256×256, 288×224, 304×208, 336×192 and the last three upright.
 
-    Raises: DataError: unless the resolution, the side of the square cell, is a positive multiple of 16.
+    Raises DataError unless the resolution, the side of the square cell, is a positive multiple of 16.
     """
     if resolution_px < SIDE_MULTIPLE_PX or resolution_px % SIDE_MULTIPLE_PX:
         raise DataError(

@@ -20,10 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 from lorweb_core.files import open_regular
-from lorweb_core.images import MAX_PIXELS, ImageFileError, read_image, read_image_size
+from lorweb_core.images import ImageFileError, read_image, read_image_size
 
 from .buckets import aspects_match, cell_buckets, is_odd_aspect, nearest_bucket
-from .index import OnBadData, PairRecord, Problem, errors_among, stop_if_wanted
+from .index import PairRecord, Problem, errors_among, stop_on_errors
 from .pairing import partner_ranges, positions_by_task
 
 T = TypeVar("T")
@@ -33,43 +33,28 @@ _SMALL_AREA = 0.5
 
 
 def check_pairs(
-    records: Sequence[PairRecord],
-    *,
-    resolution_px: int = 256,
-    decode: bool = True,
-    max_pixels: int = MAX_PIXELS,
-    show_progress: bool = False,
+    records: Sequence[PairRecord], *, resolution_px: int = 256, decode: bool = True, label: str = ""
 ) -> list[Problem]:
-    """Everything that is wrong with these pairs.
+    """Everything that is wrong with these pairs: problems of files first, then duplicates, then tasks.
 
     Args:
         resolution_px: of a cell; for the warning about small images and for partners of fitting shape.
         decode: read every file in full (about 100 images a second and core) and compare its hash with the index;
             False reads the headers only.
-        max_pixels: larger images are errors.
-    Returns: problems of files first, then duplicates, then tasks.
+        label: of a progress bar; "" for none.
     """
-    check = partial(_problems_of_pair, resolution_px=resolution_px, decode=decode, max_pixels=max_pixels)
-    found = [problem for problems in in_threads(check, records, show_progress, "checking") for problem in problems]
+    check = partial(_problems_of_pair, resolution_px=resolution_px, decode=decode)
+    found = [problem for problems in in_threads(check, records, label) for problem in problems]
     found += _duplicates(records)
     return found + task_problems(without_errors(records, found), resolution_px=resolution_px)
 
 
-def usable_pairs(
-    records: Sequence[PairRecord],
-    *,
-    on_bad_data: OnBadData = "skip",
-    resolution_px: int = 256,
-) -> tuple[list[PairRecord], list[Problem]]:
-    """The pairs to train with and all problems, by their headers; what a run calls before it starts.
-
-    Raises: DataError: with `stop` when there is any error, and whenever nothing usable is left.
-    """
+def usable_pairs(records: Sequence[PairRecord], *, resolution_px: int = 256) -> tuple[list[PairRecord], list[Problem]]:
+    """The pairs to train with and all problems, by their headers. Raises DataError when nothing usable is left."""
     problems = check_pairs(records, resolution_px=resolution_px, decode=False)
-    stop_if_wanted(problems, on_bad_data)
     usable = without_errors(records, problems)
     if not usable:
-        stop_if_wanted(problems, "stop")
+        stop_on_errors(problems)
     return usable, problems
 
 
@@ -110,31 +95,28 @@ def hash_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def files_of(record: PairRecord) -> tuple[Path, ...]:
-    """The files that a pair's `sha256` covers: before and after, or the one strip."""
-    return (record.before,) if record.strip else (record.before, record.after)
+def in_threads(function: Callable[[T], R], items: Sequence[T], label: str = "") -> list[R]:
+    """`[function(item) for item in items]` on several threads (Pillow decodes without Python's lock), in order.
 
-
-def in_threads(function: Callable[[T], R], items: Sequence[T], show_progress: bool, label: str) -> list[R]:
-    """`[function(item) for item in items]` on several threads (Pillow decodes without Python's lock), in order."""
+    With a label a terminal shows a progress bar.
+    """
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return list(
-            tqdm(pool.map(function, items), total=len(items), desc=label, unit="pair", disable=not show_progress)
-        )
+        results = pool.map(function, items)
+        return list(tqdm(results, total=len(items), desc=label, unit="pair", disable=None if label else True))
 
 
-def _problems_of_pair(record: PairRecord, *, resolution_px: int, decode: bool, max_pixels: int) -> list[Problem]:
-    files, is_identical = files_of(record), False
+def _problems_of_pair(record: PairRecord, *, resolution_px: int, decode: bool) -> list[Problem]:
+    is_identical = False
 
     def problem(kind: str, reason: str, severity: Literal["error", "warning"] = "error") -> Problem:
         return Problem(str(record.after), kind, reason, severity, record.id)
 
     try:
-        sizes = [read_image_size(path, max_pixels=max_pixels) for path in files]
+        sizes = [read_image_size(path) for path in record.files]
         if decode:
-            for path in files:
-                read_image(path, max_pixels=max_pixels)
-            if record.sha256 and hash_files(files) != record.sha256:
+            for path in record.files:
+                read_image(path)
+            if record.sha256 and hash_files(record.files) != record.sha256:
                 return [problem("changed", "its bytes differ from those in the index; import again")]
             is_identical = not record.strip and filecmp.cmp(record.before, record.after, shallow=False)
     except ImageFileError as error:
@@ -171,10 +153,9 @@ def _duplicates(records: Sequence[PairRecord]) -> list[Problem]:
             reason = f"same images as {first.id} ({first.after})"
             if other.task != first.task and other.split == first.split:
                 found.append(Problem(str(other.after), "shared", f"{reason}, of another task", "warning", other.id))
+            elif other.split != first.split:
+                reason += f", which is in the split {first.split}"
+                found.append(Problem(str(other.after), "duplicate", reason, "error", other.id))
             else:
-                leaks = other.split != first.split
-                leak = f", which is in the split {first.split}" if leaks else ""
-                found.append(
-                    Problem(str(other.after), "duplicate", reason + leak, "error" if leaks else "left out", other.id)
-                )
+                found.append(Problem(str(other.after), "duplicate", reason, "left out", other.id))
     return found

@@ -40,12 +40,7 @@ def fit_cell(image: Image.Image, cell: Cell) -> np.ndarray:
 def tile_grid(top_left: np.ndarray, top_right: np.ndarray, bottom_left: np.ndarray, bottom_right: np.ndarray) -> Tensor:
     """Four cells [h, w, 3] as one grid, uint8 [3, 2h, 2w]."""
     cells = (top_left, top_right, bottom_left, bottom_right)
-    return tile_2x2(*(as_channels_first(cell) for cell in cells))
-
-
-def as_channels_first(pixels: np.ndarray) -> Tensor:
-    """uint8 [h, w, 3] → uint8 [3, h, w], contiguous and owning its memory."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).copy())
+    return tile_2x2(*(torch.from_numpy(cell.transpose(2, 0, 1).copy()) for cell in cells))
 
 
 def to_model_range(grid: Tensor) -> Tensor:

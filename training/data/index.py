@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, Field, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -21,7 +21,14 @@ from typing import Any, Literal
 from lorweb_core.errors import FileError, LoRWeBError, printable
 from lorweb_core.files import parse_json, read_text, write_text_atomically
 
-OnBadData = Literal["skip", "stop"]
+SPLITS = ("train", "val", "test")
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,), "Path": (str,), "int": (int,), "float": (int, float), "bool": (bool,),
+}  # fmt: skip
+_SHOWN_PROBLEMS = 3
+#: After so many the file is taken for something else and not read on.
+_MAX_PROBLEMS = 1_000
+_MAX_BYTES = 1_000_000_000
 
 
 class DataError(LoRWeBError):
@@ -32,20 +39,15 @@ class DataError(LoRWeBError):
 class Problem:
     """One thing that is wrong with one file (or one task).
 
-    Attributes:
-        file: the image, text file or task, as a path or name a person can open.
-        kind: one word to filter by, for example `missing`, `damaged`, `duplicate`, `few-pairs`.
-        reason: one sentence without a full stop.
-        severity: `error` (broken) and `left out` (intact, but of no use, such as the only pair of a task) are not used
-            for training; `warning` is.
-        pair_id: of the affected pair, if any.
+    A pair with an `error` (broken) or `left out` (intact, but of no use, such as the only pair of a task) is not used
+    for training; one with a `warning` is.
     """
 
-    file: str
-    kind: str
-    reason: str
+    file: str  # the image, text file or task, as a path or name a person can open
+    kind: str  # one word to filter by, such as `missing`, `damaged`, `duplicate`, `few-pairs`
+    reason: str  # one sentence without a full stop
     severity: Literal["error", "left out", "warning"] = "error"
-    pair_id: str = ""
+    pair_id: str = ""  # of the affected pair, if any
 
     def __str__(self) -> str:
         return printable(f"{self.severity}: {self.file}: {self.kind}: {self.reason}")
@@ -65,67 +67,35 @@ def as_text(problems: Sequence[Problem]) -> str:
     return "\n".join([*map(str, problems), f"{len(problems)} problem(s): {summary}"])
 
 
-def as_json(problems: Sequence[Problem], **facts: object) -> str:
-    """The facts and, under `problems`, every problem as an object, in ASCII for every terminal."""
-    return json.dumps({**facts, "problems": [asdict(problem) for problem in problems]}, indent=2)
-
-
-def stop_if_wanted(problems: Sequence[Problem], on_bad_data: OnBadData) -> None:
-    """Raise DataError with the first three errors if there are any and `on_bad_data` is `stop`."""
+def stop_on_errors(problems: Sequence[Problem]) -> None:
+    """Raise DataError with the first three errors if there are any."""
     errors = errors_among(problems)
-    if not errors or on_bad_data == "skip":
+    if not errors:
         return
     shown = "; ".join(f"{problem.file} ({problem.kind}: {problem.reason})" for problem in errors[:_SHOWN_PROBLEMS])
     more = len(errors) - _SHOWN_PROBLEMS
     raise DataError(
         f"The data set has {len(errors)} problem(s): {shown}{f' and {more} more' if more > 0 else ''}. Repair or "
-        "remove these files (`python -m training.prepare check` lists all), or set on_bad_data: skip."
+        "remove these files; `python -m training.prepare check` lists all."
     )
-
-
-SPLITS = ("train", "val", "test")
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "Path": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-}
-_SHOWN_PROBLEMS = 3
-#: After so many the file is taken for something else and not read on.
-_MAX_PROBLEMS = 1_000
-_MAX_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
 class PairRecord:
-    """One before/after pair.
+    """One before/after pair."""
 
-    Attributes:
-        id: unique in the index, for example `watercolor/0001`.
-        task: the transformation that its pairs share.
-        before, after: image files, absolute in memory and relative to the index on disk; the same file when `strip`.
-        width, height: of one image in pixels, upright (EXIF rotation applied); of half the strip when `strip`.
-        caption: edit instruction of this pair; "" when there is none.
-        split: `train`, `val` or `test`; a task without `train` pairs is a held-out task.
-        sha256: over the bytes of before, then after (of the strip once); "" when unknown.
-        weight: factor on how often this pair is chosen.
-        strip: both images are the halves of one file, before on the left.
-        task_caption: caption that fits every pair of the task; "" to use the task's name.
-    """
-
-    id: str
-    task: str
-    before: Path
+    id: str  # unique in the index, such as `watercolor/0001`
+    task: str  # the transformation that its pairs share
+    before: Path  # image files: absolute in memory, relative to the index on disk; the same file when `strip`
     after: Path
-    width: int
+    width: int  # of one image in pixels, upright (EXIF rotation applied); of half the strip when `strip`
     height: int
-    caption: str = ""
-    split: str = "train"
-    sha256: str = ""
-    weight: float = 1.0
-    strip: bool = False
-    task_caption: str = ""
+    caption: str = ""  # edit instruction of this pair; "" when there is none
+    split: str = "train"  # train, val or test; a task without train pairs is a held-out task
+    sha256: str = ""  # over the bytes of `files`; "" when unknown
+    weight: float = 1.0  # factor on how often this pair is chosen
+    strip: bool = False  # both images are the halves of one file, before on the left
+    task_caption: str = ""  # caption that fits every pair of the task; "" to use the task's name
 
     @property
     def aspect(self) -> float:
@@ -133,11 +103,15 @@ class PairRecord:
         return self.width / self.height
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """Before and after, or the one strip."""
+        return (self.before,) if self.strip else (self.before, self.after)
+
+    @property
     def content_key(self) -> str:
         """Names the images for caches: `sha256` (paths where the index has none), sizes and times as they are now."""
-        files = (self.before,) if self.strip else (self.before, self.after)
-        facts: list[object] = [self.sha256 or [os.fspath(path.absolute()) for path in files]]
-        for path in files:
+        facts: list[object] = [self.sha256 or [os.fspath(path.absolute()) for path in self.files]]
+        for path in self.files:
             with suppress(OSError):
                 found = path.stat()
                 facts.append((found.st_size, found.st_mtime_ns))
@@ -154,99 +128,83 @@ class PairRecord:
         return f"{self.content_key}.after"
 
 
-class PairIndex:
-    """All pairs of a data set, in file order."""
-
-    def __init__(self, records: Iterable[PairRecord]) -> None:
-        self.records: tuple[PairRecord, ...] = tuple(records)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    @classmethod
-    def read_index(cls, path: str | Path) -> PairIndex:
-        """The records of an index file, paths made absolute.
-
-        Raises: DataError: every unreadable line at once; a missing or empty file; an id that occurs twice.
-        """
-        path = Path(path).absolute()
-        try:
-            text = read_text(path, _MAX_BYTES)
-        except FileError as error:
-            raise DataError(
-                f"{error} A pair index is made with `python -m training.prepare`; correct the path or make one."
-            ) from error
-        records, wrong = [], []
-        for number, line in enumerate((line for line in text.split("\n") if line.strip()), start=1):
-            try:
-                records.append(_parse_record(line, path.parent))
-            except ValueError as error:
-                wrong.append(f"line {number}: {error}")
-                if len(wrong) == _MAX_PROBLEMS:
-                    break
-        wrong += [f"id {name!r} occurs {n} times" for name, n in Counter(r.id for r in records).items() if n > 1]
-        if wrong or not records:
-            more = len(wrong) - _SHOWN_PROBLEMS
-            shown = "; ".join(wrong[:_SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
-            raise DataError(
-                f"{path} has {shown or 'no record at all'}. Import the images again with `python -m training.prepare`, "
-                "or correct these lines."
-            )
-        return cls(records)
-
-    def write_index(self, path: str | Path) -> None:
-        """Write one line per record, whole or not at all; paths are relative to the index where possible.
-
-        Raises: OutputError: when the place cannot be written.
-        """
-        path = Path(path).absolute()
-        lines = []
-        for record in self.records:
-            values = {n: _portable(v, path.parent) if isinstance(v, Path) else v for n, v in vars(record).items()}
-            line = json.dumps(values, ensure_ascii=False)
-            try:
-                line.encode()
-            except UnicodeEncodeError:  # a file name that is no UTF-8; escaped, it is read back as it was
-                line = json.dumps(values)
-            lines.append(f"{line}\n")
-        write_text_atomically(path, "".join(lines))
-
-
-def _parse_record(line: str, folder: Path) -> PairRecord:
+def read_pairs(path: str | Path) -> tuple[PairRecord, ...]:
+    """The records of an index file, paths made absolute. Raises DataError that names all unusable lines."""
+    path = Path(path).absolute()
     try:
-        values = parse_json(line, "it")
+        text = read_text(path, _MAX_BYTES)
     except FileError as error:
-        raise ValueError(str(error)) from error
-    if not isinstance(values, dict):
-        raise ValueError("not a JSON object")
-    known = {item.name: item for item in fields(PairRecord)}
+        raise DataError(
+            f"{error} Correct the path, or create a pair index with `python -m training.prepare`."
+        ) from error
+    records, wrong = [], []
+    for number, line in enumerate((line for line in text.split("\n") if line.strip()), start=1):
+        try:
+            records.append(_parse_record(line, path.parent))
+        except ValueError as error:
+            wrong.append(f"line {number}: {error}")
+            if len(wrong) == _MAX_PROBLEMS:
+                break
+    wrong += [f"id {name!r} occurs {n} times" for name, n in Counter(r.id for r in records).items() if n > 1]
+    if wrong or not records:
+        more = len(wrong) - _SHOWN_PROBLEMS
+        shown = "; ".join(wrong[:_SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
+        raise DataError(
+            f"{path} has {shown or 'no record at all'}. Import the images again with `python -m training.prepare`, or "
+            "correct these lines."
+        )
+    return tuple(records)
+
+
+def write_pairs(path: str | Path, records: Iterable[PairRecord]) -> None:
+    """Write one line per record, whole or not at all, with relative paths where possible. Raises OutputError."""
+    path = Path(path).absolute()
+    lines = []
+    for record in records:
+        values = {n: _portable(v, path.parent) if isinstance(v, Path) else v for n, v in vars(record).items()}
+        line = json.dumps(values, ensure_ascii=False)
+        try:
+            line.encode()
+        except UnicodeEncodeError:  # a file name that is not UTF-8; escaped, it is read back as it was
+            line = json.dumps(values)
+        lines.append(f"{line}\n")
+    write_text_atomically(path, "".join(lines))
+
+
+def field_problems(kind: type[Any], values: dict[str, Any]) -> list[str]:
+    """What is wrong with JSON or TOML values for the fields of a dataclass: names, types, ranges."""
+    known = {item.name: item for item in fields(kind)}
     problems = []
     for name in islice(values, 20):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             problems.append(f"unknown field {name!r:.80}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    problems += [text for item in known.values() if (text := _field_problem(item, values))]
+    for name, item in known.items():
+        value: Any = values.get(name)
+        wanted = str(item.type)
+        has_type = isinstance(value, _JSON_TYPES[wanted]) and (wanted == "bool" or not isinstance(value, bool))
+        if name not in values:
+            problems += [f"field {name!r} is missing"] if item.default is MISSING else []
+        elif not has_type:
+            problems.append(f"{name} is {value!r:.80}, not of type {wanted}")
+        elif name in ("width", "height") and value < 1:
+            problems.append(f"{name} is {value}, not at least 1")
+        elif name == "weight" and not 0 <= value < float("inf"):
+            problems.append(f"weight is {value}, not a finite number of at least 0")
+        elif name == "split" and value not in SPLITS:
+            problems.append(f"split is {value!r:.80}, not one of {', '.join(SPLITS)}")
+    return problems
+
+
+def _parse_record(line: str, folder: Path) -> PairRecord:
+    values = parse_json(line, "it")
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    problems = field_problems(PairRecord, values)
     if problems:
         raise ValueError(", ".join(problems))
-    paths = {name: Path(os.path.normpath(folder / values[name])) for name, item in known.items() if item.type == "Path"}
+    paths = {name: Path(os.path.normpath(folder / values[name])) for name in ("before", "after")}
     return PairRecord(**{**values, **paths})
-
-
-def _field_problem(item: Field[Any], values: dict[str, Any]) -> str:
-    if item.name not in values:
-        return f"field {item.name!r} is missing" if item.default is MISSING else ""
-    value: Any = values[item.name]
-    wanted = str(item.type)
-    has_type = isinstance(value, _JSON_TYPES[wanted]) and (wanted == "bool" or not isinstance(value, bool))
-    if not has_type:
-        return f"{item.name} is {value!r:.80}, not of type {wanted}"
-    if item.name in ("width", "height") and value < 1:
-        return f"{item.name} is {value}, not at least 1"
-    if item.name == "weight" and not 0 <= value < float("inf"):
-        return f"weight is {value}, not a finite number of at least 0"
-    if item.name == "split" and value not in SPLITS:
-        return f"split is {value!r:.80}, not one of {', '.join(SPLITS)}"
-    return ""
 
 
 def _portable(path: Path, folder: Path) -> str:

@@ -23,25 +23,10 @@ import numpy as np
 from .buckets import ASPECT_TOLERANCE, Cell, nearest_bucket
 from .index import DataError, PairRecord
 
-
-@dataclass(frozen=True)
-class DrawSettings:
-    """How quadruplets are chosen; the values are checked by the config.
-
-    Attributes:
-        task_exponent: α; 0 takes every task equally often, 1 every pair, 0.5 lies between. The reference lists every
-            unordered pair of pairs once, which is α = 2 but for the smallest tasks.
-        pairing: `ordered`: any two different pairs; `i<j`: a's pair comes earlier in the index than b's and all such
-            couples of a task are equally likely (the reference).
-        caption_source: whose edit instruction the prompt is: `a` (the reference), `b`, `task` or `none`.
-        caption_dropout: how often the prompt is empty instead, 0…1.
-    """
-
-    seed: int = 0
-    task_exponent: float = 0.5
-    pairing: str = "ordered"
-    caption_source: str = "a"
-    caption_dropout: float = 0.05
+#: α: 0 takes every task equally often, 1 every pair. The reference lists every unordered pair of pairs once (α = 2).
+TASK_EXPONENT = 0.5
+#: How often a prompt is empty in training (reference).
+CAPTION_DROPOUT = 0.05
 
 
 @dataclass(frozen=True)
@@ -55,21 +40,26 @@ class Quadruplet:
 
 
 class QuadrupletDrawer:
-    """Chooses quadruplets among the pairs of one split.
+    """Chooses quadruplets among the pairs of one split; for `caption_source` see `caption_of`.
 
     Attributes:
         bucket_shares: float64 [buckets], how likely each cell size is; sums to 1.
-    Raises: DataError: when no task has two pairs of similar aspect.
+    Raises DataError when no task has two pairs of similar aspect.
     """
 
-    def __init__(self, records: Sequence[PairRecord], buckets: Sequence[Cell], settings: DrawSettings) -> None:
-        self.records, self.buckets, self.settings = records, buckets, settings
+    def __init__(
+        self, records: Sequence[PairRecord], buckets: Sequence[Cell], *, seed: int = 0, caption_source: str = "a"
+    ) -> None:
+        self.records, self.seed, self.caption_source = records, seed, caption_source
         self._partners: dict[int, np.ndarray] = {}
         bucket_of = np.array([nearest_bucket(buckets, record.aspect) for record in records], dtype=np.int64)
         mass = np.zeros(len(records))
         for positions in positions_by_task(records).values():
             self._partners |= partner_ranges(positions, records, bucket_of)
-            mass[positions] = self._mass_within_task(positions)
+            weights = np.array([records[int(i)].weight for i in positions])
+            share = weights * [len(self._partners[int(i)]) > 1 for i in positions]
+            if share.any():
+                mass[positions] = share / share.sum() * weights.mean() * len(positions) ** TASK_EXPONENT
         if not mass.any():
             raise DataError(
                 f"None of the {len(records)} pair(s) to train on has a second pair of its task with a similar aspect. "
@@ -82,31 +72,19 @@ class QuadrupletDrawer:
 
     def draw_bucket(self, epoch: int, batch: int) -> int:
         """The cell size of a whole batch, by its number in the epoch."""
-        return choose(np.cumsum(self.bucket_shares), uniforms(self.settings.seed, "bucket", epoch, batch)[0])
+        return choose(np.cumsum(self.bucket_shares), uniforms(self.seed, "bucket", epoch, batch)[0])
 
     def draw(self, epoch: int, place: int, bucket: int, *, attempt: int = 0) -> Quadruplet:
         """The quadruplet at a place of an epoch; a higher attempt gives its replacement when an image is broken."""
-        for_b, for_a, for_caption = uniforms(self.settings.seed, "draw", epoch, place, bucket, attempt)[:3]
+        for_b, for_a, for_caption = uniforms(self.seed, "draw", epoch, place, bucket, attempt)[:3]
         positions, cumulative = self._candidates[bucket]
         b = int(positions[choose(cumulative, for_b)])
-        partners = self._allowed_partners(b)
+        partners = self._partners[b]
+        partners = partners[partners != b]
         a = int(partners[int(for_a * len(partners))])
-        is_dropped = for_caption < self.settings.caption_dropout
-        caption = "" if is_dropped else caption_of(self.records[a], self.records[b], self.settings.caption_source)
+        is_dropped = for_caption < CAPTION_DROPOUT
+        caption = "" if is_dropped else caption_of(self.records[a], self.records[b], self.caption_source)
         return Quadruplet(a, b, bucket, caption)
-
-    def _allowed_partners(self, b: int) -> np.ndarray:
-        near = self._partners[b]
-        return near[near < b] if self.settings.pairing == "i<j" else near[near != b]
-
-    def _mass_within_task(self, positions: np.ndarray) -> np.ndarray:
-        """Unnormalized P(b) of a task's pairs, in the order of `positions`."""
-        choices = np.array([len(self._allowed_partners(int(i))) for i in positions])
-        weights = np.array([self.records[int(i)].weight for i in positions])
-        share = weights * (choices if self.settings.pairing == "i<j" else choices > 0)
-        if not share.any():
-            return np.zeros(len(positions))
-        return share / share.sum() * weights.mean() * len(positions) ** self.settings.task_exponent
 
 
 def positions_by_task(records: Sequence[PairRecord]) -> dict[str, np.ndarray]:
@@ -136,7 +114,7 @@ def partner_ranges(
 
 
 def caption_of(a: PairRecord, b: PairRecord, source: str) -> str:
-    """The prompt of a quadruplet by `DrawSettings.caption_source`."""
+    """The prompt of a quadruplet by its source: `a` (the reference), `b`, `task` or `none`."""
     if source == "none":
         return ""
     return task_caption(b) if source == "task" else (a if source == "a" else b).caption

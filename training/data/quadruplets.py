@@ -3,7 +3,7 @@
     target = a | a'     context = a | a'
              b | b'               b | b
 
-    dataset = QuadrupletDataset(records, settings, resolution_px=256, preprocessing=CLIP_PREPROCESSING)
+    dataset = QuadrupletDataset(records, seed=0, resolution_px=256, preprocessing=CLIP_PREPROCESSING)
     sampler = BucketBatchSampler(dataset, batch_size=6, rank=rank, world_size=world_size)
     loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate_quadruplets, num_workers=4)
 
@@ -28,8 +28,8 @@ from lorweb_core.preprocessing import Preprocessing, fit_picture
 
 from .buckets import Cell, cell_buckets
 from .images import DECODE_AT_LEAST_PX, fit_cell, load_pair, tile_grid
-from .index import DataError, OnBadData, PairRecord
-from .pairing import DrawSettings, Quadruplet, QuadrupletDrawer, all_captions
+from .index import DataError, PairRecord
+from .pairing import Quadruplet, QuadrupletDrawer, all_captions
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ Item: TypeAlias = dict[str, Any]
 
 
 class BrokenImageError(ImageError):
-    """An image broke during training and `on_bad_data` is `stop`.
+    """Many images in a row broke during training.
 
     A DataLoader raises a worker's error again from its printed traceback alone; the last line of that is kept.
     """
@@ -66,25 +66,20 @@ class QuadrupletDataset(Dataset[Item]):
 
     Args:
         records: pairs of the split `train`.
+        seed, caption_source: see `QuadrupletDrawer`.
         resolution_px: cells have about resolution² pixels; the grid has four times that.
         preprocessing: of the image encoder, or None when embeddings come from a cache.
-        on_bad_data: replace a quadruplet with a broken image by another one of the same cell size, or stop the run.
-    Raises: DataError: when these records give no quadruplet.
+    Raises DataError when these records give no quadruplet.
     """
 
     def __init__(
-        self,
-        records: Sequence[PairRecord],
-        settings: DrawSettings,
-        *,
-        resolution_px: int = 256,
+        self, records: Sequence[PairRecord], *, seed: int = 0, caption_source: str = "a", resolution_px: int = 256,
         preprocessing: Preprocessing | None = None,
-        on_bad_data: OnBadData = "skip",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.records = tuple(records)
         self.buckets = cell_buckets(resolution_px)
-        self.drawer = QuadrupletDrawer(self.records, self.buckets, settings)
-        self.preprocessing, self.on_bad_data = preprocessing, on_bad_data
+        self.drawer = QuadrupletDrawer(self.records, self.buckets, seed=seed, caption_source=caption_source)
+        self.preprocessing = preprocessing
 
     def __len__(self) -> int:
         """Items of an epoch: as many as there are pairs (each is b once on average when α = 1)."""
@@ -99,8 +94,6 @@ class QuadrupletDataset(Dataset[Item]):
             try:
                 item = read_quadruplet(self.records, quadruplet, cell, self.preprocessing)
             except ImageFileError as error:
-                if self.on_bad_data == "stop":
-                    raise BrokenImageError(str(error)) from error
                 skipped.append(f"{error.path}: {error.kind}: {error.reason}")
             else:
                 return {**item, "skipped": skipped}
@@ -109,33 +102,23 @@ class QuadrupletDataset(Dataset[Item]):
             "the data's disk is still connected, then run `python -m training.prepare check`."
         )
 
-    def draw_bucket(self, epoch: int, batch: int) -> int:
-        """The cell size of a whole batch."""
-        return self.drawer.draw_bucket(epoch, batch)
-
     def captions(self) -> tuple[str, ...]:
         """Every prompt an item can have, "" included."""
-        return all_captions(self.records, self.drawer.settings.caption_source)
+        return all_captions(self.records, self.drawer.caption_source)
 
 
 class FixedQuadrupletDataset(Dataset[Item | None]):
     """The items of a fixed list (see `splits.fixed_quadruplets`), by position; for validation.
 
-    A broken image gives None with `skip` (`collate_quadruplets` leaves it out) and raises with `stop`.
+    A broken image gives None, which `collate_quadruplets` leaves out.
     """
 
     def __init__(
-        self,
-        records: Sequence[PairRecord],
-        quadruplets: Sequence[Quadruplet],
-        *,
-        resolution_px: int = 256,
+        self, records: Sequence[PairRecord], quadruplets: Sequence[Quadruplet], *, resolution_px: int = 256,
         preprocessing: Preprocessing | None = None,
-        on_bad_data: OnBadData = "skip",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.records, self.quadruplets = tuple(records), tuple(quadruplets)
-        self.buckets = cell_buckets(resolution_px)
-        self.preprocessing, self.on_bad_data = preprocessing, on_bad_data
+        self.buckets, self.preprocessing = cell_buckets(resolution_px), preprocessing
 
     def __len__(self) -> int:
         return len(self.quadruplets)
@@ -146,8 +129,6 @@ class FixedQuadrupletDataset(Dataset[Item | None]):
         try:
             return read_quadruplet(self.records, chosen, cell, self.preprocessing)
         except ImageFileError as error:
-            if self.on_bad_data == "stop":
-                raise BrokenImageError(str(error)) from error
             logger.warning("validation item %d is left out: %s", position, error)
             return None
 
@@ -160,7 +141,7 @@ class BucketBatchSampler:
     Args:
         batch_size: of all ranks together, per optimizer update; a multiple of `world_size`.
         start: how many batches were used before; resuming needs nothing else.
-    Raises: DataError: when `batch_size` cannot be shared equally.
+    Raises DataError when `batch_size` cannot be shared equally.
     """
 
     def __init__(
@@ -176,7 +157,7 @@ class BucketBatchSampler:
         self._places = range(rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
-        """Batches of one epoch, rounded up; iterating goes on with the next epoch after them."""
+        """Batches of one epoch, rounded up; iteration continues with the next epoch."""
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[DrawKey]]:
@@ -188,17 +169,14 @@ class BucketBatchSampler:
     def batch(self, number: int) -> list[DrawKey]:
         """This rank's keys of batch `number`, counted from the start of training."""
         epoch, batch = divmod(number, len(self))
-        bucket = self.dataset.draw_bucket(epoch, batch)
+        bucket = self.dataset.drawer.draw_bucket(epoch, batch)
         return [DrawKey(epoch, batch * self.batch_size + place, bucket) for place in self._places]
 
 
 def read_quadruplet(
     records: Sequence[PairRecord], quadruplet: Quadruplet, cell: Cell, preprocessing: Preprocessing | None
 ) -> Item:
-    """The item of a quadruplet (see `QuadrupletDataset`).
-
-    Raises: ImageFileError: when one of its four images cannot be used.
-    """
+    """The item of a quadruplet (see `QuadrupletDataset`). Raises ImageFileError when an image cannot be used."""
     record_a, record_b = records[quadruplet.a], records[quadruplet.b]
     enough_px = max(DECODE_AT_LEAST_PX, 2 * cell.width, 2 * cell.height)
     a, a_prime = load_pair(record_a, at_least_px=enough_px)
@@ -237,25 +215,20 @@ def collate_quadruplets(items: Sequence[Item | None]) -> dict[str, Any]:
     }
 
 
-class EncoderPictures(Dataset[Item | None]):
+class EncoderImages(Dataset[Item | None]):
     """Every image of a pair index once, as the image encoder sees it; a cache of embeddings is filled from it.
 
-    Per pair `keys` [before, after] and `images` uint8 [2, S, S, 3]; None for a broken image with `skip`. Pairs of which
-    both keys are `known` are left out.
+    Per pair `keys` [before, after] and `images` uint8 [2, S, S, 3]; None for a broken image. Pairs of which both keys
+    are `known` are left out.
     """
 
     def __init__(
-        self,
-        records: Sequence[PairRecord],
-        preprocessing: Preprocessing,
-        *,
-        known: Collection[str] = (),
-        on_bad_data: OnBadData = "skip",
+        self, records: Sequence[PairRecord], preprocessing: Preprocessing, *, known: Collection[str] = ()
     ) -> None:
         held = set(known)
         wanted = {r.before_key + r.after_key: r for r in records if not {r.before_key, r.after_key} <= held}
         self.records = tuple(wanted.values())
-        self.preprocessing, self.on_bad_data = preprocessing, on_bad_data
+        self.preprocessing = preprocessing
 
     def __len__(self) -> int:
         return len(self.records)
@@ -265,8 +238,6 @@ class EncoderPictures(Dataset[Item | None]):
         try:
             images = load_pair(record)
         except ImageFileError as error:
-            if self.on_bad_data == "stop":
-                raise BrokenImageError(str(error)) from error
             logger.warning("no embedding for %s: %s: %s", error.path, error.kind, error.reason)
             return None
         fitted = torch.stack([fit_for_encoder(image, self.preprocessing) for image in images])

@@ -20,13 +20,9 @@ TaskKind = Literal["seen", "held-out"]
 
 
 def hold_out(
-    records: Sequence[PairRecord],
-    *,
-    tasks: int | Collection[str] = 0,
-    pairs_per_task: int = 0,
-    split: str = "val",
+    records: Sequence[PairRecord], *, tasks: int | Collection[str] = 0, pairs_per_task: int = 0, split: str = "val",
     seed: int = 0,
-) -> list[PairRecord]:
+) -> list[PairRecord]:  # fmt: skip
     """The same records with some `train` pairs moved to another split.
 
     Pairs of the same two images stay together, so nothing held out is trained on in the opposite direction or under
@@ -37,7 +33,7 @@ def hold_out(
         tasks: names of the tasks to hold out whole, or how many to choose.
         pairs_per_task: how many pairs of every other task to hold out; a task keeps at least two for training.
         split: where they go, `val` or `test`.
-    Raises: DataError: for a task that is not in the index, or when nothing would be left for training.
+    Raises DataError for a task that is not in the index, or when nothing would be left for training.
     """
     images = same_images(records)
     goes_to = {name: record.split for record, name in zip(records, images, strict=True) if record.split != "train"}
@@ -83,25 +79,17 @@ def held_out_tasks(records: Sequence[PairRecord]) -> set[str]:
 
 
 def fixed_quadruplets(
-    records: Sequence[PairRecord],
-    buckets: Sequence[Cell],
-    *,
-    kind: TaskKind,
-    split: str = "val",
-    per_task: int = 2,
-    max_items: int | None = None,
-    caption_source: str = "a",
-    seed: int = 0,
-) -> tuple[Quadruplet, ...]:
+    records: Sequence[PairRecord], buckets: Sequence[Cell], *, kind: TaskKind, per_task: int = 2,
+    max_items: int | None = None, caption_source: str = "a", seed: int = 0,
+) -> tuple[Quadruplet, ...]:  # fmt: skip
     """Analogies for validation: the same list for the same data and seed, sorted by cell size and task.
 
-    b's pair is always held out. a's pair is another held-out pair of the task, or, on a seen task that has none of
-    fitting shape, a training pair. Captions are never dropped.
+    b's pair is one of the split `val`. a's pair is another one of the task, or, on a seen task that has none of fitting
+    shape, a training pair. Captions are never dropped.
 
     Args:
         records: all pairs of the index, every split.
         kind: `seen` tasks (they have training pairs) or `held-out` tasks.
-        split: whose pairs serve as b.
         per_task: at most this many analogies of each task, with different b.
         max_items: at most this many in all, of as many tasks as possible.
     """
@@ -112,9 +100,15 @@ def fixed_quadruplets(
             continue
         # A seeded order by id, so that adding files elsewhere does not change a task's analogies.
         pool = sorted((int(i) for i in positions), key=lambda i: uniforms(seed, "validation", records[i].id))
-        couples = [(_partner(b, pool, records, split), b) for b in pool if records[b].split == split]
-        fitting = [(a, b) for a, b in couples if a is not None][:per_task]
-        ranked += [(rank, task, a, b) for rank, (a, b) in enumerate(fitting)]
+        couples = []
+        for place, b in enumerate(pool):
+            if records[b].split != "val":
+                continue
+            others = [*pool[place + 1 :], *pool[:place]]
+            fitting = [i for i in others if aspects_match(records[i].aspect, records[b].aspect)]
+            partners = [i for name in ("val", "train") for i in fitting if records[i].split == name]
+            couples += [(a, b) for a in partners[:1]]  # the next held-out one after b, else a training pair
+        ranked += [(rank, task, a, b) for rank, (a, b) in enumerate(couples[:per_task])]
     # Every task's first analogy comes before any task's second, so a limit leaves out as few tasks as possible.
     ranked.sort(key=lambda entry: (entry[0], uniforms(seed, "validation task", entry[1])))
     chosen = []
@@ -137,9 +131,9 @@ def _tasks_to_hold_out(images_of: Mapping[str, set[str]], wanted: int | Collecti
     """Names of tasks; of a number, tasks with exactly the same images (a reversed one) count once."""
     names = sorted(images_of)
     if isinstance(wanted, int):
-        drawn = sorted(names, key=lambda name: uniforms(seed, "hold out task", name))
+        shuffled = sorted(names, key=lambda name: uniforms(seed, "hold out task", name))
         first_of: dict[frozenset[str], str] = {}
-        for name in drawn:
+        for name in shuffled:
             first_of.setdefault(frozenset(images_of[name]), name)
         return list(first_of.values())[:wanted]
     unknown = sorted(set(wanted) - set(names))
@@ -167,13 +161,3 @@ def _pairs_to_hold_out(training: Sequence[tuple[PairRecord, str]], per_task: int
                 held.add(name)
                 left.subtract(uses[name])
     return held
-
-
-def _partner(b: int, pool: Sequence[int], records: Sequence[PairRecord], split: str) -> int | None:
-    """a's pair for b: the next held-out one after b in the pool, else a training pair; None when none fits."""
-    start = pool.index(b) + 1
-    others = [*pool[start:], *pool[: start - 1]]
-    fitting = [i for i in others if aspects_match(records[i].aspect, records[b].aspect)]
-    wanted = (split, "train")
-    ranked = [i for name in wanted for i in fitting if records[i].split == name]
-    return ranked[0] if ranked else None

@@ -40,7 +40,7 @@ class TensorCache:
         fingerprint: everything that the tensors depend on besides their key (`kind`, model files, resolution, dtype,
             crop rule); another fingerprint is another cache.
         shard_entries: tensors per file; so many pending ones are written without `flush`.
-    Raises: OutputError: when the folder cannot be written.
+    Raises OutputError when the folder cannot be written.
     """
 
     def __init__(

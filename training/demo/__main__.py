@@ -92,13 +92,13 @@ def comfyui(models: Annotated[Path, typer.Argument(help="ComfyUI's models folder
 
 
 @app.command()
-def tiny_parts(folder: Annotated[Path, typer.Argument(help="Gets model/, encoder/ and pictures/.")]) -> None:
+def tiny_parts(folder: Annotated[Path, typer.Argument(help="Gets model/, encoder/ and images/.")]) -> None:
     """Write a random tiny Kontext, an encoder and image pairs, to try the trainer with tiny.yaml."""
-    from .tiny_kontext import write_pictures, write_tiny_encoder, write_tiny_kontext
+    from .tiny_kontext import write_image_pairs, write_tiny_encoder, write_tiny_kontext
 
     write_tiny_kontext(folder / "model")
     write_tiny_encoder(folder / "encoder")
-    pairs = write_pictures(folder / "pictures")
+    pairs = write_image_pairs(folder / "images")
     print(f"Next: python -m training.prepare folders {pairs} --out {folder / 'pairs.jsonl'}")
 
 

@@ -57,7 +57,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "larger": ("larger, 32 × rank 4", ("basis.basis_size=32",)),
     "gain-1": ("gain 1 (as published)", ("basis.coefficient_gain=1",)),
     "tanh": ("tanh instead of softmax", ("basis.activation=tanh", "basis.coefficient_gain=1")),
-    "grid-query": ("encoder sees the grid only", ("basis.query_mode=aa'bb'", "data.cache_embeddings=false")),
+    "grid-query": ("encoder sees the grid only", ("basis.query_mode=aa'bb'",)),
     _UNTRAINED: ("untrained encoder", ()),
     "one-lora": ("one LoRA, equal rank 64", ("basis.basis_size=1", "basis.rank=64", "basis.coefficient_gain=1")),
     "one-lora-larger": (
@@ -75,14 +75,14 @@ def ablation(out: Path, names: Sequence[str], *, steps: int, seed: int, per_edit
     prepare_demo(out, pairs_per_edit=pairs_per_edit)
     methods = [baseline("copy-b", folder)]
     for name in tqdm(names or VARIANTS, desc="training", unit="variant", disable=None):
-        overrides = variant_overrides(name, out)
+        title, overrides = VARIANTS[name]
+        encoder = out / (_UNTRAINED if name == _UNTRAINED else "encoder")
         rates = _GAIN_1_RATES if "basis.coefficient_gain=1" in overrides else _GAIN_N_RATES
         rates = _LORA_RATES if "basis.basis_size=1" in overrides else rates
-        basis_file = trained_basis(out, name, overrides, rates, steps=steps, seed=seed)
-        if not basis_file.is_file():  # the trainer was asked to stop
+        basis_file = trained_basis(out, name, (*overrides, f"encoder.model={encoder}"), rates, steps=steps, seed=seed)
+        if not basis_file.is_file():  # a signal stopped the trainer
             raise KeyboardInterrupt
-        encoder = out / (_UNTRAINED if name == _UNTRAINED else "encoder")
-        methods.append(_variant_method(VARIANTS[name][0], basis_file, encoder, folder))
+        methods.append(_variant_method(title, basis_file, encoder, folder))
     write_samples(folder, write_test_images(out / "test", per_edit=per_edit), max_side_px=1024)
     samples = read_samples(folder)
     for method in methods:
@@ -96,12 +96,6 @@ def ablation(out: Path, names: Sequence[str], *, steps: int, seed: int, per_edit
     write_file(out / "ablation.md", text)
     write_sheets(folder, titles, samples, rows=10, sheets=1, cell_px=96)
     return text
-
-
-def variant_overrides(name: str, out: Path) -> tuple[str, ...]:
-    """The config overrides of a variant whose parts lie in `out`."""
-    encoder = (f"encoder.model={out / _UNTRAINED}",) if name == _UNTRAINED else ()
-    return (*VARIANTS[name][1], *encoder)
 
 
 def prepare_demo(out: Path, *, pairs_per_edit: int) -> None:
@@ -153,8 +147,7 @@ def _variant_method(title: str, basis_file: Path, encoder: Path, folder: Evaluat
         demo = load_demo(MODEL_FOLDER, basis_file=basis_file, encoder=load_image_encoder(encoder))
 
         def answer(sample: Sample) -> Image.Image:
-            paths = [folder.inputs(sample.id) / f"{part}.png" for part in ("a", "a_prime", "b")]
-            images = [torch.from_numpy(to_art(read_image(path)))[None] for path in paths]
+            images = [torch.from_numpy(to_art(read_image(path)))[None] for path in folder.triplet(sample.id)]
             return to_image(demo.answer(*images)[0].clamp(0, 1).numpy())
 
         return answer

@@ -105,27 +105,6 @@ def draw_grids(rng: np.random.Generator, count: int) -> Batch:
     return Batch(context, target, torch.stack(codes), weights.flatten(), origin=0)
 
 
-def base_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-    """The weighted flow-matching loss of a batch, a scalar."""
-    count, _, height, width = batch.target.shape
-    uniform = torch.rand(count, generator=generator)
-    sigmas = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
-    noise = torch.randn(batch.target.shape, generator=generator)
-    noisy = (1 - sigmas.view(-1, 1, 1, 1)) * batch.target + sigmas.view(-1, 1, 1, 1) * noise
-    offset = torch.tensor([0.0, batch.origin, batch.origin])
-    ids = torch.cat([token_ids(height, width, kind) + offset for kind in (TARGET, CONTEXT)])
-    tokens = torch.cat([pack_latents(noisy), pack_latents(batch.context)], dim=1)
-    guidance = 1 + 4 * torch.rand(count, generator=generator)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = model(
-            hidden_states=tokens, encoder_hidden_states=torch.zeros(count, 1, CODE_DIM), timestep=sigmas,
-            pooled_projections=batch.code, img_ids=ids, txt_ids=torch.zeros(1, 3), guidance=guidance, return_dict=False,
-        )[0]  # fmt: skip
-    velocity = pack_latents(noise - batch.target)
-    errors = (output[:, : velocity.shape[1]].float() - velocity).square().mean((0, 2))
-    return (errors * batch.weights).sum() / batch.weights.sum()
-
-
 def train_base(checkpoint: Path, *, steps: int = STEPS, seed: int = 0) -> nn.Module:
     """The trained base (EMA of its weights), resumed from `checkpoint` if it exists."""
     model = build_base(seed).train()
@@ -151,7 +130,24 @@ def train_base(checkpoint: Path, *, steps: int = STEPS, seed: int = 0) -> nn.Mod
     for step in range(first, steps):
         rng = np.random.default_rng((seed, step))
         batch = draw_grids(rng, GRIDS) if step % 2 else draw_single_images(rng, SINGLE_IMAGES)
-        loss = base_loss(model, batch, torch.Generator().manual_seed(seed * 1_000_003 + step))
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        count, _, height, width = batch.target.shape
+        uniform = torch.rand(count, generator=generator)
+        sigmas = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
+        noise = torch.randn(batch.target.shape, generator=generator)
+        noisy = (1 - sigmas.view(-1, 1, 1, 1)) * batch.target + sigmas.view(-1, 1, 1, 1) * noise
+        offset = torch.tensor([0.0, batch.origin, batch.origin])
+        ids = torch.cat([token_ids(height, width, kind) + offset for kind in (TARGET, CONTEXT)])
+        guidance = 1 + 4 * torch.rand(count, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(
+                hidden_states=torch.cat([pack_latents(noisy), pack_latents(batch.context)], dim=1),
+                encoder_hidden_states=torch.zeros(count, 1, CODE_DIM), timestep=sigmas, pooled_projections=batch.code,
+                img_ids=ids, txt_ids=torch.zeros(1, 3), guidance=guidance, return_dict=False,
+            )[0]  # fmt: skip
+        velocity = pack_latents(noise - batch.target)
+        errors = (output[:, : velocity.shape[1]].float() - velocity).square().mean((0, 2))
+        loss = (errors * batch.weights).sum() / batch.weights.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         factor = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))

@@ -17,7 +17,6 @@ from statistics import fmean, pstdev
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lorweb_core.encoder import ImageEncoder, load_image_encoder
@@ -66,6 +65,13 @@ METHODS: dict[str, tuple[tuple[str, ...], tuple[tuple[float, float], ...]]] = {
     ),
 }
 
+#: Edits without parameters have nothing to hold out and count as seen.
+TEST_SETS: dict[str, tuple[Edit, ...]] = {
+    "seen parameters": edits_of(kinds=TRAINED_KINDS, is_held_out=False),
+    "held-out parameters": held_out_parameters(),
+    "held-out edits": edits_of(kinds=HELD_OUT_KINDS),
+}
+
 #: analogies → generated b′ [B, 12, 12, 3]
 Answerer = Callable[[Sequence[Analogy]], Tensor]
 
@@ -98,28 +104,19 @@ def compare(out: Path, *, sweep_steps: int, steps: int, seeds: int, per_edit: in
     names = [*answerers, *bases]
     for name, files in bases.items():
         answerers |= {f"{name}#{seed}": basis_answerer(out, file, encoder) for seed, file in enumerate(files)}
-    scores = measure(answerers, evaluation_sets(), per_edit=per_edit, seed=TEST_SEED)
-    _contact_sheet([answerers[f"{name}#0"] for name in bases]).save(out / "comparison.png")
-    report = "\n".join(
-        [
-            "## Rates (adapters/router), on validation analogies, seed 0\n",
-            *sweeps,
-            "\n## Test, mean ± deviation of the seeds themselves: whole / changed region in dB, share right\n",
-            as_table(scores, names),
-            "",
-        ]
-    )
+    scores = measure(answerers, TEST_SETS, per_edit=per_edit, seed=TEST_SEED)
+    # a | a′ | b | b̂′ of each method | b′, one row a kind of edit
+    analogies = draw_analogies(shown_edits(), per_edit=1, seed=TEST_SEED + 1, photos=TEST_PHOTOS)
+    a, a_prime, b, truth = stack_images(analogies)
+    generated = [_in_batches(answerers[f"{name}#0"], analogies) for name in bases]
+    sheet([a, a_prime, b, *generated, truth]).save(out / "comparison.png")
+    report = (
+        "## Rates (adapters/router), on validation analogies, seed 0\n\n" + "\n".join(sweeps)
+        + "\n\n## Test, mean ± deviation of the seeds themselves: whole / changed region in dB, share right\n\n"
+        + as_table(scores, names) + "\n"
+    )  # fmt: skip
     write_text_atomically(out / "comparison.md", report)
     return report
-
-
-def evaluation_sets() -> dict[str, tuple[Edit, ...]]:
-    """The three test sets; edits without parameters have nothing to hold out and count as seen."""
-    return {
-        "seen parameters": edits_of(kinds=TRAINED_KINDS, is_held_out=False),
-        "held-out parameters": held_out_parameters(),
-        "held-out edits": edits_of(kinds=HELD_OUT_KINDS),
-    }
 
 
 def copy_b(analogies: Sequence[Analogy]) -> Tensor:
@@ -190,14 +187,6 @@ def mean_of_kinds(scores: Sequence[Score], field: str) -> float:
 def _spread(seeds: Sequence[Sequence[Score]], field: str) -> str:
     values = [mean_of_kinds(scores, field) for scores in seeds]
     return f"{fmean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")
-
-
-def _contact_sheet(answerers: Sequence[Answerer]) -> Image.Image:
-    """a | a′ | b | each method's b̂′ | b′, one row a kind of edit."""
-    analogies = draw_analogies(shown_edits(), per_edit=1, seed=TEST_SEED + 1, photos=TEST_PHOTOS)
-    a, a_prime, b, truth = stack_images(analogies)
-    generated = [_in_batches(answerer, analogies) for answerer in answerers]
-    return sheet([a, a_prime, b, *generated, truth])
 
 
 @torch.no_grad()

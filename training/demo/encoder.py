@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lorweb_core.files import write_text_atomically
 
-from .scenes import ART_SIZE, BLOCK_PX, IMAGE_PX, TRAINED_KINDS, Edit, apply_edit, draw, edits_of, hue_color
+from .scenes import ART_SIZE, BLOCK_PX, IMAGE_PX, TRAINED_KINDS, apply_edit, draw, edits_of, hue_color
 
 log = logging.getLogger(__name__)
 
@@ -40,34 +40,58 @@ STEPS, PAIRS, RATE = 1500, 64, 1.5e-3
 NOISE = 0.3
 
 
-class _Heads(nn.Module):
-    """Linear readings of the embeddings."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kind = nn.Linear(2 * EMBEDDING_DIM, len(TRAINED_KINDS))
-        self.parameters_head = nn.Linear(2 * EMBEDDING_DIM, 4)
-        self.thumbnail = nn.Linear(EMBEDDING_DIM, 3 * _THUMBNAIL**2)
-
-
 def train_encoder(*, steps: int = STEPS, pairs: int = PAIRS, seed: int = 0) -> nn.Module:
     """The trained encoder for 96-px images, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, heads = build_encoder(ART_SIZE, _ART_PATCH).train(), _Heads()
+        model = build_encoder(ART_SIZE, _ART_PATCH).train()
+        read_kind = nn.Linear(2 * EMBEDDING_DIM, len(TRAINED_KINDS))
+        read_parameters = nn.Linear(2 * EMBEDDING_DIM, 4)  # RGB and amount
+        read_thumbnail = nn.Linear(EMBEDDING_DIM, 3 * _THUMBNAIL**2)
+    heads = nn.ModuleList([read_kind, read_parameters, read_thumbnail])
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
+        rng = np.random.default_rng((seed, step))
+        before, after = [], []
+        kinds = torch.zeros(pairs, dtype=torch.long)
+        targets, mask = torch.zeros(pairs, 4), torch.zeros(pairs, 4)  # of `read_parameters`, where the edit has them
+        for row in range(pairs):
+            kind = TRAINED_KINDS[int(rng.integers(len(TRAINED_KINDS)))]
+            candidates = edits_of(kinds=[kind], is_held_out=False)
+            edit = candidates[int(rng.integers(len(candidates)))]
+            scene = draw(edit, rng)
+            before.append(scene.pixels)
+            after.append(apply_edit(scene, edit))
+            kinds[row] = TRAINED_KINDS.index(kind)
+            if edit.hue is not None:
+                targets[row, :3], mask[row, :3] = torch.from_numpy(hue_color(edit.hue)), 1.0
+            if edit.amount is not None:
+                targets[row, 3], mask[row, 3] = edit.amount, 1.0
+        pixels = torch.from_numpy(np.stack(before + after))  # [2·pairs, 12, 12, 3]: all a, then all a′
+        pixels = ((pixels - torch.tensor(_MEAN)) / torch.tensor(_STD)).movedim(-1, 1).contiguous()
+
+        embeddings = model(pixel_values=pixels).image_embeds
+        noisy = embeddings + NOISE * torch.randn(embeddings.shape, generator=generator)
+        joined = torch.cat(noisy.chunk(2), dim=1)
+        logits = read_kind(joined)
+        errors = nn.functional.binary_cross_entropy_with_logits(read_parameters(joined), targets, reduction="none")
+        small = nn.functional.avg_pool2d(pixels, ART_SIZE // _THUMBNAIL).flatten(1)
+        loss = (
+            nn.functional.cross_entropy(logits, kinds)
+            + (errors * mask).sum() / mask.sum()
+            + 0.3 * (read_thumbnail(noisy) - small).square().mean()
+            + 0.1 * (embeddings.square().mean() - 1).square()
+        )
         factor = min(1.0, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         optimizer.param_groups[0]["lr"] = RATE * factor
-        edits, pixels = _draw_pairs(np.random.default_rng((seed, step)), pairs)
-        loss, right = _loss(model, heads, edits, pixels, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0:
+            right = float((logits.argmax(1) == kinds).float().mean())
             log.info("encoder step %d of %d: loss %.4f, kind right %.2f", step + 1, steps, loss.item(), right)
     return spread_over_blocks(model)
 
@@ -99,43 +123,3 @@ def save_encoder(folder: Path, model: Any) -> None:  # noqa: ANN401 (transformer
         "image_std": list(_STD), "do_convert_rgb": True,
     }  # fmt: skip
     write_text_atomically(folder / "preprocessor_config.json", json.dumps(preprocessing, indent=2) + "\n")
-
-
-def _draw_pairs(rng: np.random.Generator, count: int) -> tuple[list[Edit], Tensor]:
-    """Edits and pixel values [2·count, 3, 12, 12]: all a, then all a′."""
-    edits, before, after = [], [], []
-    for _ in range(count):
-        kind = TRAINED_KINDS[int(rng.integers(len(TRAINED_KINDS)))]
-        candidates = edits_of(kinds=[kind], is_held_out=False)
-        edit = candidates[int(rng.integers(len(candidates)))]
-        scene = draw(edit, rng)
-        edits.append(edit)
-        before.append(scene.pixels)
-        after.append(apply_edit(scene, edit))
-    pixels = torch.from_numpy(np.stack(before + after))
-    return edits, ((pixels - torch.tensor(_MEAN)) / torch.tensor(_STD)).movedim(-1, 1).contiguous()
-
-
-def _loss(
-    model: nn.Module, heads: _Heads, edits: list[Edit], pixel_values: Tensor, generator: torch.Generator
-) -> tuple[Tensor, float]:
-    embeddings = model(pixel_values=pixel_values).image_embeds
-    noisy = embeddings + NOISE * torch.randn(embeddings.shape, generator=generator)
-    pairs = torch.cat(noisy.chunk(2), dim=1)
-    kinds = torch.tensor([TRAINED_KINDS.index(edit.kind) for edit in edits])
-    targets, mask = torch.zeros(len(edits), 4), torch.zeros(len(edits), 4)  # RGB and amount, where the edit has them
-    for row, edit in enumerate(edits):
-        if edit.hue is not None:
-            targets[row, :3], mask[row, :3] = torch.from_numpy(hue_color(edit.hue)), 1.0
-        if edit.amount is not None:
-            targets[row, 3], mask[row, 3] = edit.amount, 1.0
-    logits = heads.kind(pairs)
-    errors = nn.functional.binary_cross_entropy_with_logits(heads.parameters_head(pairs), targets, reduction="none")
-    small = nn.functional.avg_pool2d(pixel_values, ART_SIZE // _THUMBNAIL).flatten(1)
-    loss = (
-        nn.functional.cross_entropy(logits, kinds)
-        + (errors * mask).sum() / mask.sum()
-        + 0.3 * (heads.thumbnail(noisy) - small).square().mean()
-        + 0.1 * (embeddings.square().mean() - 1).square()
-    )
-    return loss, float((logits.argmax(1) == kinds).float().mean())

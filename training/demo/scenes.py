@@ -20,7 +20,7 @@ from PIL import Image
 
 from lorweb_core.images import read_image
 
-from ..data.index import PairIndex, PairRecord
+from ..data.index import PairRecord, write_pairs
 
 Pixels = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -28,7 +28,7 @@ Mask = NDArray[np.bool_]
 ART_SIZE = 12
 BLOCK_PX = 8
 IMAGE_PX = ART_SIZE * BLOCK_PX
-PHOTOS = Path(__file__).parent / "pictures"
+PHOTOS = Path(__file__).parent / "photos"
 #: The shipped files: base.safetensors, encoder/, basis.safetensors, README.md.
 MODEL_FOLDER = Path(__file__).parent / "model"
 TRAINING_PHOTOS = ("astronaut", "coffee", "rocket", "raccoon")
@@ -66,15 +66,11 @@ _SPRITES = (
 
 @dataclass(frozen=True)
 class Edit:
-    """A kind of `KINDS` with its parameter.
-
-    `hue` is an index into `HUES`, for `HUE_KINDS` only; `amount` a factor on the light (darker) or on the distance to
-    white (lighter), for `AMOUNT_KINDS` only.
-    """
+    """A kind of `KINDS` with its parameter."""
 
     kind: str
-    hue: int | None = None
-    amount: float | None = None
+    hue: int | None = None  # index into `HUES`, for `HUE_KINDS` only
+    amount: float | None = None  # factor on the light (darker), or on the distance to white (lighter)
 
     @property
     def name(self) -> str:
@@ -92,14 +88,11 @@ class Edit:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image before any edit: pixels [12, 12, 3] in 0–1 on the 8-bit grid, RGB.
+    """An image before any edit; photographs have no masks."""
 
-    The masks [12, 12] of the main shape and the plain ground are None for photographs.
-    """
-
-    pixels: Pixels
-    shape_mask: Mask | None = None
-    ground_mask: Mask | None = None
+    pixels: Pixels  # [12, 12, 3] in 0–1 on the 8-bit grid, RGB
+    shape_mask: Mask | None = None  # [12, 12], of the main shape
+    ground_mask: Mask | None = None  # [12, 12], of the plain ground
 
     def takes(self, edit: Edit) -> bool:
         """False for an edit that needs a ground or shape, on a photograph."""
@@ -124,11 +117,6 @@ def edits_of(*, kinds: Sequence[str] = KINDS, is_held_out: bool | None = None) -
     """The edits of some kinds: seen ones, held-out ones, or (None) both."""
     chosen = (edit for edit in all_edits() if edit.kind in kinds)
     return tuple(edit for edit in chosen if is_held_out is None or edit.is_held_out == is_held_out)
-
-
-def training_edits() -> tuple[Edit, ...]:
-    """The edits on which basis and encoder train."""
-    return edits_of(kinds=TRAINED_KINDS, is_held_out=False)
 
 
 def validation_edits() -> tuple[Edit, ...]:
@@ -216,14 +204,14 @@ def to_image(pixels: Pixels) -> Image.Image:
 def _region(scene: Scene, kind: str) -> Mask:
     if kind in SCENE_ONLY_KINDS:
         if scene.shape_mask is None or scene.ground_mask is None:
-            raise ValueError(f"The edit {kind} needs a scene with a shape, not a photograph. Draw one with `draw`.")
+            raise ValueError(f"The edit {kind} needs a scene with a shape, not a photograph; see `Scene.takes`.")
         if kind == "ground":
             return scene.ground_mask
         return scene.shape_mask if kind == "shape" else _neighbors(scene.shape_mask)
     rows, columns = np.indices((ART_SIZE, ART_SIZE))
     last = ART_SIZE - 1
     regions: dict[str, Mask] = {
-        "frame": (rows == 0) | (columns == 0) | (rows == last) | (columns == last),
+        "frame": (rows % last == 0) | (columns % last == 0),
         "stripes": rows % 3 == 1,
         "columns": columns % 3 == 1,
         "bar": rows >= ART_SIZE - 3,
@@ -234,8 +222,7 @@ def _region(scene: Scene, kind: str) -> Mask:
 
 def _neighbors(mask: Mask) -> Mask:
     padded = np.pad(mask, 1)
-    near = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-    return near & ~mask
+    return (padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]) & ~mask
 
 
 @cache
@@ -263,7 +250,7 @@ def write_dataset(folder: Path, *, pairs_per_edit: int, seed: int) -> Path:
 
     A task is one seen edit with its parameter (frame-azure). Held-out kinds, hues and amounts never occur.
     """
-    edits = training_edits()
+    edits = edits_of(kinds=TRAINED_KINDS, is_held_out=False)
     tasks_of_kind = Counter(edit.kind for edit in edits)
     rng = np.random.default_rng(seed)
     records = []
@@ -283,5 +270,5 @@ def write_dataset(folder: Path, *, pairs_per_edit: int, seed: int) -> Path:
                 )
             )  # fmt: skip
     index = folder / INDEX_NAME
-    PairIndex(records).write_index(index)
+    write_pairs(index, records)
     return index

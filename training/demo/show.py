@@ -1,4 +1,4 @@
-"""See the demo work: python -m training.demo.show [--out FOLDER] [--a A --a-prime A_PRIME --b B]
+"""See the demo work: python -m training.demo show [--out FOLDER] [--a A --a-prime A_PRIME --b B]
 
 Without images: one analogy of every kind of edit, on scenes and photographs that no training saw, with colors that
 encoder and basis never saw with that kind (the base did); demo.png shows a | a′ | b | b̂′ | b′. With images: yours, as
@@ -7,7 +7,6 @@ encoder and basis never saw with that kind (the base did); demo.png shows a | a�
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from lorweb_core.coefficient_summary import describe
 from lorweb_core.errors import OutputError, SettingsError
 from lorweb_core.images import read_image
 
-from .analogies import DemoModel, draw_analogies, load_demo, score, stack_images, to_art
+from .analogies import draw_analogies, load_demo, score, stack_images, to_art
 from .scenes import ART_SIZE, IMAGE_PX, PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, edits_of, to_image
 
 _GAP_PX = 6
@@ -40,40 +39,34 @@ def show(out: Path, own: Sequence[Path] = ()) -> None:
     """
     if len(own) not in (0, 3):
         raise SettingsError(f"Only {len(own)} of the three images A, A_PRIME and B are given. Give all three or none.")
-    image, lines = show_own(load_demo(), *own) if own else show_bundled(load_demo())
-    file = out / ("own.png" if own else "demo.png")
+    model = load_demo()
+    if own:
+        file, heads = out / "own.png", "a | a′ | b | answer"
+        images = [torch.from_numpy(to_art(read_image(path)))[None] for path in own]
+        columns = [*images, model.answer(*images)]
+        lines = ["Coefficients:", describe(model.coefficients(*images)), "", _LIMITS]
+    else:
+        file, heads = out / "demo.png", "a | a′ | b | answer | truth"
+        analogies = draw_analogies(shown_edits(), per_edit=1, seed=_SEED, photos=TEST_PHOTOS)
+        a, a_prime, b, truth = stack_images(analogies)
+        generated = model.answer(a, a_prime, b)
+        columns = [a, a_prime, b, generated, truth]
+        lines = ["Edit, PSNR of the answer, and whether the right edit is the nearest of all:"]
+        for item in score(generated, analogies):
+            lines.append(f"{item.edit.name:16} {item.whole_db:5.1f} dB  {'right' if item.is_right else 'wrong'}")
+        first = describe(model.coefficients(a[:1], a_prime[:1], b[:1]))
+        lines += ["", f"Coefficients of {analogies[0].edit.name}:", first, ""]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        image.save(file)
+        sheet(columns).save(file)
     except OSError as error:
         raise OutputError(f"{file} cannot be written: {error.strerror or error}. Choose another --out.") from error
-    columns = "a | a′ | b | answer" if own else "a | a′ | b | answer | truth"
-    print("\n".join([*lines, f"{columns}: {file}", _NEXT_STEP]))
+    print("\n".join([*lines, f"{heads}: {file}", _NEXT_STEP]))
 
 
 def shown_edits() -> list[Edit]:
     """One held-out edit of every kind, and the kinds without parameter as they are."""
     return [edits_of(kinds=[kind], is_held_out=None if kind in PLAIN_KINDS else True)[-1] for kind in TRAINED_KINDS]
-
-
-def show_bundled(model: DemoModel) -> tuple[Image.Image, list[str]]:
-    """The sheet of one analogy a kind, a line about each, and the coefficients of the first."""
-    analogies = draw_analogies(shown_edits(), per_edit=1, seed=_SEED, photos=TEST_PHOTOS)
-    a, a_prime, b, truth = stack_images(analogies)
-    generated = model.answer(a, a_prime, b)
-    lines = ["Edit, PSNR of the answer, and whether the right edit is the nearest of all:"]
-    for item in score(generated, analogies):
-        lines.append(f"{item.edit.name:16} {item.whole_db:5.1f} dB  {'right' if item.is_right else 'wrong'}")
-    first = describe(model.coefficients(a[:1], a_prime[:1], b[:1]))
-    lines += ["", f"Coefficients of {analogies[0].edit.name}:", first, ""]
-    return sheet([a, a_prime, b, generated, truth]), lines
-
-
-def show_own(model: DemoModel, *files: Path) -> tuple[Image.Image, list[str]]:
-    """a | a′ | b | b̂′ of three image files, and the coefficients; raises ImageFileError for a file that is no image."""
-    images = [torch.from_numpy(to_art(read_image(file)))[None] for file in files]
-    lines = ["Coefficients:", describe(model.coefficients(*images)), "", _LIMITS]
-    return sheet([*images, model.answer(*images)]), lines
 
 
 def sheet(columns: Sequence[torch.Tensor]) -> Image.Image:
@@ -84,9 +77,3 @@ def sheet(columns: Sequence[torch.Tensor]) -> Image.Image:
         for y, pixels in enumerate(column):
             result.paste(to_image(pixels.numpy()), (x * side, y * side))
     return result
-
-
-if __name__ == "__main__":
-    from .__main__ import main
-
-    sys.exit(main(["show", *sys.argv[1:]]))

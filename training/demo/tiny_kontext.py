@@ -1,4 +1,4 @@
-"""Tiny FLUX.1-Kontext models of the true architecture, as diffusers folders, pipelines and files.
+"""Tiny FLUX.1-Kontext models of the true architecture, as diffusers folders and files.
 
 `CONFIG` is the demo's trained base (2.1 M parameters). Its file has the names of Black Forest Labs' code, which
 ComfyUI's UNETLoader reads directly; `load_base` maps them to diffusers' names. It has no text encoders: the prompt is
@@ -6,8 +6,8 @@ one zero token and a zero pooled vector (`analogies.null_prompt`).
 
 `TRANSFORMER` is the size of the random parts (1 MB) on which the whole trainer runs on a CPU in a minute:
 
-    python -m training.demo tiny-parts runs/tiny-parts          writes model/, encoder/, pictures/
-    python -m training.prepare folders runs/tiny-parts/pictures --out runs/tiny-parts/pairs.jsonl
+    python -m training.demo tiny-parts runs/tiny-parts          writes model/, encoder/, images/
+    python -m training.prepare folders runs/tiny-parts/images --out runs/tiny-parts/pairs.jsonl
     python -m training.train --config tiny.yaml
 """
 
@@ -53,7 +53,6 @@ _EDITS: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def build_flux(config: dict[str, Any]) -> Any:  # noqa: ANN401 (diffusers has no types)
-    """A random FLUX transformer in diffusers' form."""
     from diffusers import FluxTransformer2DModel
 
     return FluxTransformer2DModel(**config)
@@ -118,25 +117,9 @@ def to_bfl(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def load_pipeline(base: Path) -> Any:  # noqa: ANN401 (diffusers has no types)
-    """The stock Kontext pipeline on the shipped base, without text encoders, float32 on the CPU.
-
-    Call it with `prompt_embeds` and `pooled_prompt_embeds` of zeros, `max_area` = height · width of the grid and
-    `_auto_resize=False`, or it resizes the grid.
-    """
-    from diffusers import FluxKontextPipeline
-
-    absent: dict[str, Any] = dict.fromkeys(_TEXT_PARTS)
-    pipeline: Any = FluxKontextPipeline(
-        transformer=load_base(base), vae=build_vae(), scheduler=_kontext_scheduler(), **absent
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 def write_diffusers_folder(base: Path, folder: Path) -> Path:
     """Write the demo's base as a diffusers folder (transformer, vae, scheduler), 14 MB, and return it."""
-    parts = {"transformer": load_base(base), "vae": build_vae(), "scheduler": _kontext_scheduler()}
+    parts = {"transformer": load_base(base), "vae": build_vae(), "scheduler": kontext_scheduler()}
     index: dict[str, Any] = {"_class_name": "FluxKontextPipeline"} | {name: [None, None] for name in _TEXT_PARTS}
     for name, part in parts.items():
         part.save_pretrained(folder / name)
@@ -145,7 +128,8 @@ def write_diffusers_folder(base: Path, folder: Path) -> Path:
     return folder
 
 
-def _kontext_scheduler() -> Any:  # noqa: ANN401 (diffusers has no types)
+def kontext_scheduler() -> Any:  # noqa: ANN401 (diffusers has no types)
+    """Kontext's scheduler, for diffusers."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(**asdict(SigmaSchedule(shift=3.0)))
@@ -167,7 +151,7 @@ def write_tiny_kontext(folder: Path, *, seed: int = 0, has_text: bool = True) ->
         )  # fmt: skip
         transformer.save_pretrained(folder / "transformer")
         vae.save_pretrained(folder / "vae")
-        _kontext_scheduler().save_pretrained(folder / "scheduler")
+        kontext_scheduler().save_pretrained(folder / "scheduler")
         if has_text:
             _write_text_encoders(folder)
     return folder
@@ -187,7 +171,7 @@ def write_tiny_encoder(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def write_pictures(folder: Path, *, pairs: int = 4, size_px: int = 48, seed: int = 0) -> Path:
+def write_image_pairs(folder: Path, *, pairs: int = 4, size_px: int = 48, seed: int = 0) -> Path:
     """Write `<edit>/0001_before.png`, `…_after.png` for a few edits, with captions, and return the folder."""
     generator = np.random.default_rng(seed)
     for name, edit in _EDITS.items():
@@ -197,7 +181,7 @@ def write_pictures(folder: Path, *, pairs: int = 4, size_px: int = 48, seed: int
             before = Image.fromarray(colors).resize((size_px, size_px), Image.Resampling.BICUBIC)
             before.save(folder / name / f"{number:04d}_before.png")
             edit(before).save(folder / name / f"{number:04d}_after.png")
-            (folder / name / f"{number:04d}.txt").write_text(f"{name} the picture", encoding="utf-8")
+            (folder / name / f"{number:04d}.txt").write_text(f"{name} the image", encoding="utf-8")
     return folder
 
 

@@ -8,7 +8,6 @@ Encoding is three 2 × 2 means. Decoding undoes the decoder's built-in 3·tanh(z
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -43,11 +42,9 @@ def build_vae() -> nn.Module:
 
     channels = 4  # enough for the encoder, and two hundred times faster than ComfyUI's fixed 64
     vae: Any = AutoencoderTiny(
-        encoder_block_out_channels=(channels,) * 4,
-        latent_channels=LATENT_CHANNELS,
-        scaling_factor=1.0,
+        encoder_block_out_channels=(channels,) * 4, latent_channels=LATENT_CHANNELS, scaling_factor=1.0,
         shift_factor=0.0,
-    )
+    )  # fmt: skip
     vae.load_state_dict(_vae_tensors(channels))
     return vae.eval()
 
@@ -60,12 +57,6 @@ def comfyui_vae_tensors() -> dict[str, Tensor]:
         position = int(index) + (1 if part == "decoder" else 0)
         tensors[".".join([f"taesd_{part}", str(position), *rest])] = tensor
     return tensors
-
-
-def psnr(generated: Tensor, expected: Tensor) -> float:
-    """PSNR in dB of two images of the same shape, values 0–1."""
-    error = float((generated.double() - expected.double()).square().mean())
-    return 10 * math.log10(1 / max(error, 1e-10))
 
 
 def _vae_tensors(encoder_channels: int) -> dict[str, Tensor]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,82 +21,48 @@ from .test_set import Sample, read_not_used
 #: column → field of the judge's answer.
 RATINGS = {"preservation": "consistency", "accuracy": "accuracy"}
 NOT_JUDGED = "not judged"
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One number of one method.
+    """One number of one method."""
 
-    Attributes:
-        mean: over tasks of the means over their samples; None if no sample has a number.
-        low, high: 95 % interval over tasks; None with fewer than two tasks.
-        samples, tasks: how many have a number.
-        left_out: reason → number of samples without one.
-    """
-
-    mean: float | None
-    low: float | None
+    mean: float | None  # over tasks of the means over their samples; None if no sample has a number
+    low: float | None  # 95 % interval over tasks; None with fewer than two tasks
     high: float | None
-    samples: int
+    samples: int  # how many have a number
     tasks: int
-    left_out: dict[str, int]
+    left_out: dict[str, int]  # reason → number of samples without one
 
 
 @dataclass(frozen=True)
 class PositionBias:
-    """How the judge's choices depend on the position of an image.
+    """How the judge's choices depend on the position of an image."""
 
-    Attributes:
-        answers: how many comparisons were answered.
-        first_share: share that chose the first image; 0.5 without bias, since the order is random.
-        both_orders: how many were answered in both orders.
-        agreement: share of those with the same winner.
-    """
-
-    answers: int
-    first_share: float | None
-    both_orders: int
-    agreement: float | None
+    answers: int  # how many comparisons were answered
+    first_share: float | None  # share that chose the first image; 0.5 without bias, since the order is random
+    both_orders: int  # how many were answered in both orders
+    agreement: float | None  # share of those with the same winner
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything in the table and in results.json.
+    """Everything in the table and in results.json."""
 
-    Attributes:
-        reference: the method that was compared with all others.
-        samples, tasks: how many; every method has an image for each of these samples.
-        methods: method → metric → summary.
-        win_rates: other method → win rate of the reference over it, in percent, if the judge was asked.
-        bias: of the comparisons.
-        judge: model and wording of the prompts ("own" or "paper"); None without a judge.
-        missing_images: method → samples that no method is judged on.
-        not_used: what the test set could not use.
-    """
-
-    reference: str
-    samples: int
+    reference: str  # the method that was compared with all others
+    samples: int  # how many; every method has an image for each of these samples
     tasks: int
-    methods: dict[str, dict[str, Summary]]
-    win_rates: dict[str, Summary]
+    methods: dict[str, dict[str, Summary]]  # method → metric → summary
+    win_rates: dict[str, Summary]  # other method → win rate of the reference over it, in percent
     bias: PositionBias
-    judge: dict[str, str] | None
-    missing_images: dict[str, list[str]]
-    not_used: list[str]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as JSON-ready values."""
-        return asdict(self)
+    judge: dict[str, str] | None  # model, and wording of the prompts ("own" or "paper"); None without a judge
+    missing_images: dict[str, list[str]]  # method → samples that no method is judged on
+    not_used: list[str]  # what the test set could not use
 
 
-def summarize(values: Iterable[tuple[str, Number]], *, resamples: int = 2000, seed: int = 0) -> Summary:
-    """Return the summary of (task, number or reason why there is none), one per sample.
-
-    Args:
-        values: in any order.
-        resamples: of the bootstrap, at least 2.
-        seed: of the bootstrap.
-    """
+def summarize(values: Iterable[tuple[str, Number]]) -> Summary:
+    """Return the summary of (task, number or reason why there is none), one per sample in any order."""
     by_task: dict[str, list[float]] = defaultdict(list)
     left_out: Counter[str] = Counter()
     for task, value in values:
@@ -110,18 +75,13 @@ def summarize(values: Iterable[tuple[str, Number]], *, resamples: int = 2000, se
     means = np.array([np.mean(by_task[task]) for task in sorted(by_task)])
     low = high = None
     if len(means) > 1:
-        drawn = np.random.default_rng(seed).integers(0, len(means), (resamples, len(means)))
-        low, high = (float(value) for value in np.percentile(means[drawn].mean(1), (2.5, 97.5)))
+        chosen = np.random.default_rng(0).integers(0, len(means), (RESAMPLES, len(means)))
+        low, high = (float(value) for value in np.percentile(means[chosen].mean(1), (2.5, 97.5)))
     return Summary(float(means.mean()), low, high, sum(map(len, by_task.values())), len(means), dict(left_out))
 
 
 def evaluate(
-    folder: EvaluationFolder,
-    methods: Sequence[str],
-    samples: Sequence[Sample],
-    *,
-    reference: str,
-    resamples: int = 2000,
+    folder: EvaluationFolder, methods: Sequence[str], samples: Sequence[Sample], *, reference: str
 ) -> Evaluation:
     """Return all summaries over the samples for which every method has an image; the latest judge counts.
 
@@ -133,9 +93,14 @@ def evaluate(
     for method in methods:
         numbers = {metric: [read_number(folder, method, sample, metric) for sample in common] for metric in METRICS}
         for name, key in RATINGS.items():
-            numbers[name] = [_rating(folder, judging, sample, method, key) for sample in common]
+            numbers[name] = []
+            for sample in common:
+                question = judging and make_question(folder, judging, sample, [method])
+                record = question and folder.answers.get(question.key)
+                answer = record and record["answer"]
+                numbers[name].append(float(answer[key]) if answer else record["failure"] if record else NOT_JUDGED)
         summaries[method] = {
-            name: summarize(zip((sample.task for sample in common), values, strict=True), resamples=resamples)
+            name: summarize(zip((sample.task for sample in common), values, strict=True))
             for name, values in numbers.items()
         }
     wins, firsts, agreements = {}, [], []
@@ -158,7 +123,7 @@ def evaluate(
             # One unreadable answer leaves the sample out: the other order alone would go by position.
             is_usable = winners and None not in winners
             values.append((sample.task, 100 * winners.count(reference) / len(winners) if is_usable else failure))
-        summary = summarize(values, resamples=resamples)
+        summary = summarize(values)
         if summary.samples or set(summary.left_out) != {NOT_JUDGED}:
             wins[other] = summary
     return Evaluation(
@@ -175,12 +140,3 @@ def evaluate(
         missing_images=missing_images(folder, methods, samples),
         not_used=read_not_used(folder),
     )  # fmt: skip
-
-
-def _rating(folder: EvaluationFolder, judging: Judging | None, sample: Sample, method: str, field: str) -> Number:
-    if judging is None:
-        return NOT_JUDGED
-    record = folder.answers.get(make_question(folder, judging, sample, [method]).key)
-    if record is None:
-        return NOT_JUDGED
-    return float(record["answer"][field]) if record["answer"] else str(record["failure"])

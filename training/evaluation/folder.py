@@ -36,13 +36,9 @@ class EvaluationError(LoRWeBError):
 
 
 class Records:
-    """JSON objects by key, one a line; if a key occurs again, the last record counts.
+    """JSON objects by the values of their fields `key`, one a line; the last record of a key counts.
 
-    A line that is no record, such as the half-written last line of a killed process, is ignored: its work is redone.
-
-    Args:
-        path: the file; created by the first `append`.
-        key: names of the fields that make up the key.
+    A line that is not a record, such as the half-written last line of a killed process, is ignored: its work is redone.
     """
 
     def __init__(self, path: Path, *key: str) -> None:
@@ -77,10 +73,7 @@ class Records:
         return self._records.get(key)
 
     def append(self, record: Record) -> None:
-        """Add a record; it is on the disk when this returns.
-
-        Raises OutputError if the file cannot be written.
-        """
+        """Add a record and flush it to the disk. Raises OutputError if the file cannot be written."""
         line = json.dumps(record, allow_nan=False).encode()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +108,10 @@ class EvaluationFolder:
         """Folder with a, a′, b and the prompt of a sample, in the layout of `training.sample --triplets`."""
         return self.root / "inputs" / sample
 
+    def triplet(self, sample: str) -> list[Path]:
+        """The files of a, a′ and b."""
+        return [self.inputs(sample) / name for name in ("a.png", "a_prime.png", "b.png")]
+
     def truth(self, sample: str) -> Path:
         """The true b′ of a sample; only some sets have it."""
         return self.root / "truth" / f"{sample}.png"
@@ -134,21 +131,31 @@ class EvaluationFolder:
             return None
         return self._hashes[key]
 
+    def image_sha256(self, method: str, sample: str) -> str | None:
+        """Hash of a method's image; None if there is none, or if the file has changed since it was brought in."""
+        record = self.generated.get(method, sample)
+        sha256 = None if record is None else record["sha256"]
+        return sha256 if sha256 and sha256 == self.sha256(self.image(method, sample)) else None
 
-def write_file(path: Path, content: bytes | str | Image.Image) -> None:
-    """Write bytes, text or an image (as PNG), whole or not at all; folders are created.
 
-    Raises OutputError if it cannot be written.
-    """
+def write_file(path: Path, content: str | Image.Image) -> None:
+    """Write text, or an image as PNG, whole or not at all; folders are created. Raises OutputError."""
     if isinstance(content, Image.Image):
         png = io.BytesIO()
         content.save(png, format="PNG")
-        content = png.getvalue()
+        data = png.getvalue()
+    else:
+        data = content.encode("utf-8", "replace")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"Cannot create the folder {path.parent}: {error.strerror or error}.") from error
-    write_bytes_atomically(path, content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
+    write_bytes_atomically(path, data)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write readable JSON, whole or not at all. Raises OutputError."""
+    write_file(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def file_sha256(path: Path) -> str:
@@ -156,18 +163,18 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def model_key(place: str | Path | None) -> str | None:
+def model_key(model: str | Path | None) -> str | None:
     """Return a name for a model file or folder that changes with its content; a Hugging Face id stays as it is."""
-    path = Path(place or "")
-    if place is None or not path.exists():
-        return None if place is None else str(place)
+    path = Path(model or "")
+    if model is None or not path.exists():
+        return None if model is None else str(model)
     if path.is_file():
         status = path.stat()
         is_small = status.st_size <= _HASHED_UP_TO_BYTES
         return file_sha256(path) if is_small else f"{status.st_size}:{status.st_mtime_ns}"
-    files = [(file.relative_to(path), file) for file in sorted(path.rglob("*")) if file.is_file()]
-    shown = [(name, file) for name, file in files if not any(part.startswith(".") for part in name.parts)]
-    return fingerprint([(name.as_posix(), model_key(file)) for name, file in shown])
+    names = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
+    shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return fingerprint([(name.as_posix(), model_key(path / name)) for name in shown])
 
 
 def fingerprint(*values: object) -> str:

@@ -1,111 +1,124 @@
-"""Asking a judge about all images, and keeping its answers.
+"""The client of a judge: any server with OpenAI's chat API, such as vLLM, Ollama, llama.cpp, LM Studio or a paid one.
 
-Answers are kept by the key of the question, so a second run asks nothing twice and a changed image is judged anew. A
-question without an answer (refused, or unreadable at every temperature) is recorded, counted and asked again by the
-next run; too many in a row stop the run.
+The `openai` package waits as `Retry-After` says when the server limits the rate, and retries lost connections,
+timeouts and server errors. What remains is either about one question (`QuestionError`) or about the server
+(`JudgeError`, which says what to do).
 """
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
+import base64
+import io
+import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+from PIL import Image
 
-from .folder import EvaluationFolder, Record
-from .judges import Judge, JudgeError, QuestionError
-from .questions import (
-    MAX_REPLY_CHARACTERS,
-    ORDERS,
-    TEMPERATURES,
-    Judging,
-    Question,
-    ReplyError,
-    make_question,
-    read_reply,
-    shown_order,
-)
-from .test_set import Sample
+from lorweb_core.errors import LoRWeBError
 
-MAX_FAILURES_IN_A_ROW = 5
-NO_REPLY, UNREADABLE = "no reply (refused)", "unreadable reply"
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionContentPartParam
+
+_KEY_VARIABLE = "OPENAI_API_KEY"
+_CONTINUE = "The answers so far are kept; run the same command again to continue."
+_MAX_REPLY_TOKENS = 2048
+#: Statuses that are about the question: content policy, too long, too large.
+_REFUSING_STATUSES = (400, 413, 422)
 
 
-def all_questions(
-    folder: EvaluationFolder,
-    judging: Judging,
-    methods: Sequence[str],
-    samples: Sequence[Sample],
-    *,
-    reference: str,
-    asks_both_orders: bool,
-) -> list[Question]:
-    """Return a rating for every image, and comparisons of the reference with every other method."""
-    questions = [make_question(folder, judging, sample, [method]) for method in methods for sample in samples]
-    for method in methods:
-        if method != reference:
-            for sample in samples:
-                for order in ORDERS if asks_both_orders else ORDERS[:1]:
-                    shown = shown_order(reference, method, sample.id, order)
-                    questions.append(make_question(folder, judging, sample, shown))
-    return questions
+class JudgeError(LoRWeBError):
+    """The judge cannot be reached, does not serve the model, or answers nothing usable."""
 
 
-def ask_all(folder: EvaluationFolder, judge: Judge, questions: Sequence[Question], *, workers: int) -> Counter[str]:
-    """Ask all questions that have no answer yet, several at a time, and count how all of them stand.
+class QuestionError(Exception):
+    """The judge refused this question, or sent something that is not an answer; others may be answered."""
 
-    Returns "answered", NO_REPLY or UNREADABLE → number of questions.
-    Raises JudgeError if the judge cannot be used; answers so far are kept.
+
+class Judge:
+    """A vision-language model behind a server.
+
+    Args:
+        base_url: such as http://localhost:8000/v1; the key is read from OPENAI_API_KEY (local servers need none).
+        model: its name on the server.
+        timeout_s: for one reply.
+        retries: after rate limits, lost connections, timeouts and server errors, with growing waits.
+    Raises JudgeError if the package openai is missing, or if the server cannot be reached or does not have the model.
     """
-    lock = threading.Lock()
 
-    def ask(question: Question) -> Record:
-        record = _ask(judge, question)
-        with lock:
-            folder.answers.append(record)
-        return record
-
-    known = {question.key: folder.answers.get(question.key) for question in questions}
-    asked = {question.key: question for question in questions if not (known[question.key] or {}).get("answer")}
-    # Earlier failures last: a run that they stop has got further than the one before.
-    in_order = sorted(asked.values(), key=lambda question: known[question.key] is not None)
-    failures = 0
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        futures = [pool.submit(ask, question) for question in in_order]
+    def __init__(self, base_url: str, model: str, *, timeout_s: float = 300.0, retries: int = 5) -> None:
         try:
-            for future in tqdm(as_completed(futures), total=len(futures), desc="judging", unit="answer", disable=None):
-                record = future.result()
-                failures = 0 if record["answer"] else failures + 1
-                if failures == MAX_FAILURES_IN_A_ROW:
-                    raise JudgeError(
-                        f"The last {failures} questions to {judge.model} have no answer, the latest because of: "
-                        f"{record['failure']}: {record['details']}. The model must take five images in one message "
-                        "(vLLM: --limit-mm-per-prompt '{\"image\": 5}') within its context. The answers so far are "
-                        "kept; run the same command again to continue."
-                    )
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-    records = [folder.answers.get(question.key) for question in questions]
-    return Counter(record["failure"] or "answered" for record in records if record is not None)
+            import openai
+        except ImportError as error:
+            raise JudgeError('The judge needs the package openai: pip install "lorweb[eval]".') from error
+        self.model, self._url, self._timeout_s, self._openai = model, base_url, timeout_s, openai
+        key = os.environ.get(_KEY_VARIABLE) or "none"
+        self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout_s, max_retries=retries)
+        try:  # a wrong address or name should fail before any work
+            names = [served.id for served in self._client.with_options(max_retries=1).models.list()]
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.APIConnectionError) as error:
+            raise self._explain(error) from error
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError, RecursionError):
+            names = []  # not every server lists its models
+        if names and model not in names:
+            shown = ", ".join(map(str, names[:5]))
+            raise JudgeError(
+                f"{base_url} does not serve the model {model!r}. It serves {shown}: name one with --model."
+            )
+
+    def reply(self, parts: Sequence[str | Image.Image], *, temperature: float, seed: int) -> str:
+        """Return the model's reply to text and images in order; "" if it is empty. Called from several threads.
+
+        Raises QuestionError if there is no reply to this question, JudgeError if the server cannot be used.
+        """
+        content: list[ChatCompletionContentPartParam] = []
+        for part in parts:
+            if isinstance(part, str):
+                content.append({"type": "text", "text": part})
+                continue
+            png = io.BytesIO()
+            part.save(png, format="PNG")
+            url = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode('ascii')}"
+            content.append({"type": "image_url", "image_url": {"url": url}})
+        try:
+            completion = self._client.chat.completions.create(
+                model=self.model, messages=[{"role": "user", "content": content}], temperature=temperature, seed=seed,
+                max_tokens=_MAX_REPLY_TOKENS,
+            )  # fmt: skip
+        except self._openai.APIStatusError as error:
+            if error.status_code in _REFUSING_STATUSES:
+                raise QuestionError(f"refused: {_one_line(error)}") from error
+            raise self._explain(error) from error
+        except self._openai.OpenAIError as error:
+            raise self._explain(error) from error
+        except (ValueError, RecursionError) as error:  # a body that is not JSON
+            raise QuestionError(f"no chat completion: {_one_line(error)}") from error
+        try:  # openai builds its types without checks: any field may be missing or something else
+            message = completion.choices[0].message
+            text = message.content or message.refusal or ""
+        except (AttributeError, TypeError, IndexError, KeyError) as error:
+            raise QuestionError(f"no chat completion: {_one_line(completion)}") from error
+        return text if isinstance(text, str) else ""
+
+    def _explain(self, error: Exception) -> JudgeError:
+        openai, who = self._openai, f"The judge {self.model} at {self._url}"
+        if isinstance(error, openai.APITimeoutError):
+            return JudgeError(f"{who} gave no answer in {self._timeout_s:g} s. Raise --timeout-seconds. {_CONTINUE}")
+        if isinstance(error, openai.APIConnectionError):
+            cause = error.__cause__ or error
+            return JudgeError(
+                f"{who} cannot be reached ({type(cause).__name__}: {cause}). Start the server or correct --endpoint. "
+                f"{_CONTINUE}"
+            )
+        if isinstance(error, openai.RateLimitError):
+            wait = error.response.headers.get("retry-after")
+            when = f" and asks to wait {wait} s" if wait else ""
+            return JudgeError(f"{who} limits the rate (status 429){when}. Wait, or lower --workers. {_CONTINUE}")
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            return JudgeError(f"{who} wants a valid key in {_KEY_VARIABLE}: {_one_line(error)}. {_CONTINUE}")
+        return JudgeError(f"{who} failed: {_one_line(error)}. See the server's log. {_CONTINUE}")
 
 
-def _ask(judge: Judge, question: Question) -> Record:
-    """Ask one question, again at higher temperatures after unreadable replies, and return its record."""
-    record: Record = {
-        "key": question.key, "kind": question.kind, "model": judge.model, "answer": None, "failure": None,
-        "details": None, "replies": [],
-    }  # fmt: skip
-    parts = question.parts()
-    for seed, temperature in enumerate(TEMPERATURES):
-        try:
-            text = judge.reply(parts, temperature=temperature, seed=seed)
-        except QuestionError as error:
-            return record | {"failure": NO_REPLY, "details": str(error)}
-        record["replies"].append({"temperature": temperature, "text": text[:MAX_REPLY_CHARACTERS]})
-        try:
-            return record | {"answer": read_reply(question.kind, text), "failure": None, "details": None}
-        except ReplyError as error:
-            record |= {"failure": UNREADABLE, "details": str(error)}
-    return record
+def _one_line(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 300 else f"{text[:300]}..."

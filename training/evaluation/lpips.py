@@ -41,13 +41,7 @@ _BACKBONE_HELP = (
 
 @dataclass(frozen=True)
 class Lpips:
-    """A backbone with its heads.
-
-    Attributes:
-        name: `alex` or `vgg`.
-        layers: convolutions, poolings and taps in order.
-        heads: one [C] per tap, not negative.
-    """
+    """A backbone (`alex` or `vgg`; convolutions, poolings, taps) with its heads, one [C] per tap."""
 
     name: str
     layers: tuple[nn.Module, ...]
@@ -55,11 +49,7 @@ class Lpips:
 
     @torch.no_grad()
     def distance(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return LPIPS per image, [B]; 0 for equal images.
-
-        Args:
-            first, second: [B, H, W, 3], float 0-1, of one size, sides of at least MIN_SIDE_PX.
-        """
+        """Return LPIPS [B] of images [B, H, W, 3], float 0-1, with sides of at least MIN_SIDE_PX."""
         pairs = zip(self._features(first), self._features(second), self.heads, strict=True)
         per_layer = [((x - y) ** 2 * head[:, None, None]).sum(1).mean((1, 2)) for x, y, head in pairs]
         return torch.stack(per_layer).sum(0)
@@ -108,17 +98,17 @@ def load_lpips(backbone: Path, heads: Path | None = None) -> Lpips:
             plan += [(wide_in, wide_out, 3, 1, 1) for wide_in, wide_out in pairwise(widths)]
             plan.append("tap")
     layers: list[nn.Module] = []
-    place = 0  # as torchvision counts: convolutions, ReLUs and poolings
+    index = 0  # as torchvision counts: convolutions, ReLUs and poolings
     try:
         for item in plan:
             if isinstance(item, tuple):
                 layer = nn.Conv2d(item[0], item[1], item[2], item[3], item[4]).requires_grad_(False)
-                layer.load_state_dict({part: weights[f"features.{place}.{part}"] for part in ("weight", "bias")})
+                layer.load_state_dict({part: weights[f"features.{index}.{part}"] for part in ("weight", "bias")})
                 layers.append(layer)
-                place += 2
+                index += 2
             else:
                 layers.append(nn.Identity() if item == "tap" else nn.MaxPool2d(3 if name == "alex" else 2, 2))
-                place += item == "pool"
+                index += item == "pool"
         found = tuple(head_weights[f"lin{i}.model.1.weight"].flatten().float() for i in range(5))
     except (KeyError, RuntimeError) as error:
         raise EvaluationError(

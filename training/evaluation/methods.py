@@ -1,12 +1,9 @@
-"""The methods that are compared, and their images in one place and one format.
+"""The methods that are compared, and their images in one folder and one format.
 
-A method is a name, a function sample → what the image is made from (None if it has none), and a function sample →
-image. An image whose source is unchanged is kept. Every table needs two baselines to be readable: copy b, copy a′.
-
-Other projects write no batches of their own: run them once per sample into a folder named after the sample, and keep
-the file name of the project's script (`LAYOUTS`). Sources of the names: infer_single.py of RelationAdapter,
-edit_transfer.py of Edit-Transfer (the whole 2×2 image), the examples in diffusers of VisualClozePipeline and
-FluxKontextPipeline.
+An image is generated or copied again only if its source has changed. Every table needs two baselines to be readable:
+copy b, copy a′. Other projects process one analogy per call: run them once per sample into a folder named after the
+sample, and keep the file name of the project's script (`LAYOUTS`): infer_single.py of RelationAdapter, edit_transfer.py
+of Edit-Transfer (the whole 2×2 image), the examples in diffusers of VisualClozePipeline and FluxKontextPipeline.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from .folder import EvaluationError, EvaluationFolder, file_sha256, fingerprint,
 from .test_set import Sample
 
 if TYPE_CHECKING:
-    from ..base.sampler import DrawOptions
+    from ..base.sampler import SamplingOptions
 
 logger = logging.getLogger(__name__)
 BASELINES = ("copy-b", "copy-a-prime")
@@ -48,17 +45,11 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Method:
-    """Something that answers test analogies.
+    """Something that answers test analogies."""
 
-    Attributes:
-        name: as in the tables.
-        source: sample → identifies everything the image is made from; None if the method has no image.
-        make: sample → b′ in any size; may raise ImageFileError.
-    """
-
-    name: str
-    source: Callable[[Sample], str | None]
-    make: Callable[[Sample], Image.Image]
+    name: str  # as in the tables
+    source: Callable[[Sample], str | None]  # identifies everything the image is made from; None if there is no image
+    make: Callable[[Sample], Image.Image]  # b′ in any size; may raise ImageFileError
 
 
 def baseline(name: str, folder: EvaluationFolder) -> Method:
@@ -73,15 +64,12 @@ def baseline(name: str, folder: EvaluationFolder) -> Method:
 
 
 def images_method(text: str) -> Method:
-    """Return a method whose images were made elsewhere, from `NAME=[LAYOUT:]FOLDER`.
-
-    Raises EvaluationError if the text has another form, or if there is no such folder.
-    """
-    name, _, place = text.partition("=")
-    layout, colon, rest = place.partition(":")
-    layout, place = (layout, rest) if colon and layout in LAYOUTS else ("plain", place)
-    if not name.strip() or not place or not Path(place).is_dir():
-        missing = f": there is no folder {place}" if place else ""
+    """Return a method whose images were made elsewhere, from `NAME=[LAYOUT:]FOLDER`. Raises EvaluationError."""
+    name, _, root = text.partition("=")
+    layout, colon, rest = root.partition(":")
+    layout, root = (layout, rest) if colon and layout in LAYOUTS else ("plain", root)
+    if not name.strip() or not root or not Path(root).is_dir():
+        missing = f": there is no folder {root}" if root else ""
         raise EvaluationError(
             f"--method {text!r} cannot be used{missing}. Write NAME=FOLDER or NAME=LAYOUT:FOLDER with one of the "
             f"layouts {', '.join(LAYOUTS)}, for example RelationAdapter=relation-adapter:outputs/relation_adapter."
@@ -90,7 +78,7 @@ def images_method(text: str) -> Method:
 
     def find(sample: Sample) -> Path | None:
         for form in (pattern, "{sample}"):
-            wanted = Path(place) / form.format(sample=sample.id)
+            wanted = Path(root) / form.format(sample=sample.id)
             regex = re.compile(re.escape(wanted.name).replace(r"\*", ".*"))
             files = sorted(wanted.parent.iterdir()) if wanted.parent.is_dir() else []
             found = [path for path in files if regex.fullmatch(path.stem) and path.suffix.lower() in IMAGE_SUFFIXES]
@@ -99,7 +87,7 @@ def images_method(text: str) -> Method:
         return None
 
     def make(sample: Sample) -> Image.Image:
-        image = read_image(find(sample) or Path(place) / f"{sample.id}.png")
+        image = read_image(find(sample) or Path(root) / f"{sample.id}.png")
         left, top = image.width - image.width // 2, image.height - image.height // 2
         return image.crop((left, top, image.width, image.height)) if is_grid else image
 
@@ -111,69 +99,52 @@ def images_method(text: str) -> Method:
 
 
 def basis_method(
-    text: str,
-    folder: EvaluationFolder,
-    samples: Sequence[Sample],
-    *,
-    base: BaseModelConfig,
-    options: DrawOptions,
-    encoder: str | None,
-    max_tokens: int | None,
-    device: torch.device,
-) -> Method:
+    text: str, folder: EvaluationFolder, samples: Sequence[Sample], *, base: BaseModelConfig, options: SamplingOptions,
+    encoder: str | None, max_tokens: int | None, device: torch.device,
+) -> Method:  # fmt: skip
     """Return our own generator from `NAME=BASIS`; the models are loaded when the first image is needed.
 
-    Args:
-        text: of the command line.
-        folder: with the inputs.
-        samples: all of them, for their prompts.
-        base, encoder, max_tokens, device: see `training.sample.load_sampler`.
-        options: steps, guidance, size, strength and seed.
+    `samples` are all of them, for their prompts; `base` and the rest as for `load_sampler`.
+
     Raises EvaluationError if the text has another form, or if there is no such file.
     """
     name, _, file = text.partition("=")
     if not name.strip() or not Path(file).is_file():
         raise EvaluationError(
-            f"--generator {text!r} cannot be used: {file!r} is no file. Write NAME=BASIS, for example "
+            f"--generator {text!r} cannot be used: {file!r} is not a file. Write NAME=BASIS, for example "
             "LoRWeB=runs/mine/mine.safetensors."
         )
-    models = [model_key(place) for place in (file, base.model, base.components, encoder)]
+    models = [model_key(model) for model in (file, base.model, base.components, encoder)]
     settings = fingerprint(models, base.dtype, base.quantize, asdict(options), max_tokens)
 
     @cache
     def load() -> Callable[[Sample], Image.Image]:
-        from ..sample import load_sampler  # diffusers and transformers take seconds to import
+        from ..base.sampler import load_sampler  # diffusers and transformers take seconds to import
 
         prompts = sorted({sample.prompt for sample in samples})
         sampler = load_sampler(base, Path(file), prompts, encoder=encoder, max_tokens=max_tokens, device=device)
 
         def generate_one(sample: Sample) -> Image.Image:
-            paths = [folder.inputs(sample.id) / f"{part}.png" for part in ("a", "a_prime", "b")]
-            images = [from_pil(read_image(path))[None] for path in paths]
-            return to_pil(sampler.draw(*images, prompt=sample.prompt, options=options)[0][0])
+            images = [from_pil(read_image(path))[None] for path in folder.triplet(sample.id)]
+            return to_pil(sampler.generate(*images, prompt=sample.prompt, options=options)[0][0])
 
         return generate_one
 
     return Method(
-        name.strip(),
-        lambda sample: fingerprint(settings, sample.prompt, sample.inputs),
-        lambda sample: load()(sample),
+        name.strip(), lambda sample: fingerprint(settings, sample.prompt, sample.inputs), lambda sample: load()(sample)
     )
 
 
 def require_distinct(folder: EvaluationFolder, methods: Sequence[str]) -> None:
-    """Refuse two methods whose images would be in one folder: names may differ only in case or in `*`, `/`, `:`.
-
-    Raises EvaluationError with both names.
-    """
+    """Raise EvaluationError for two methods whose images would be in one folder, such as `x+1` and `x*1`."""
     owners: dict[str, str] = {}
     known = list(dict.fromkeys(record["method"] for record in folder.generated))
     for name in (*(name for name in known if name not in methods), *methods):
-        place = folder.image(name, "x").parent
-        owner = owners.setdefault(place.name.lower(), name)
+        images = folder.image(name, "x").parent
+        owner = owners.setdefault(images.name.lower(), name)
         if owner != name or methods.count(name) > 1:
             raise EvaluationError(
-                f"The methods {owner!r} and {name!r} would both keep their images in {place}. Rename one of them: "
+                f"The methods {owner!r} and {name!r} would both keep their images in {images}. Rename one of them: "
                 "names must differ in letters (ignoring case), digits, spaces, '-', '_' or '.'."
             )
 
@@ -184,7 +155,7 @@ def generate(folder: EvaluationFolder, method: Method, samples: Sequence[Sample]
     for sample in tqdm(samples, desc=method.name, unit="image", disable=None):
         source = method.source(sample)
         found = folder.generated.get(method.name, sample.id)
-        if found is not None and found["source"] == source and image_sha256(folder, method.name, sample.id):
+        if found is not None and found["source"] == source and folder.image_sha256(method.name, sample.id):
             continue
         record = {"method": method.name, "sample": sample.id, "source": source, "sha256": None, "problem": None}
         try:
@@ -207,18 +178,8 @@ def generate(folder: EvaluationFolder, method: Method, samples: Sequence[Sample]
         )  # fmt: skip
 
 
-def image_sha256(folder: EvaluationFolder, method: str, sample: str) -> str | None:
-    """Return the hash of a method's image; None if there is none, or if the file has changed since."""
-    record = folder.generated.get(method, sample)
-    sha256 = None if record is None else record["sha256"]
-    return sha256 if sha256 and sha256 == folder.sha256(folder.image(method, sample)) else None
-
-
 def methods_of(folder: EvaluationFolder, wanted: Sequence[str] = ()) -> list[str]:
-    """Return the names of the evaluation's methods in the order they came; all without `wanted`.
-
-    Raises EvaluationError if there are none, or no such ones.
-    """
+    """Return the methods of an evaluation (those in `wanted`, else all). Raises EvaluationError if one is unknown."""
     names = list(dict.fromkeys(record["method"] for record in folder.generated))
     unknown = [name for name in wanted if name not in names]
     if unknown or not names:
@@ -232,17 +193,14 @@ def methods_of(folder: EvaluationFolder, wanted: Sequence[str] = ()) -> list[str
 def missing_images(folder: EvaluationFolder, methods: Sequence[str], samples: Sequence[Sample]) -> dict[str, list[str]]:
     """Return method → samples for which it has no usable image, for the methods that lack some."""
     missing = {
-        method: [sample.id for sample in samples if image_sha256(folder, method, sample.id) is None]
+        method: [sample.id for sample in samples if folder.image_sha256(method, sample.id) is None]
         for method in methods
     }
-    return {method: samples for method, samples in missing.items() if samples}
+    return {method: lacking for method, lacking in missing.items() if lacking}
 
 
 def common_samples(folder: EvaluationFolder, methods: Sequence[str], samples: Sequence[Sample]) -> list[Sample]:
-    """Return the samples for which every method has an image.
-
-    Raises EvaluationError if there are none.
-    """
+    """Return the samples for which every method has an image. Raises EvaluationError if there are none."""
     missing = missing_images(folder, methods, samples)
     common = [sample for sample in samples if not any(sample.id in ids for ids in missing.values())]
     if not common:

@@ -28,7 +28,6 @@ from lorweb_core.images import from_pil, read_image
 
 from .folder import EvaluationFolder, Record, fingerprint, model_key
 from .lpips import MIN_SIDE_PX, Lpips, load_lpips
-from .methods import image_sha256
 from .test_set import Sample
 
 logger = logging.getLogger(__name__)
@@ -105,16 +104,11 @@ def clip_direction(a: Tensor, a_prime: Tensor, b: Tensor, result: Tensor) -> Num
 
 @dataclass
 class Meter:
-    """Computes metrics; without LPIPS or an encoder those metrics are not measured.
-
-    Attributes:
-        lpips, encoder: the networks.
-        weights: metric → identifies the content of its weights.
-    """
+    """Computes metrics; without LPIPS or an encoder those metrics are not measured."""
 
     lpips: Lpips | None
     encoder: ImageEncoder | None
-    weights: dict[str, str]
+    weights: dict[str, str]  # metric → identifies the content of its weights
     _embeddings: dict[Path, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -136,7 +130,7 @@ class Meter:
             return float(self.lpips.distance(from_pil(b)[None], result[None])[0])
         if metric == "clip_direction":
             assert self.encoder is not None
-            paths = [folder.inputs(sample.id) / f"{part}.png" for part in ("a", "a_prime", "b")]
+            paths = folder.triplet(sample.id)
             for path in paths:
                 if path not in self._embeddings:  # shared by all methods
                     self._embeddings[path] = self.encoder.embed(from_pil(read_image(path))[None])[0]
@@ -150,21 +144,13 @@ class Meter:
 
 
 def load_meter(
-    *,
-    lpips_backbone: Path | None,
-    lpips_heads: Path | None = None,
-    clip_encoder: str | None,
-    is_encoder_required: bool = False,
-    device: torch.device | str = "cpu",
-) -> Meter:
+    *, lpips_backbone: Path | None, lpips_heads: Path | None = None, clip_encoder: str | None,
+    is_encoder_required: bool = False, device: torch.device | str = "cpu",
+) -> Meter:  # fmt: skip
     """Return a meter; metrics that it cannot compute are logged.
 
-    Args:
-        lpips_backbone, lpips_heads: see `load_lpips`; no LPIPS without a backbone.
-        clip_encoder: folder or id of the image encoder; None for no CLIP direction.
-        is_encoder_required: raise if the encoder cannot be loaded, since the user named it.
-        device: of the encoder.
-    Raises LoRWeBError if weights that the user named cannot be loaded.
+    Without `lpips_backbone` there is no LPIPS, without `clip_encoder` (folder or id) no CLIP direction. Raises
+    LoRWeBError if LPIPS, or an encoder that is required because the user named it, cannot be loaded.
     """
     lpips = None if lpips_backbone is None else load_lpips(lpips_backbone, lpips_heads)
     if lpips is None:
@@ -213,5 +199,5 @@ def read_number(folder: EvaluationFolder, method: str, sample: Sample, metric: s
 
 def measured_images(folder: EvaluationFolder, method: str, sample: Sample) -> str | None:
     """Identifies the images that a measurement depends on; None if the method has none."""
-    sha256 = image_sha256(folder, method, sample.id)
+    sha256 = folder.image_sha256(method, sample.id)
     return None if sha256 is None else fingerprint(sha256, sample.inputs, sample.truth)

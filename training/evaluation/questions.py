@@ -1,36 +1,45 @@
-"""What a judge is asked, and how its replies are read.
+"""What a judge is asked about the images, and its answers.
 
 A rating shows a, a′, b and one result, and gives integers 1-10 for edit accuracy and consistency with b (Preservation).
 A comparison shows two results and names the better one. `prompts/` is in this project's own words; a folder with the
-paper's wording can replace it. The key of a question identifies the prompt, the model and the content of every image.
+paper's wording can replace it. The key of a question identifies the prompt, the model and the content of every image:
+a second run repeats no answered question, and a changed image is judged anew. A question without an answer (refused, or
+unreadable at every temperature) is recorded, counted and retried by the next run; too many in a row stop the run.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import threading
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from lorweb_core.errors import FileError
 from lorweb_core.files import MAX_TEXT_BYTES, read_json, read_text
 from lorweb_core.images import read_image
 
 from ..data.pairing import uniforms
-from .folder import EvaluationError, EvaluationFolder, fingerprint, write_file
+from .folder import EvaluationError, EvaluationFolder, Record, fingerprint, write_json
+from .judge import Judge, JudgeError, QuestionError
 from .test_set import Sample
 
 OWN_PROMPTS = Path(__file__).parent / "prompts"
-#: Of the first try, and of the repetitions after unreadable replies.
+#: Of the first try, and of the retries after unreadable replies.
 TEMPERATURES = (0.0, 0.4, 0.8)
 #: Longest side a judge sees; Gemma-3 resizes to 896 px.
 MAX_SIDE_PX = 896
 #: A longer reply is not read: models that repeat themselves without end, or servers that ignore max_tokens.
 MAX_REPLY_CHARACTERS = 20_000
+MAX_FAILURES_IN_A_ROW = 5
+NO_REPLY, UNREADABLE = "no reply (refused)", "unreadable reply"
 ORDERS = ("drawn", "reversed")
 _IMAGES = {"rating": ("a", "a_prime", "b", "result"), "comparison": ("a", "a_prime", "b", "result_1", "result_2")}
 
@@ -41,13 +50,7 @@ class ReplyError(ValueError):
 
 @dataclass(frozen=True)
 class Judging:
-    """Who is asked and how; `aggregate` uses the latest one.
-
-    Attributes:
-        model: the judge.
-        rating, comparison: prompts, with `<<name>>` for an image.
-        is_papers: the prompts are the paper's wording, so that its numbers can be compared.
-    """
+    """The judge's model and prompts, with `<<name>>` for an image; `is_papers` if the wording is the paper's."""
 
     model: str
     rating: str
@@ -55,8 +58,8 @@ class Judging:
     is_papers: bool
 
     def save(self, folder: EvaluationFolder) -> None:
-        """Make it the latest judging of an evaluation."""
-        write_file(folder.root / "judge.json", json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        """Make it the latest judging of an evaluation, which `aggregate` uses."""
+        write_json(folder.root / "judge.json", asdict(self))
 
     @classmethod
     def latest(cls, folder: EvaluationFolder) -> Judging | None:
@@ -112,25 +115,92 @@ def read_prompts(model: str, folder: Path | None = None) -> Judging:
 def make_question(folder: EvaluationFolder, judging: Judging, sample: Sample, methods: Sequence[str]) -> Question:
     """Return the question about the result of one method (a rating), or of two in this order (a comparison)."""
     kind = "rating" if len(methods) == 1 else "comparison"
-    paths = [folder.inputs(sample.id) / f"{part}.png" for part in ("a", "a_prime", "b")]
-    paths += [folder.image(method, sample.id) for method in methods]
-    images = dict(zip(_IMAGES[kind], paths, strict=True))
+    paths = [*folder.triplet(sample.id), *(folder.image(method, sample.id) for method in methods)]
     prompt = judging.rating if kind == "rating" else judging.comparison
-    contents = [folder.sha256(path) for path in images.values()]
-    return Question(kind, prompt, images, fingerprint(prompt, judging.model, MAX_SIDE_PX, TEMPERATURES, contents))
+    contents = [folder.sha256(path) for path in paths]
+    key = fingerprint(prompt, judging.model, MAX_SIDE_PX, TEMPERATURES, contents)
+    return Question(kind, prompt, dict(zip(_IMAGES[kind], paths, strict=True)), key)
 
 
 def shown_order(first: str, second: str, sample: str, order: str) -> tuple[str, str]:
-    """Return two methods in the order that they are shown: random over samples, the same in every run.
-
-    Args:
-        first, second: methods; which is first makes no difference.
-        sample: id.
-        order: one of ORDERS.
+    """Return two methods as a sample's comparison shows them: in random order ("drawn"), the same in every run, or in
+    the other one ("reversed"). Which method is `first` makes no difference.
     """
     one, two = sorted((first, second))
     is_swapped = (uniforms("comparison", f"{one} | {two}", sample)[0] < 0.5) != (order == "reversed")
     return (two, one) if is_swapped else (one, two)
+
+
+def all_questions(
+    folder: EvaluationFolder, judging: Judging, methods: Sequence[str], samples: Sequence[Sample], *,
+    reference: str, asks_both_orders: bool,
+) -> list[Question]:  # fmt: skip
+    """Return a rating for every image, and comparisons of the reference with every other method."""
+    questions = [make_question(folder, judging, sample, [method]) for method in methods for sample in samples]
+    orders = ORDERS if asks_both_orders else ORDERS[:1]
+    return questions + [
+        make_question(folder, judging, sample, shown_order(reference, method, sample.id, order))
+        for method in methods if method != reference
+        for sample in samples
+        for order in orders
+    ]  # fmt: skip
+
+
+def ask_all(folder: EvaluationFolder, judge: Judge, questions: Sequence[Question], *, workers: int) -> Counter[str]:
+    """Ask all questions that have no answer yet, several at a time; return "answered" or the failure → how many.
+
+    Raises JudgeError if the judge cannot be used; answers so far are kept.
+    """
+    lock = threading.Lock()
+
+    def ask(question: Question) -> Record:
+        record = _ask(judge, question)
+        with lock:
+            folder.answers.append(record)
+        return record
+
+    known = {question.key: folder.answers.get(question.key) for question in questions}
+    asked = {question.key: question for question in questions if not (known[question.key] or {}).get("answer")}
+    # Earlier failures last: a run that they stop has got further than the one before.
+    in_order = sorted(asked.values(), key=lambda question: known[question.key] is not None)
+    failures = 0
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        futures = [pool.submit(ask, question) for question in in_order]
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), desc="judging", unit="answer", disable=None):
+                record = future.result()
+                failures = 0 if record["answer"] else failures + 1
+                if failures == MAX_FAILURES_IN_A_ROW:
+                    raise JudgeError(
+                        f"The last {failures} questions to {judge.model} have no answer, the latest because of: "
+                        f"{record['failure']}: {record['details']}. The model must take five images in one message "
+                        "(vLLM: --limit-mm-per-prompt '{\"image\": 5}') within its context. The answers so far are "
+                        "kept; run the same command again to continue."
+                    )
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    records = [folder.answers.get(question.key) for question in questions]
+    return Counter(record["failure"] or "answered" for record in records if record is not None)
+
+
+def _ask(judge: Judge, question: Question) -> Record:
+    """Ask one question, again at higher temperatures after unreadable replies, and return its record."""
+    record: Record = {
+        "key": question.key, "kind": question.kind, "model": judge.model, "answer": None, "failure": None,
+        "details": None, "replies": [],
+    }  # fmt: skip
+    parts = question.parts()
+    for seed, temperature in enumerate(TEMPERATURES):
+        try:
+            text = judge.reply(parts, temperature=temperature, seed=seed)
+        except QuestionError as error:
+            return record | {"failure": NO_REPLY, "details": str(error)}
+        record["replies"].append({"temperature": temperature, "text": text[:MAX_REPLY_CHARACTERS]})
+        try:
+            return record | {"answer": read_reply(question.kind, text), "failure": None, "details": None}
+        except ReplyError as error:
+            record |= {"failure": UNREADABLE, "details": str(error)}
+    return record
 
 
 def read_reply(kind: str, text: str) -> dict[str, int]:
@@ -144,25 +214,20 @@ def read_reply(kind: str, text: str) -> dict[str, int]:
         raise ReplyError(f"the reply has more than {MAX_REPLY_CHARACTERS} characters")
     decoder = json.JSONDecoder()
     answer: dict[str, Any] = {}
-    place = text.find("{")
-    while place >= 0:
+    start = text.find("{")
+    while start >= 0:
         try:
-            answer, end = decoder.raw_decode(text, place)
+            answer, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):  # not only JSONDecodeError: also numbers of too many digits
-            end = place + 1
-        place = text.find("{", end)
-    if kind == "comparison":
-        return {"better": _whole_number(answer, "better", 1, 2)}
-    metrics = answer.get("metrics", answer)
-    if not isinstance(metrics, dict):
-        raise ReplyError("metrics is no object")
-    return {name: _whole_number(metrics, name, 1, 10) for name in ("accuracy", "consistency")}
-
-
-def _whole_number(values: dict[str, Any], name: str, lowest: int, highest: int) -> int:
-    if name not in values:
-        raise ReplyError(f"there is no {name} in the reply")
-    value = values[name]
-    if isinstance(value, bool) or value not in range(lowest, highest + 1):
-        raise ReplyError(f"{name} is not a whole number from {lowest} to {highest}")
-    return int(value)
+            end = start + 1
+        start = text.find("{", end)
+    names, highest = (("better",), 2) if kind == "comparison" else (("accuracy", "consistency"), 10)
+    values = answer if kind == "comparison" else answer.get("metrics", answer)
+    if not isinstance(values, dict):
+        raise ReplyError("metrics is not an object")
+    for name in names:
+        if name not in values:
+            raise ReplyError(f"there is no {name} in the reply")
+        if isinstance(values[name], bool) or values[name] not in range(1, highest + 1):
+            raise ReplyError(f"{name} is not a whole number from 1 to {highest}")
+    return {name: int(values[name]) for name in names}

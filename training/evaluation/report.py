@@ -14,7 +14,7 @@ from .folder import EvaluationError, EvaluationFolder, write_file
 from .metrics import NOT_MEASURED
 from .test_set import Sample
 
-#: metric → (column head, decimals); win rates stand after the paper's four.
+#: metric → (column head, decimals); win rates come after the paper's four.
 _PAPER_COLUMNS = {
     "preservation": ("Pres. ↑", 2),
     "accuracy": ("Acc. ↑", 2),
@@ -43,7 +43,6 @@ PAPER_ROWS: dict[str, tuple[float, ...]] = {
 }
 OWN_WORDING_NOTE = "Prompts in this project's own words: scores and win rates do not compare with the paper's."
 _AXES = (("preservation", "accuracy"), ("lpips", "clip_direction"))
-_GAP_PX, _LABEL_PX, _FONT_PX = 6, 22, 15
 _SHOWN = 3
 
 
@@ -90,7 +89,7 @@ def as_markdown(evaluation: Evaluation) -> str:
     if evaluation.judge and evaluation.judge["wording"] == "paper":
         heads = [*(head for head, _ in _PAPER_COLUMNS.values()), *_PAPER_HEADS]
         cells = {
-            model: [f"{number:.{2 if place < 4 else 1}f}" for place, number in enumerate(numbers)]
+            model: [f"{number:.{2 if column < 4 else 1}f}" for column, number in enumerate(numbers)]
             for model, numbers in PAPER_ROWS.items()
         }
         padded = {model: row + [""] * (len(heads) - len(row)) for model, row in cells.items()}
@@ -133,19 +132,12 @@ def draw_pareto(evaluation: Evaluation, path: Path) -> bool:
 
 
 def write_sheets(
-    folder: EvaluationFolder,
-    methods: Sequence[str],
-    samples: Sequence[Sample],
-    *,
-    rows: int = 8,
-    sheets: int = 4,
+    folder: EvaluationFolder, methods: Sequence[str], samples: Sequence[Sample], *, rows: int = 8, sheets: int = 4,
     cell_px: int = 192,
-) -> None:
+) -> None:  # fmt: skip
     """Write up to `sheets` images with a row per sample: a, a′, b, b′ of every method, the true b′.
 
     Tasks take turns, so that every task is shown before any is shown twice. Sheets of an earlier run are removed.
-
-    Raises OutputError if they cannot be written.
     """
     for old in folder.results.glob("sheet-[0-9][0-9].png"):
         old.unlink()
@@ -159,8 +151,8 @@ def write_sheets(
     for number in range(min(sheets, -(-len(chosen) // rows))):
         lines = []
         for sample in chosen[number * rows : (number + 1) * rows]:
-            paths = [folder.inputs(sample.id) / f"{part}.png" for part in ("a", "a_prime", "b")]
-            paths += [folder.image(method, sample.id) for method in methods] + [folder.truth(sample.id)]
+            made = [folder.image(method, sample.id) for method in methods]
+            paths = [*folder.triplet(sample.id), *made, folder.truth(sample.id)]
             images = [read_image(path) if path.is_file() else None for path in paths[: len(heads)]]
             lines.append((f"{sample.task}: {sample.id}", images))
         write_file(folder.results / f"sheet-{number + 1:02d}.png", contact_sheet(heads, lines, cell_px=cell_px))

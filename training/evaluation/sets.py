@@ -20,9 +20,9 @@ from pathlib import Path, PurePosixPath
 from lorweb_core.images import ImageFileError, read_image_size
 
 from ..data.buckets import aspects_match
-from ..data.importers.building import picture_files, require_folder, subfolders
+from ..data.importers.building import image_files, require_folder, subfolders
 from ..data.importers.extraction import safe_name
-from ..data.index import PairIndex
+from ..data.index import read_pairs
 from ..data.pairing import caption_of, task_caption_from_name, uniforms
 from .folder import EvaluationError
 from .test_set import Analogy, ImagePart
@@ -33,23 +33,14 @@ _DEPTH = 4  # of an edited image of the evalset: part / category / prompt / file
 
 @dataclass(frozen=True)
 class SetOptions:
-    """Which analogies of a set are used.
+    """Which analogies of a set are used."""
 
-    Attributes:
-        split: of an index: `train`, `val`, `test` or `all`.
-        tasks: names; () for all.
-        b_per_pair: how many b every pair a, a′ gets.
-        per_task: at most this many analogies of a task; 0 for all.
-        caption_source: whose edit instruction is the prompt; see `DrawSettings.caption_source`.
-        seed: of the choice.
-    """
-
-    split: str = "test"
-    tasks: tuple[str, ...] = ()
-    b_per_pair: int = 2
-    per_task: int = 0
-    caption_source: str = "a"
-    seed: int = 0
+    split: str = "test"  # of an index: train, val, test or all
+    tasks: tuple[str, ...] = ()  # names; () for all
+    b_per_pair: int = 2  # how many b every pair a, a′ gets
+    per_task: int = 0  # at most this many analogies of a task; 0 for all
+    caption_source: str = "a"  # whose edit instruction is the prompt; see `caption_of`
+    seed: int = 0  # of the choice
 
 
 @dataclass
@@ -66,20 +57,20 @@ class AnalogySet:
             for reason, names in self.unused.items() if names
         ]  # fmt: skip
 
+    def note_missing_b(self, count: int, wanted: int, name: str) -> None:
+        """Count a pair that has fewer b than wanted."""
+        if count < wanted:
+            self.unused[f"pairs with fewer than {wanted} b" if count else "pairs without a fitting b"].append(name)
+
 
 def read_set(spec: str, options: SetOptions) -> AnalogySet:
-    """Return the analogies of a set.
+    """Return the analogies of an index file or `evalset:FOLDER`.
 
-    Args:
-        spec: an index file, or `evalset:FOLDER`.
-        options: which of them.
     Raises LoRWeBError if there is no such set or task, or no analogy fits.
     """
-    kind, _, place = spec.partition(":")
-    if kind == "evalset" and place:
-        found, tasks = _read_evalset(Path(place), options)
-    else:
-        found, tasks = _read_index(spec, options)
+    kind, _, root = spec.partition(":")
+    read, name = (_read_evalset, root) if kind == "evalset" and root else (_read_index, spec)
+    found, tasks = read(name, options)
     kept = []
     counts: Counter[str] = Counter()
     for analogy in found.analogies:
@@ -94,18 +85,18 @@ def read_set(spec: str, options: SetOptions) -> AnalogySet:
             "`python -m training.prepare split --split test`."
         )
     names = Counter(analogy.sample for analogy in kept)
-    for place_in_list, analogy in enumerate(kept):
+    found.analogies = []
+    for analogy in kept:
         if names[analogy.sample] > 1:
             digest = hashlib.sha256(repr((analogy.task, analogy.pair, analogy.b)).encode()).hexdigest()[:8]
-            kept[place_in_list] = replace(analogy, sample=f"{analogy.sample}--{digest}")
-    found.analogies = kept
+            analogy = replace(analogy, sample=f"{analogy.sample}--{digest}")
+        found.analogies.append(analogy)
     return found
 
 
 def _read_index(path: str, options: SetOptions) -> tuple[AnalogySet, list[str]]:
     """Every pair as a, a′ with the next b of its task that fit, in shuffled order."""
-    index = PairIndex.read_index(path)
-    records = [record for record in index.records if options.split in ("all", record.split)]
+    records = [record for record in read_pairs(path) if options.split in ("all", record.split)]
     by_task = defaultdict(list)
     for record in sorted(records, key=lambda record: uniforms(options.seed, "evaluation", record.id)):
         by_task[record.task].append(record)
@@ -115,7 +106,7 @@ def _read_index(path: str, options: SetOptions) -> tuple[AnalogySet, list[str]]:
         pairs = by_task[task]
         for place, a in enumerate(pairs):
             others = [b for b in pairs[place + 1 :] + pairs[:place] if aspects_match(b.aspect, a.aspect)]
-            _note_missing_b(found, len(others), options.b_per_pair, a.id)
+            found.note_missing_b(len(others), options.b_per_pair, a.id)
             for b in others[: options.b_per_pair]:
                 image_a, image_a_prime, image_b, image_b_prime = (
                     ImagePart(record.before, half) if record.strip else ImagePart((record.before, record.after)[half])
@@ -130,18 +121,19 @@ def _read_index(path: str, options: SetOptions) -> tuple[AnalogySet, list[str]]:
     return found, tasks
 
 
-def _read_evalset(root: Path, options: SetOptions) -> tuple[AnalogySet, list[str]]:
+def _read_evalset(folder_name: str, options: SetOptions) -> tuple[AnalogySet, list[str]]:
     """Every edited photo as a′ with some b of its category, which are cropped to a's aspect."""
+    root = Path(folder_name)
     require_folder(root, "original/ and decoded... of LoRWeB_evalset")
     folders = subfolders(root / "original") if (root / "original").is_dir() else []
-    originals = {folder.name.removeprefix("unsplash_"): picture_files(folder) for folder in folders}
+    originals = {folder.name.removeprefix("unsplash_"): image_files(folder) for folder in folders}
     aspects = {path: _aspect(path) for paths in originals.values() for path in paths}
     edited: dict[str, list[tuple[Path, str, str]]] = defaultdict(list)
     for folder in sorted({path.parent for path in root.rglob("*") if path.is_file()}):
         names = folder.relative_to(root).parts
         if len(names) >= _DEPTH and "original" not in names:
             prompt = task_caption_from_name(folder.name)
-            edited[f"{names[-3]}/{prompt}"] += [(path, names[-2], prompt) for path in picture_files(folder)]
+            edited[f"{names[-3]}/{prompt}"] += [(path, names[-2], prompt) for path in image_files(folder)]
     tasks = _choose_tasks(edited, options.tasks)
     found = AnalogySet()
     for task, path, category, prompt in ((name, *item) for name in tasks for item in edited[name]):
@@ -153,7 +145,7 @@ def _read_evalset(root: Path, options: SetOptions) -> tuple[AnalogySet, list[str
             continue
         others = [b for b in originals[category] if b != a and aspects_match(aspects[b], aspects[a])]
         others.sort(key=lambda b: uniforms(options.seed, place, b.stem))
-        _note_missing_b(found, len(others), options.b_per_pair, place)
+        found.note_missing_b(len(others), options.b_per_pair, place)
         for b in others[: options.b_per_pair]:
             found.analogies.append(
                 Analogy(
@@ -176,15 +168,8 @@ def _choose_tasks(known: Iterable[str], wanted: Sequence[str]) -> list[str]:
     return [name for name in known if not wanted or name in wanted]
 
 
-def _note_missing_b(found: AnalogySet, count: int, wanted: int, name: str) -> None:
-    if not count:
-        found.unused["pairs without a fitting b"].append(name)
-    elif count < wanted:
-        found.unused[f"pairs with fewer than {wanted} b"].append(name)
-
-
 def _short(name: str, length: int = 30) -> str:
-    """The last part of a name, short and safe as a part of a file name."""
+    """The last part of a name, as a short part of a file name."""
     return safe_name(PurePosixPath(name).name)[:length].strip(". ").replace(" ", "_") or "x"
 
 

@@ -1,13 +1,11 @@
 """The test analogies on disk: a, a′ and b as every method gets them, and the true b′ apart from them.
 
-Images are cut, cropped, limited in size and stored once as PNG, so that all methods, metrics and the judge see the same
-pixels. Records hold the hash of every file: `generate` with the same --set restores a damaged or missing file, and
-everything made from a changed image is made again.
+Images are stored once as PNG, so that all methods, metrics and the judge see the same pixels. Records hold the hash of
+every file: `generate` with the same --set restores a damaged file, and what depends on a changed image is redone.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from lorweb_core.files import read_json
 from lorweb_core.images import ImageFileError, read_image
 
 from ..data.images import cut_strip
-from .folder import EvaluationError, EvaluationFolder, Record, fingerprint, write_file
+from .folder import EvaluationError, EvaluationFolder, Record, fingerprint, write_file, write_json
 
 logger = logging.getLogger(__name__)
 _SHOWN = 3
@@ -41,60 +39,49 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class Analogy:
-    """One test analogy of a set, not yet read.
+    """One test analogy of a set, not yet read."""
 
-    Attributes:
-        sample: its name, used as a file name by the evaluation and by other methods.
-        task: metrics are averaged within it first.
-        prompt: edit instruction; "" for none.
-        pair, b: ids of the pair a, a′ and of the image b.
-        image_a, image_a_prime, image_b: the inputs.
-        image_b_prime: the true answer; None if it is not known.
-        crops_b: crop b to a's aspect, as in the paper's own set.
-    """
-
-    sample: str
-    task: str
-    prompt: str
-    pair: str
-    b: str
+    sample: str  # its name, used as a file name by the evaluation and by other methods
+    task: str  # metrics are averaged within it first
+    prompt: str  # edit instruction; "" for none
+    pair: str  # id of the pair a, a′
+    b: str  # id of the image b
     image_a: ImagePart
     image_a_prime: ImagePart
     image_b: ImagePart
-    image_b_prime: ImagePart | None = None
-    crops_b: bool = False
+    image_b_prime: ImagePart | None = None  # the true answer; None if it is not known
+    crops_b: bool = False  # crop b to a's aspect, as in the paper's own set
+
+    @property
+    def parts(self) -> tuple[ImagePart | None, ...]:
+        """a, a′, b, b′."""
+        return self.image_a, self.image_a_prime, self.image_b, self.image_b_prime
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A test analogy in an evaluation folder.
-
-    Attributes:
-        id, task, prompt: see `Analogy`.
-        inputs: identifies the content of a, a′ and b.
-        truth: hash of the true b′; None if it is not known.
-    """
+    """A test analogy in an evaluation folder."""
 
     id: str
     task: str
     prompt: str
-    inputs: str
-    truth: str | None
+    inputs: str  # identifies the content of a, a′ and b
+    truth: str | None  # hash of the true b′; None if it is not known
 
 
 def write_samples(
     folder: EvaluationFolder, analogies: Sequence[Analogy], *, max_side_px: int, not_used: Sequence[str] = ()
 ) -> None:
-    """Bring a test set into the folder; what is there and unchanged is kept, unreadable images are left out.
+    """Bring a whole test set into the folder; unchanged files are kept, unreadable images are left out.
 
-    Args:
-        folder: an evaluation of this set, or an empty place.
-        analogies: the whole set.
-        max_side_px: larger images are scaled down.
-        not_used: what the set could not use; kept for the table.
+    Images larger than `max_side_px` are scaled down; `not_used` (what the set could not use) is kept for the table.
+
     Raises EvaluationError if the folder holds another set.
     """
-    choices = {analogy.sample: _choice(analogy, max_side_px) for analogy in analogies}
+    choices = {}  # what identifies an analogy and how it is cut, whatever its files contain and where they are
+    for analogy in analogies:
+        names = (analogy.sample, analogy.task, analogy.prompt, analogy.pair, analogy.b, analogy.crops_b)
+        choices[analogy.sample] = fingerprint(names, [part and part.half for part in analogy.parts], max_side_px)
     foreign = [record["sample"] for record in folder.samples if record["choice"] != choices.get(record["sample"])]
     if foreign:
         raise EvaluationError(
@@ -103,8 +90,7 @@ def write_samples(
         )
     broken = []
     for analogy in tqdm(analogies, desc="test set", unit="sample", disable=None):
-        parts = [analogy.image_a, analogy.image_a_prime, analogy.image_b, analogy.image_b_prime]
-        source = fingerprint(choices[analogy.sample], [part and folder.sha256(part.path) for part in parts])
+        source = fingerprint(choices[analogy.sample], [part and folder.sha256(part.path) for part in analogy.parts])
         found = folder.samples.get(analogy.sample)
         if found and found["source"] == source and found["files"] is not None and not _damaged(folder, found):
             continue
@@ -117,7 +103,7 @@ def write_samples(
         except ImageFileError as error:
             broken.append(f"{error.path} ({error.reason})")
         folder.samples.append(record)
-    write_file(folder.root / "set.json", json.dumps({"not_used": list(not_used)}, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder.root / "set.json", {"not_used": list(not_used)})
     if broken:
         logger.warning(
             "left out %d analogies with unreadable images: %s. Replace the files and run the same command again.",
@@ -126,10 +112,7 @@ def write_samples(
 
 
 def read_samples(folder: EvaluationFolder) -> list[Sample]:
-    """Return the test analogies of a folder in the order of the set.
-
-    Raises EvaluationError if there are none, or if their files are missing or have changed.
-    """
+    """Return the test analogies of a folder. Raises EvaluationError for none, and for missing or changed files."""
     records = [record for record in folder.samples if record["files"] is not None]
     if not records:
         raise EvaluationError(
@@ -161,9 +144,9 @@ def read_not_used(folder: EvaluationFolder) -> list[str]:
 
 def _write_files(folder: EvaluationFolder, analogy: Analogy, max_side_px: int) -> dict[str, str | None]:
     """Write the files of a sample, and return name → hash."""
-    a, a_prime, b = (part.read() for part in (analogy.image_a, analogy.image_a_prime, analogy.image_b))
-    truth = analogy.image_b_prime.read() if analogy.image_b_prime else None
-    images = {"a.png": a, "a_prime.png": a_prime, "b.png": b} | ({"truth": truth} if truth else {})
+    names = ("a.png", "a_prime.png", "b.png", "truth")
+    images = {name: part.read() for name, part in zip(names, analogy.parts, strict=True) if part}
+    a = images["a.png"]
     for name, image in images.items():
         if analogy.crops_b and name in ("b.png", "truth"):
             width = min(image.width, round(image.height * a.width / a.height))
@@ -183,10 +166,3 @@ def _path(folder: EvaluationFolder, sample: str, name: str) -> Path:
 def _damaged(folder: EvaluationFolder, record: Record) -> list[str]:
     files = [(_path(folder, record["sample"], name), sha256) for name, sha256 in record["files"].items()]
     return [path.relative_to(folder.root).as_posix() for path, sha256 in files if folder.sha256(path) != sha256]
-
-
-def _choice(analogy: Analogy, max_side_px: int) -> str:
-    """Identifies the analogy and how it is cut, whatever the content and the place of its files."""
-    parts = (analogy.image_a, analogy.image_a_prime, analogy.image_b, analogy.image_b_prime)
-    names = (analogy.sample, analogy.task, analogy.prompt, analogy.pair, analogy.b, analogy.crops_b)
-    return fingerprint(names, [part and part.half for part in parts], max_side_px)

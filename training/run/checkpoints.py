@@ -1,9 +1,9 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped, in folders that are whole or absent.
+"""Checkpoints: everything a run needs to continue as if it had never stopped, in folders that are whole or absent.
 
     checkpoints/step-000000500/   basis.safetensors (for the nodes)   state.pt (to resume)   manifest.json
 
-Written into a hidden folder beside it, flushed to disk, then renamed. The manifest holds the size and SHA-256 of each
-file and of itself. The newest folder in which all of them are right is loaded; a damaged one is skipped with a warning.
+Each is written into a hidden folder beside it, flushed to disk, then renamed. The manifest has the size and SHA-256 of
+each file and of itself. The newest folder in which all match is loaded; a damaged one is skipped with a warning.
 """
 
 from __future__ import annotations
@@ -15,14 +15,23 @@ import os
 import pickle
 import re
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lorweb_core.errors import CheckpointError, OutputError
+from lorweb_core.checkpoint import save_basis
+from lorweb_core.errors import CheckpointError, OutputError, RangeError
+
+from ..config.schema import TrainConfig
+from .distributed import Processes
+from .inputs import Inputs
+from .loop import TrainingState
+from .optimizers import load_optimizer_state
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +39,119 @@ FORMAT_VERSION = 2
 STATE_FILE, BASIS_FILE, MANIFEST_FILE = "state.pt", "basis.safetensors", "manifest.json"
 _FOLDER_NAME = re.compile(r"step-(\d{9})")
 _PARTIAL_PREFIX = ".partial-"
+
+
+@dataclass
+class CheckpointSaver:
+    """Saves a run's state: the main process writes, the others wait.
+
+    A save that fails while training continues is logged, so a full disk costs no steps; the last one raises.
+
+    Attributes:
+        config: of the run.
+        processes: the process group.
+        inputs: digests of data and models; None in processes that do not write.
+        saved_step: of the newest checkpoint that this process wrote.
+    """
+
+    config: TrainConfig
+    processes: Processes
+    inputs: Inputs | None
+    saved_step: int | None = None
+
+    def __call__(self, state: TrainingState, *, is_last: bool = False) -> None:
+        """Write a checkpoint, unless that of this step was written already.
+
+        Raises: OutputError: when the last one cannot be written.
+        """
+        if self.processes.is_main and self.saved_step != state.step:
+            folder, started = self.config.run_folder / "checkpoints", time.monotonic()
+            try:
+                save_checkpoint(
+                    folder, state.step, {**pack_state(state, self.config), "inputs": self.inputs},
+                    write_basis=lambda path: write_basis_file(path, state, self.config),
+                    keep=self.config.checkpoint.keep,
+                )  # fmt: skip
+                logger.info("saved step %d in %s: %.1f s", state.step, folder, time.monotonic() - started)
+                self.saved_step = state.step
+            except OutputError as error:
+                if is_last:
+                    raise
+                logger.error("%s", error)
+        self.processes.wait()
+
+
+def pack_state(state: TrainingState, config: TrainConfig) -> dict[str, Any]:
+    """Return what a checkpoint holds of a state; schedule, noise and choice of pairs follow from the step."""
+    random = {"cpu": torch.get_rng_state()}  # torch's own generators, which only third-party layers would use
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state()
+    return {
+        "trained": {name: tensor.detach().cpu() for name, tensor in state.model.trained_state().items()},
+        "optimizer": state.optimizer.state_dict(),
+        "optimizer_class": _class_name(state.optimizer),
+        "ema": None if state.ema is None else state.ema.state_dict(),
+        "bad_steps": state.bad_steps,
+        "micro_batch_size": state.micro_batch_size,
+        "random": random,
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def restore_state(state: TrainingState, saved: dict[str, Any], config: TrainConfig) -> None:
+    """Continue from a checkpoint's state; settings that differ are logged.
+
+    torch's own generators are left to `restore_random_states`: building the rest of a run still uses them.
+
+    Raises: ShapeError: when the basis has other sizes. CheckpointError: when the optimizer is of another kind.
+    """
+    if (before := saved["optimizer_class"]) != (now := _class_name(state.optimizer)):
+        raise CheckpointError(
+            f"The checkpoint was written by {before}, but optimizer.name and the installed packages give {now}. Set "
+            "optimizer.name as in the run's resolved.yaml and install what it used, or begin a new run.name with "
+            "basis.start_from: <the checkpoint's basis.safetensors>."
+        )
+    for section, values in config.model_dump(mode="json").items():
+        for name, value in values.items():
+            if (before := saved["config"].get(section, {}).get(name)) != value:
+                logger.warning("resuming with another %s.%s: %r instead of %r", section, name, value, before)
+    state.model.load_trained_state(saved["trained"])
+    load_optimizer_state(state.optimizer, saved["optimizer"])
+    if state.ema is not None:
+        state.ema.load_state_dict(saved["ema"] or {"updates": 0, "tensors": state.model.trained_state()})
+    state.step, state.bad_steps = saved["step"], saved["bad_steps"]
+    if saved["config"]["run"]["micro_batch_size"] == config.run.micro_batch_size:  # what was halved stays halved
+        state.micro_batch_size = min(state.micro_batch_size, saved["micro_batch_size"])
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Set torch's own generators."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def write_basis_file(path: Path, state: TrainingState, config: TrainConfig) -> None:
+    """Write the basis that the nodes load: the EMA weights if there are any, the gain folded in, float16.
+
+    Numbers beyond float16 are no reason to lose a checkpoint: the file is then bfloat16, with a warning.
+    """
+    layers = state.model.layers(None if state.ema is None else state.ema.tensors)
+    facts = {
+        "step": state.step,
+        "name": config.run.name,
+        "resolution_px": config.data.resolution_px,
+        "max_tokens": config.text.max_tokens,
+    }
+    try:
+        save_basis(path, layers, config.router_settings(), training=facts, dtype=torch.float16)
+    except RangeError as error:
+        logger.warning("%s is bfloat16, not float16: %s", path.name, error)
+        save_basis(path, layers, config.router_settings(), training=facts, dtype=torch.bfloat16)
+
+
+def _class_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def save_checkpoint(
@@ -52,9 +174,20 @@ def save_checkpoint(
         _remove_partial(folder)
         partial.mkdir(parents=True)
         write_basis(partial / BASIS_FILE)
-        _write_state(partial / STATE_FILE, {"step": step, **state})
+        with (partial / STATE_FILE).open("wb") as file:
+            torch.save({"step": step, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
         earlier = list_checkpoints(folder)
-        _write_manifest(partial, order=1 + (_read_manifest(earlier[-1])["order"] if earlier else 0))
+        content = {
+            "format": FORMAT_VERSION,
+            "order": 1 + (_read_manifest(earlier[-1])["order"] if earlier else 0),
+            "files": {path.name: (path.stat().st_size, _sha256(path)) for path in sorted(partial.iterdir())},
+        }
+        with (partial / MANIFEST_FILE).open("w", encoding="utf-8") as file:
+            json.dump({**content, "sha256": _sha256_of_json(content)}, file)
+            file.flush()
+            os.fsync(file.fileno())
         if target.exists():  # moved away first: removing gigabytes takes time, in which a crash would leave neither
             target.replace(folder / f"{_PARTIAL_PREFIX}old-{target.name}")
         partial.replace(target)
@@ -65,14 +198,16 @@ def save_checkpoint(
             f"The checkpoint of step {step} could not be written to {folder}: {str(error)[:300]}. Free disk space or "
             "choose another run.folder. The earlier checkpoints are whole; continue with `--resume latest`."
         ) from error
-    remove_old(folder, keep)
+    for path in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+    _remove_partial(folder)
     return target
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints whose files have the right sizes, in the order in which they were written.
+    """Return the checkpoints whose files have the right sizes, in the order of writing.
 
-    That is not always the order of steps: going back to an earlier one writes lower steps later.
+    That is not always the order of steps: a run resumed from an earlier checkpoint writes lower steps later.
     """
     found = []
     for path in _step_folders(folder):
@@ -84,7 +219,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def load_latest(folder: Path) -> dict[str, Any] | None:
     """Return the state of the newest undamaged checkpoint, or None when there is none at all.
 
-    Raises: CheckpointError: when all are damaged: starting anew would remove them.
+    Raises: CheckpointError: when all are damaged; a new start would delete them.
     """
     whole, present = list_checkpoints(folder), _step_folders(folder)
     for path in [*(path for path in present if path not in whole), *reversed(whole)]:
@@ -101,7 +236,7 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the state of one checkpoint folder, on the CPU, after comparing all of its files with the manifest.
+    """Return the state of one checkpoint folder, on the CPU, after comparing all its files with the manifest.
 
     Raises: CheckpointError: when it is missing, damaged or of another format.
     """
@@ -118,28 +253,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def remove_old(folder: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest `keep`, and partial ones that a crash left."""
-    for path in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
-    _remove_partial(folder)
-
-
-def random_states() -> dict[str, Any]:
-    """Return the states of torch's global generators; the run's own draws need none."""
-    states: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Set torch's global generators."""
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-
-
 def _remove_partial(folder: Path) -> None:
     for path in folder.glob(f"{_PARTIAL_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
@@ -147,22 +260,6 @@ def _remove_partial(folder: Path) -> None:
 
 def _step_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if _FOLDER_NAME.fullmatch(path.name))
-
-
-def _write_state(path: Path, state: dict[str, Any]) -> None:
-    with path.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_manifest(folder: Path, *, order: int) -> None:
-    files = {path.name: (path.stat().st_size, _sha256(path)) for path in sorted(folder.iterdir())}
-    content = {"format": FORMAT_VERSION, "order": order, "files": files}
-    with (folder / MANIFEST_FILE).open("w", encoding="utf-8") as file:
-        json.dump({**content, "sha256": _sha256_of_json(content)}, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""One process or many: accelerate's process group under `torchrun`, and the few questions the loop asks of it.
+"""One process or many: accelerate's process group under `torchrun`, DDP and FSDP.
 
     torchrun --nproc-per-node 8 -m training.train --config …                       one machine
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint host:29500 -m training.train --config …
 
-`accelerate launch --cpu` starts one process without saying so (accelerate 1.15): torchrun is the one launcher.
+Use torchrun as the launcher: `accelerate launch --cpu` silently starts a single process (accelerate 1.15).
 """
 
 from __future__ import annotations
@@ -35,15 +35,20 @@ class Processes:
         strategy: `ddp`: every process has the whole base; `fsdp`: the base is sharded over them, block by block.
     Attributes:
         rank: of this process, from 0.
-        world_size: how many there are.
+        world_size: number of processes.
         device: of this process.
-        is_sharded: whether the base is shared out.
-    Raises: SettingsError: when `cuda` is asked for and there is none, or a scheduler starts several processes that
-        torchrun does not tell of each other.
+        is_sharded: whether the base is sharded.
+    Raises: SettingsError: when `cuda` is wanted and there is none, or srun starts several tasks without torchrun.
     """
 
     def __init__(self, device: str = "auto", *, strategy: str = "ddp") -> None:
-        _require_torchrun()
+        tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+        if tasks.isdecimal() and int(tasks) > 1 and "RANK" not in os.environ:
+            raise SettingsError(  # they would be as many runs, all in one folder
+                f"srun started {tasks} tasks that do not know of each other. Start one task per machine, and the "
+                "processes with torchrun: `srun --ntasks-per-node 1 torchrun --nnodes … --nproc-per-node … -m "
+                "training.train …`."
+            )
         is_cpu = open_device(device).type == "cpu"
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
@@ -62,29 +67,26 @@ class Processes:
 
     @property
     def loading_device(self) -> torch.device:
-        """Where the base is read to: a base that will be sharded need not fit on one device."""
+        """The device that the base is loaded to: a base that will be sharded need not fit on one GPU."""
         return torch.device("cpu") if self.is_sharded else self.device
 
     def wrap(self, model: TrainableKontext) -> nn.Module:
-        """Return the module whose forward trains, made for several processes where there are several."""
+        """Return the module to train: the model itself, sharded (FSDP2), or wrapped in DDP."""
         if self.world_size == 1:
             return model
-        return _shard_base(model, self.device) if self.is_sharded else self._data_parallel(model)
-
-    def _data_parallel(self, model: TrainableKontext) -> nn.Module:
-        """DDP; frozen weights are left out of its first broadcast.
-
-        Every process has read them itself, and quantized ones cannot be broadcast.
-        """
+        if self.is_sharded:
+            return _shard_base(model, self.device)
         from torch.nn.parallel import DistributedDataParallel
 
+        # Frozen weights are left out of DDP's first broadcast: every process has read them itself, and quantized ones
+        # cannot be broadcast.
         frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
         buffers = [name for name, _ in model.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen + buffers)
         return self._accelerator.prepare_model(model)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Make gradients the mean over processes, where DDP has not done so in the backward pass."""
+        """Average gradients over processes, where DDP has not done so in the backward pass."""
         if self.world_size == 1:
             return
         for parameter in parameters:
@@ -93,13 +95,13 @@ class Processes:
                 parameter.grad /= self.world_size
 
     def without_sync(self, module: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-        """DDP exchanges gradients in the backward pass of the micro-batch that is the last of a step, if any."""
+        """Return a context in which DDP exchanges no gradients, unless this is a step's last micro-batch."""
         return (
             nullcontext() if is_last or self.world_size == 1 or self.is_sharded else self._accelerator.no_sync(module)
         )
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Return this process's part of some work that all of them have before them."""
+        """Return this process's part of a list that all processes have."""
         return items[self.rank :: self.world_size]
 
     def mean(self, value: float) -> float:
@@ -111,7 +113,7 @@ class Processes:
         return bool(self._reduce(torch.tensor(float(flag)), "sum") > 0)
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait for all other processes."""
         self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
@@ -126,27 +128,16 @@ class Processes:
         return self._accelerator.reduce(value.to(self.device), reduction=how).cpu()
 
 
-def _require_torchrun() -> None:
-    """`srun` with several tasks starts as many runs that know nothing of each other, all in one folder."""
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if tasks.isdecimal() and int(tasks) > 1 and "RANK" not in os.environ:
-        raise SettingsError(
-            expected="one task a machine, in which torchrun starts the processes",
-            got=f"{tasks} tasks of srun without it",
-            remedy="Run `srun --ntasks-per-node 1 torchrun --nnodes … --nproc-per-node … -m training.train …`.",
-        )
-
-
 def _shard_base(model: TrainableKontext, device: torch.device) -> TrainableKontext:
-    """FSDP2 over the frozen weights alone: each process keeps its share, blocks are gathered while they compute.
+    """FSDP2 over the frozen weights only: each process keeps its share, blocks are gathered while they compute.
 
-    The basis stays whole on every process, so optimizer, averages and checkpoints are those of one process.
+    The basis stays whole on every process, so optimizer, EMA and checkpoints are those of one process.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     trained = set(model.trained_parameters())
-    # Without a mesh it would take GPUs wherever there are some, although the run may be on CPUs.
+    # Without a mesh it would use GPUs wherever there are some, although the run may be on CPUs.
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     transformer: Any = model.transformer
     for part in (*transformer.transformer_blocks, *transformer.single_transformer_blocks, transformer):

@@ -1,4 +1,4 @@
-"""What a run learns from and builds on, in digests: so that a resumed run can name what was changed in between."""
+"""Digests of the data and models of a run, so that a resumed run can report what changed in between."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def input_digests(records: Sequence[PairRecord], source: ModelSource, encoder: P
         for folder in (source.components, source.transformer) if folder.is_dir()
         for pattern in _BASE_FILES for path in folder.glob(pattern)
     }  # fmt: skip
-    if source.is_single_file:
+    if source.transformer.is_file():
         base = {name: path for name, path in base.items() if not name.startswith("transformer/")}
         base[source.transformer.name] = source.transformer
-    pairs = in_threads(_record_digest, records, show_progress=False, label="")
+    pairs = in_threads(_record_digest, records)
     return {
         "pairs of the data": {record.id: digest for record, digest in zip(records, pairs, strict=True)},
         "files of the base": {name: _digest([path]) for name, path in base.items() if path.is_file()},
@@ -38,7 +38,7 @@ def input_digests(records: Sequence[PairRecord], source: ModelSource, encoder: P
 
 
 def warn_of_changes(before: Mapping[str, Mapping[str, str]], now: Inputs) -> None:
-    """Log a warning for each kind of input that is not what it was."""
+    """Log a warning for each kind of input that changed since the checkpoint."""
     for kind, digests in now.items():
         earlier = before[kind]
         differing = sorted(n for n in earlier.keys() | digests.keys() if earlier.get(n) != digests.get(n))
@@ -58,9 +58,9 @@ def _record_digest(record: PairRecord) -> str:
 
 
 def _digest(paths: Iterable[Path], text: str = "", *, blocks: int = 64) -> str:
-    """Return a digest of a text and of files: their sizes and `blocks` pieces of each, from its first to its last byte.
+    """Return a digest of a text and of files: the size and `blocks` evenly spaced blocks of each.
 
-    Not all bytes: a base has 24 GB. Other weights or another image differ nearly everywhere.
+    Not all bytes: a base has 24 GB, and other weights or another image differ nearly everywhere.
     """
     digest = hashlib.sha256(text.encode("utf-8", errors="surrogatepass"))
     for path in paths:

@@ -1,4 +1,4 @@
-"""One run folder, one run: a lock that names host and process, and that the system releases when the process dies."""
+"""A lock on the run folder: it names host and process, and the system releases it when the process ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lorweb_core.errors import OutputError
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold `run.lock` in a run's folder, which is made where it is missing.
+    """Hold `run.lock` in a run's folder, which is created if needed.
 
     Raises: OutputError: when another process has it, or may have it on another host, or the folder cannot be written.
     """
@@ -26,20 +26,20 @@ def run_lock(folder: Path) -> Iterator[None]:
         file = path.open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise OutputError(
-            f"The run's folder {folder} cannot be written: {error.strerror or error}. Set run.folder to a place where "
-            "you may write, with room for the checkpoints."
+            f"The run's folder {folder} cannot be written: {error.strerror or error}. Set run.folder to a writable "
+            "folder with enough space for the checkpoints."
         ) from error
     with file:
         file.seek(0)
         host, _, pid = file.read(300).strip().rpartition(" ")
         if not _lock(file, pid):
             raise OutputError(
-                f"Process {pid or '?'} on host {host or '?'} trains in {folder} right now. Wait for it or stop it, or "
+                f"Process {pid or '?'} on host {host or '?'} is training in {folder}. Wait for it or stop it, or "
                 "choose another run.name."
             )
         if host not in ("", own_host):  # not every network file system shows the locks of other hosts
             raise OutputError(
-                f"Process {pid} on host {host} trains in {folder}, or was killed there. If it does not run any more, "
+                f"Process {pid} on host {host} is training in {folder}, or was killed. If it is no longer running, "
                 f"delete {path} and start again; otherwise choose another run.name."
             )
         file.truncate(0)
@@ -52,15 +52,15 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def _lock(file: TextIO, pid: str) -> bool:
-    """Lock a file that names the process that locked it last; returns whether no other process holds it.
+    """Lock a file; returns whether no other process holds it.
 
-    On file systems without locks the process decides, which is right on its own host.
+    On file systems without locks it counts whether process `pid`, the last to lock it, is alive on this host.
     """
     try:
         if sys.platform == "win32":
             import msvcrt
 
-            file.seek(1 << 20)  # beyond the text, which others are to read
+            file.seek(1 << 20)  # beyond the text, which others must be able to read
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl

@@ -1,7 +1,7 @@
-"""How much memory and disk a run takes, added up from what can be counted; nothing is loaded.
+"""How much memory and disk a run takes, computed from shapes; nothing is loaded.
 
-Activations follow the measured 0.9 GB + 0.4 GB per sample at 2560 tokens of the full model with gradient checkpointing,
-scaled. CUDA's own memory, its workspace and fragmentation are not in it.
+Activations are the measured 0.84 GB + 0.37 GB per sample of the full model at 2560 tokens with gradient checkpointing,
+scaled. CUDA's own memory, its workspace and fragmentation are not included.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import torch
 from ..adapter.linear import target_layers
 from ..config.schema import TrainConfig
 
-_BASE_BYTES = {"none": None, "int8": 1.02, "nf4": 0.55}
-OPTIMISER_BYTES = {"adamw": 8.0, "adamw8bit": 2.05}
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.05}
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-#: Measured on whole blocks at full size, bfloat16, checkpointed: bytes per token, width and block.
-_FULL_SIZE = {"tokens": 2560, "width": 3072, "blocks": 57, "per_sample_bytes": 0.84e9, "recomputed_bytes": 0.37e9}
-_CHECKPOINTING_FACTOR = 22.0
 #: Embedding width and number of weights of CLIP ViT-L/14's vision tower with projection.
 CLIP_SIZE = 768, 303_966_208
-#: Weights of FLUX's VAE.
-_VAE_NUMBERS = 83_819_683
+_VAE_WEIGHTS = 83_819_683
+_PACKED_BYTES = {"int8": 1.02, "nf4": 0.55}
+#: Measured on whole blocks at full size in bfloat16, checkpointed: what is kept per sample, and what is recomputed.
+_FULL_SIZE = {"tokens": 2560, "width": 3072, "blocks": 57, "kept_bytes": 0.84e9, "recomputed_bytes": 0.37e9}
+#: Messages of cuBLAS, the CUDA driver (bitsandbytes) and the CPU allocator.
+_OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "DefaultCPUAllocator: can't allocate")
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one device, by part; `encoders` are VAE and image encoder (text encoders are gone by then)."""
+    """Bytes on one device, by part; `encoders` are VAE and image encoder (text encoders are freed by then)."""
 
     base: int
     trained: int
@@ -47,28 +47,53 @@ class MemoryEstimate:
 def estimate_memory(
     config: TrainConfig, transformer_config: dict[str, Any], query_dim: int, encoder_weights: int = CLIP_SIZE[1]
 ) -> MemoryEstimate:
-    """Return the memory of one process, counted on the meta device where it can be."""
+    """Return the memory of one process.
+
+    Args:
+        config: of the run.
+        transformer_config: of the base, as diffusers has it.
+        query_dim: Q.
+        encoder_weights: number of weights of the image encoder.
+    """
+    basis, item = config.basis, ITEM_BYTES[config.base.dtype]
     model = meta_transformer(transformer_config)
-    layers = target_layers(model, include=config.basis.include, exclude=config.basis.exclude)
-    adapters, router = count_trained(config, list(layers.values()), query_dim)
     in_blocks = sum(
         p.numel() for name, p in model.named_parameters() if "transformer_blocks" in name and name.endswith("weight")
     )
-    everything = sum(parameter.numel() for parameter in model.parameters())
-    item = ITEM_BYTES[config.base.dtype]
-    shares = sharing_processes() if config.run.strategy == "fsdp" else 1
-    packed = _BASE_BYTES[config.base.quantize] or item
-    weights = adapters * ITEM_BYTES[config.basis.dtype] + router * ITEM_BYTES["float32"]
-    average = 4 * (adapters + router) if config.optimizer.ema_decay is not None else 0
-    unpacked = in_blocks * item if config.base.quantize == "int8" else 0
+    outside = sum(parameter.numel() for parameter in model.parameters()) - in_blocks
+    base = in_blocks * _PACKED_BYTES.get(config.base.quantize, item) + outside * item
+    if config.run.strategy == "fsdp":
+        base /= max(1, int(os.environ.get("WORLD_SIZE", 0)) or torch.cuda.device_count())
+
+    sizes = list(target_layers(model, include=basis.include).values())
+    adapters = basis.basis_size * basis.rank * sum(in_features + out_features for in_features, out_features in sizes)
+    router = len(sizes) * basis.key_dim * (basis.basis_size + query_dim)
+    trained = adapters + router
+
+    side = config.data.resolution_px // 8  # of a grid's latents in tokens
+    tokens = 2 * side * side + config.text.max_tokens
+    width = transformer_config["attention_head_dim"] * transformer_config["num_attention_heads"]
+    blocks = transformer_config["num_layers"] + transformer_config["num_single_layers"]
+    scale = tokens * width / (_FULL_SIZE["tokens"] * _FULL_SIZE["width"]) * item / 2
+    per_sample = scale * (_FULL_SIZE["kept_bytes"] * blocks / _FULL_SIZE["blocks"] + _FULL_SIZE["recomputed_bytes"])
+    unpacked = (
+        in_blocks * item // blocks if config.base.quantize == "int8" else 0
+    )  # torchao unpacks one block's weights
+    image_encoder = 0 if config.caches_embeddings else encoder_weights * ITEM_BYTES["float32"]
     return MemoryEstimate(
-        base=int(in_blocks * packed + (everything - in_blocks) * item) // shares,
-        trained=weights + average,
-        gradients=weights,
-        optimizer=int((adapters + router) * OPTIMISER_BYTES[config.optimizer.name]),
-        activations=_activation_bytes(config, transformer_config, unpacked_base=unpacked),
-        encoders=_encoder_bytes(config, encoder_weights),
+        base=int(base),
+        trained=4 * trained * (1 if config.optimizer.ema_decay is None else 2),
+        gradients=4 * trained,
+        optimizer=int(trained * OPTIMIZER_BYTES[config.optimizer.name]),
+        activations=int(min(config.run.micro_batch_size, config.run.batch_size) * per_sample) + unpacked,
+        encoders=image_encoder + _VAE_WEIGHTS * item,
     )
+
+
+def checkpoint_bytes(config: TrainConfig, memory: MemoryEstimate) -> int:
+    """Return the size of one checkpoint: weights and their EMA, moments, and the float16 basis file."""
+    trained = memory.optimizer / OPTIMIZER_BYTES[config.optimizer.name]
+    return int(memory.trained + memory.optimizer + trained * ITEM_BYTES["float16"])
 
 
 def meta_transformer(transformer_config: dict[str, Any]) -> Any:  # noqa: ANN401 (diffusers model)
@@ -79,54 +104,10 @@ def meta_transformer(transformer_config: dict[str, Any]) -> Any:  # noqa: ANN401
         return FluxTransformer2DModel(**transformer_config)
 
 
-def checkpoint_bytes(config: TrainConfig, memory: MemoryEstimate) -> int:
-    """Return the size of one checkpoint: weights and their average, moments, and the basis file."""
-    numbers = memory.optimizer / OPTIMISER_BYTES[config.optimizer.name]
-    return int(memory.trained + memory.optimizer + numbers * ITEM_BYTES[config.checkpoint.dtype])
-
-
-def count_trained(config: TrainConfig, sizes: list[tuple[int, int]], query_dim: int) -> tuple[int, int]:
-    """Return how many numbers are trained: N·r·Σ(in + out) in adapters, M·(N·K + K·Q) in the router."""
-    basis = config.basis
-    adapters = basis.basis_size * basis.rank * sum(in_features + out_features for in_features, out_features in sizes)
-    return adapters, len(sizes) * basis.key_dim * (basis.basis_size + query_dim)
-
-
-def sharing_processes() -> int:
-    """Return how many processes will share a sharded base: torchrun's number, else one for each GPU here."""
-    return max(1, int(os.environ.get("WORLD_SIZE", 0)) or torch.cuda.device_count())
-
-
-def _encoder_bytes(config: TrainConfig, encoder_weights: int) -> int:
-    """VAE of the published size and image encoder; embeddings from a cache leave the image encoder out."""
-    image_encoder = 0 if config.data.cache_embeddings else encoder_weights * ITEM_BYTES[config.encoder.dtype]
-    return image_encoder + _VAE_NUMBERS * ITEM_BYTES[config.base.dtype]
-
-
-def _activation_bytes(config: TrainConfig, transformer_config: dict[str, Any], *, unpacked_base: int) -> int:
-    """What the backward pass keeps; torchao's int8 Linears keep their weights unpacked, of one block or of all."""
-    side = config.data.resolution_px // 8
-    tokens = 2 * side * side + config.text.max_tokens
-    width = transformer_config["attention_head_dim"] * transformer_config["num_attention_heads"]
-    blocks = transformer_config["num_layers"] + transformer_config["num_single_layers"]
-    scale = tokens * width / (_FULL_SIZE["tokens"] * _FULL_SIZE["width"])
-    scale *= ITEM_BYTES[config.base.dtype] / 2
-    per_sample = _FULL_SIZE["per_sample_bytes"] * scale * blocks / _FULL_SIZE["blocks"]
-    if not config.base.gradient_checkpointing:
-        per_sample *= _CHECKPOINTING_FACTOR
-    kept = unpacked_base // blocks if config.base.gradient_checkpointing else unpacked_base
-    samples = min(config.run.micro_batch_size, config.run.batch_size)
-    return int(samples * (per_sample + _FULL_SIZE["recomputed_bytes"] * scale)) + kept
-
-
 def size_text(count: float) -> str:
-    """Return a number of bytes for a person: GB, below 0.1 GB in MB, below 0.1 MB in kB."""
+    """Return a number of bytes in GB, below 0.1 GB in MB, below 0.1 MB in kB."""
     unit, factor = next(((u, f) for u, f in (("GB", 1e9), ("MB", 1e6)) if count >= f / 10), ("kB", 1e3))
     return f"{count / factor:.{2 if unit == 'GB' else 1}f} {unit}"
-
-
-#: How cuBLAS, the CUDA driver (bitsandbytes) and the CPU say it.
-_OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "DefaultCPUAllocator: can't allocate")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -1,7 +1,7 @@
-"""Progress bar and metric loggers: one JSON line per logged step, TensorBoard, maybe Weights & Biases.
+"""Progress bar and metric loggers: one JSON line per logged step, TensorBoard, Weights & Biases if configured.
 
-Numbers go to `metrics.jsonl` in any case, so a run can be read without any tracker. Where stderr is no
-terminal each logged step is a line of the log instead of a bar. Only the main process writes.
+Numbers go to `metrics.jsonl` in any case, so a run can be read without any tracker. Where stderr is no terminal each
+logged step is a line of the log instead of a bar. Only the main process logs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Monitor:
     Args:
         config: of the run.
         first_step: updates done before.
-        is_main: whether this process talks.
+        is_main: whether this process logs.
     """
 
     def __init__(self, config: TrainConfig, *, first_step: int, is_main: bool) -> None:
@@ -43,7 +43,7 @@ class Monitor:
         self._first_step, self._steps, self._has_bar = first_step, config.run.steps, sys.stderr.isatty()
         hides = not is_main or not self._has_bar
         self._bar = tqdm(total=config.run.steps, initial=first_step, disable=hides, unit="step")
-        self._writer = _tensorboard(config) if is_main and config.tracking.tensorboard else None
+        self._writer = _tensorboard(config) if is_main else None
         self._wandb = _wandb(config) if is_main and config.tracking.wandb_project else None
         self._started = time.monotonic()
         self._step_seconds: list[float] = []
@@ -60,19 +60,22 @@ class Monitor:
         return sum(steps) / len(steps) if steps else 0.0
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write numbers of a step everywhere; a disk that takes none costs these, not the run."""
+        """Write numbers of a step everywhere; a full disk costs these numbers, not the run."""
         if not self._is_main:
             return
+        seconds = time.monotonic() - self._started  # of everything, validation included, for the ETA
         if not self._has_bar and "train/seconds_per_step" in values:
-            # Of everything that a run does, validation included, since the estimate is of its end.
-            per_step = (time.monotonic() - self._started) / (step - self._first_step)
+            per_step = seconds / (step - self._first_step)
             logger.info(
                 "step %d/%d: loss %.4f, lr %.3g, %.2f s/step, ETA %s", step, self._steps, values["train/loss"],
                 values["train/learning_rate"], values["train/seconds_per_step"],
                 timedelta(seconds=round(per_step * (self._steps - step))),
             )  # fmt: skip
+        record = {"step": step, "seconds": round(seconds, 3), **values}
+        numbers = {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
         try:
-            self._append({"step": step, "seconds": round(time.monotonic() - self._started, 3), **values})
+            with (self._folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(numbers) + "\n")
             if self._writer is not None:
                 for name, value in values.items():
                     self._writer.add_scalar(name, value, step)
@@ -81,13 +84,8 @@ class Monitor:
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
 
-    def _append(self, record: Mapping[str, float]) -> None:
-        numbers = {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
-        with (self._folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(numbers) + "\n")
-
-    def picture(self, step: int, name: str, path: Path) -> None:
-        """Show a picture file in the trackers."""
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Log an image file to the trackers."""
         if self._writer is None and self._wandb is None:
             return
         import numpy as np
@@ -130,17 +128,15 @@ def peak_gib() -> float:
 
 
 def require_trackers(config: TrackingConfig) -> None:
-    """Raise a SettingsError when a tracker is asked for whose package is not here."""
-    if config.wandb_project is None:
-        return
-    try:
-        import wandb  # noqa: F401
-    except ImportError as error:
-        raise SettingsError(
-            expected="the package wandb, since tracking.wandb_project is set",
-            got=str(error),
-            remedy="Run `pip install wandb` and `wandb login`, or set tracking.wandb_project: null.",
-        ) from error
+    """Raise a SettingsError if the package of a configured tracker is not installed."""
+    if config.wandb_project is not None:
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise SettingsError(
+                f"tracking.wandb_project is set, but wandb cannot be imported: {error}. Run `pip install wandb` and "
+                "`wandb login`, or set tracking.wandb_project: null."
+            ) from error
 
 
 def _tensorboard(config: TrainConfig) -> Any:  # noqa: ANN401 (an optional package's class)
@@ -155,13 +151,11 @@ def _tensorboard(config: TrainConfig) -> Any:  # noqa: ANN401 (an optional packa
 def _wandb(config: TrainConfig) -> Any:  # noqa: ANN401 (an optional package's class)
     import wandb
 
-    folder = str(config.run_folder)
-    values = config.model_dump(mode="json")
+    folder, values, project = str(config.run_folder), config.model_dump(mode="json"), config.tracking.wandb_project
     try:
-        return wandb.init(project=config.tracking.wandb_project, name=config.run.name, dir=folder, config=values)
+        return wandb.init(project=project, name=config.run.name, dir=folder, config=values)
     except wandb.Error as error:
         raise SettingsError(
-            expected=f"to be able to log to the Weights & Biases project {config.tracking.wandb_project}",
-            got=str(error),
-            remedy="Run `wandb login`, set WANDB_MODE=offline, or set tracking.wandb_project: null.",
+            f"The Weights & Biases project {project} cannot be logged to: {error}. Run `wandb login`, set "
+            "WANDB_MODE=offline, or set tracking.wandb_project: null."
         ) from error

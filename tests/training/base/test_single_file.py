@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from training.base.single_file import check_header, from_bfl, read_single_file
-from training.base.source import FULL_SIZE_CONFIG, ModelSource, find_parts_here, find_source
+from training.base.source import FULL_SIZE_CONFIG, ModelSource, find_parts_here, find_source, read_transformer_config
 from training.base.transformer import load_transformer
 from training.config.schema import BaseModelConfig
 
@@ -134,7 +134,7 @@ def test_packed_weights_are_refused_by_the_header(state, tmp_path):
     assert "packed tensors of type U8" in _refused(tmp_path / "packed.safetensors")
 
 
-def test_unknown_quantisation_format_is_refused(state, tmp_path):
+def test_unknown_quantization_format_is_refused(state, tmp_path):
     _scaled_file(state, tmp_path / "x.safetensors", ".weight_scale", quant_format="nvfp4")
     with pytest.raises(ValueError, match="nvfp4"):
         read_single_file(tmp_path / "x.safetensors", dtype=torch.float32)
@@ -190,7 +190,7 @@ def test_file_that_was_cut_off_is_refused_by_its_header(state, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"[1]", b"{}", b"no json"])
-def test_unreadable_quantisation_format_is_refused(state, tmp_path, content):
+def test_unreadable_quantization_format_is_refused(state, tmp_path, content):
     path = tmp_path / "x.safetensors"
     marker = {"double_blocks.0.img_mlp.0.comfy_quant": torch.tensor(list(content), dtype=torch.uint8)}
     save_file(_as_bfl(state) | marker, path)
@@ -200,42 +200,42 @@ def test_unreadable_quantisation_format_is_refused(state, tmp_path, content):
 
 def test_missing_single_file_and_unknown_names_say_where_to_look(tmp_path):
     with pytest.raises(ValueError, match="models/diffusion_models"):
-        find_source(str(tmp_path / "absent.safetensors"), None, None)
+        find_source(str(tmp_path / "absent.safetensors"), None)
     with pytest.raises(ValueError, match="owner/name"):
-        find_source("nowhere", None, None)
+        find_source("nowhere", None)
 
 
 @pytest.mark.parametrize("name", ["nowhere/tiny-parts/model", "tiny-parts/model"])
 def test_missing_tiny_base_says_what_writes_it(name):
     with pytest.raises(ValueError, match=rf"tiny-parts {name.removesuffix('/model')}` writes it"):
-        find_source(name, None, None)
+        find_source(name, None)
 
 
 def test_repository_that_cannot_be_read_gets_the_steps():
     with pytest.raises(ValueError, match=r"HFValidationError.*hf auth login"):
-        find_source("owner/no--such--name", None, None)
+        find_source("owner/no--such--name", None)
 
 
-def test_parts_in_the_local_cache_are_told_from_those_to_download(tmp_path, monkeypatch):
+def test_parts_in_the_local_cache_are_distinguished_from_those_to_download(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     name = "somebody/some-kontext"
-    assert find_parts_here(name, None, None).repositories == (name,)
+    assert find_parts_here(name, None).repositories == (name,)
     cached = tmp_path / "models--somebody--some-kontext"
     snapshot = cached / "snapshots" / ("0" * 40)
     (snapshot / "vae").mkdir(parents=True)
     (snapshot / "vae" / "config.json").write_text("{}")
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("0" * 40)
-    parts = find_parts_here(name, None, None)
+    parts = find_parts_here(name, None)
     assert (parts.transformer, parts.components, parts.repositories) == (None, snapshot, (name,))
-    assert parts.transformer_config() == FULL_SIZE_CONFIG
+    assert read_transformer_config(parts) == FULL_SIZE_CONFIG
 
 
 def test_misspelt_path_in_a_folder_of_this_machine_is_not_taken_for_a_repository(tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="which is none of them here"):
-        find_parts_here("models/kontxt", None, None)
+    with pytest.raises(ValueError, match="There is no diffusers folder"):
+        find_parts_here("models/kontxt", None)
 
 
 @pytest.mark.slow

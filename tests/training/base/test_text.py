@@ -1,4 +1,4 @@
-"""Prompts become what diffusers' Kontext pipeline makes of them, and cut ones are told."""
+"""Prompts become what diffusers' Kontext pipeline makes of them, and a warning names cut ones."""
 
 import gc
 
@@ -46,7 +46,7 @@ def test_embeddings_are_those_of_the_stock_pipeline(tiny_parts, caption):
     assert torch.equal(encoded[1], pooled[0])
 
 
-def test_only_prompts_that_are_cut_are_told(tiny_parts, caplog):
+def test_a_warning_counts_only_prompts_that_are_cut(tiny_parts, caplog):
     assert len(_encoded(tiny_parts)) == 3
     (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
     assert line == f"1 of 3 prompts are longer than max_tokens, 16, and are cut; first: {CAPTIONS[2]!r}"

@@ -1,4 +1,4 @@
-"""One typed tree, read from YAML and overrides, with every mistake told at once."""
+"""One typed tree, read from YAML and overrides, with all errors reported at once."""
 
 import json
 from pathlib import Path
@@ -37,12 +37,11 @@ def test_every_value_of_a_shipped_file_has_a_comment(name):
 def test_paper_file_has_the_values_of_the_published_run():
     config = read_config("paper.yaml", ["data.index=pairs.jsonl"])
     basis, optimizer = config.basis, config.optimizer
-    assert (basis.basis_size, basis.rank, basis.key_dim, basis.heads, basis.gain) == (32, 4, 128, 1, 1.0)
-    assert (basis.activation, basis.query_mode, basis.include, basis.exclude) == ("softmax", "cat-aa'b", ("*",), ())
+    assert (basis.basis_size, basis.rank, basis.key_dim, basis.gain) == (32, 4, 128, 1.0)
+    assert (basis.activation, basis.query_mode, basis.include) == ("softmax", "cat-aa'b", ("*",))
     assert (config.run.steps, config.run.batch_size, optimizer.name) == (10_000, 6, "adamw8bit")
-    assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-3, (0.9, 0.99), 0.05)
-    assert (config.flow.timesteps, config.flow.guidance, config.flow.copied_weight) == ("bell", 1.0, 1.0)
-    assert (config.text.caption_source, config.text.caption_dropout) == ("a", 0.05)
+    assert (optimizer.learning_rate, optimizer.schedule) == (1e-3, "constant")
+    assert (config.flow.timesteps, config.flow.copied_weight, config.text.caption_source) == ("bell", 1.0, "a")
 
 
 def test_single_lora_has_the_capacity_of_the_paper_run():
@@ -51,15 +50,15 @@ def test_single_lora_has_the_capacity_of_the_paper_run():
     assert single.rank == paper.basis_size * paper.rank
 
 
-def test_all_mistakes_are_told_at_once_with_the_nearest_names(tmp_path):
+def test_all_errors_are_reported_at_once_with_the_nearest_names(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "optimiser: {}\nbasis: {heads: 3, basis_sise: 4}\nrun: {batch_size: many, rank: 3}\n"
+        "optimiser: {}\nbasis: {basis_sise: 4}\nrun: {batch_size: many, rank: 3}\n"
         "optimizer: {ema_decay: 2}\ndata: {resolution_px: 100}\n"
     )
     with pytest.raises(ConfigError) as caught:
         read_config(path, ["steps=3"])
-    told = "\n".join(caught.value.mistakes)
+    output = "\n".join(caught.value.errors)
     for part in (
         "optimiser: unknown name; did you mean optimizer?",
         "basis.basis_sise: unknown name; did you mean basis_size?",
@@ -68,23 +67,19 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names(tmp_path):
         "optimizer.ema_decay",
         "data.index: has no default",
         "data.resolution_px",
-        "'steps=3': expected section.name=value",
+        "'steps=3' is not of the form section.name=value",
     ):
-        assert part in told
+        assert part in output
 
 
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        (["basis.heads=3"], "multiple of heads"),
-        (["data.cache_latents=true"], "need a folder"),
-        (["data.cache=x", "data.cache_latents=true", "flow.latents=sample"], "flow.latents: mode"),
-        (["data.cache=x", "data.cache_embeddings=true", "basis.query_mode=\"aa'bb'\""], "single pictures"),
+        (["basis.basis_size=100", "basis.rank=100"], "at most 4096"),
+        (["basis.heads=3"], "basis.heads: unknown name"),
         (["run.strategy=fsdp", "base.quantize=int8"], "fsdp"),
-        (["optimizer.warmup_steps=99999"], "warmup_steps"),
         (["run.name=../up"], "run.name"),
-        (["optimizer.betas=[0.9, 1.0]"], "optimizer.betas"),
-        (["validation.sigmas=[]"], "validation.sigmas"),
+        (["optimizer.ema_decay=1.0"], "optimizer.ema_decay"),
         (["optimizer.learning_rate=.nan"], "learning_rate"),
     ],
 )
@@ -119,13 +114,13 @@ def test_unreadable_file_names_the_shipped_ones(tmp_path, text):
     path = tmp_path / "mine.yaml"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ConfigError, match=r"mine\.yaml has 1 mistake") as caught:
+    with pytest.raises(ConfigError, match=r"mine\.yaml has 1 error") as caught:
         read_config(path)
-    first, mistake, remedy = str(caught.value).splitlines()
-    assert first.endswith("mine.yaml has 1 mistake:")
-    assert "Errno" not in mistake
+    first, error, remedy = str(caught.value).splitlines()
+    assert first.endswith("mine.yaml has 1 error:")
+    assert "Errno" not in error
     assert remedy == "Correct the file or the command line (name=value)."
-    assert text == "- a\n- list\n" or "Shipped files: 16gb.yaml" in mistake
+    assert text == "- a\n- list\n" or "Shipped files: 16gb.yaml" in error
 
 
 def test_shipped_file_is_found_without_its_suffix_even_beside_a_folder_of_that_name(tmp_path, monkeypatch):
@@ -145,7 +140,7 @@ def test_resolved_file_reads_back_equal(tmp_path):
 
 def test_names_are_unique_sections_and_names():
     names = dotted_names()
-    assert len(names) == len(set(names)) > 50
+    assert len(names) == len(set(names)) <= 45
     shipped = yaml.safe_load(Path(SHIPPED / "paper.yaml").read_text(encoding="utf-8"))
     given = {f"{section}.{name}" for section, values in shipped.items() for name in values}
     assert given <= set(names)

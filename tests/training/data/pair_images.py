@@ -1,4 +1,4 @@
-"""Real picture files for the data tests: smooth, all different, each recognisable by its mean color."""
+"""Real image files for the data tests: smooth, all different, each recognizable by its mean color."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def write_pair(folder: Path, stem: str, seed: int, *, size: tuple[int, int] = (6
     """`<stem>_before.png` and, negative, `<stem>_after.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     before, after = folder / f"{stem}_before.png", folder / f"{stem}_after.png"
-    picture = paint(seed, size=size)
-    picture.save(before)
-    Image.fromarray(255 - np.asarray(picture)).save(after)
+    image = paint(seed, size=size)
+    image.save(before)
+    Image.fromarray(255 - np.asarray(image)).save(after)
     return before, after
 
 

@@ -1,4 +1,4 @@
-"""Cell sizes and which of them a picture gets."""
+"""Cell sizes and which of them a image gets."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.training.data.pair_images import paint, record_of, truncate, write_pair, write_tasks
 from training.data.checks import check_pairs, usable_pairs, without_errors
-from training.data.index import DataError, PairRecord, Problem, as_json, as_text, errors_among
+from training.data.index import DataError, PairRecord, Problem, as_text, stop_on_errors
 
 
 def write_bomb(path: Path) -> None:
@@ -27,7 +27,7 @@ def write_bomb(path: Path) -> None:
 
 
 def write_other(path: Path, size: tuple[int, int]) -> None:
-    """Replace a picture by one of another size."""
+    """Replace an image by one of another size."""
     paint(99, size=size).save(path)
 
 
@@ -136,20 +136,20 @@ def test_a_task_that_loses_its_second_pair_is_listed_too(tmp_path: Path) -> None
     assert [problem.kind for problem in check_pairs(records, resolution_px=64)] == ["damaged", "few-pairs"]
 
 
-def test_skip_goes_on_with_the_rest_and_stop_refuses(records: list[PairRecord]) -> None:
+def test_the_rest_is_used_and_the_first_errors_can_be_raised(records: list[PairRecord]) -> None:
     records[0].after.unlink()
     usable, problems = usable_pairs(records, resolution_px=64)
     assert usable == records[1:]
     assert [problem.kind for problem in problems] == ["missing"]
-    with pytest.raises(DataError, match=r"0000_after\.png") as caught:
-        usable_pairs(records, on_bad_data="stop", resolution_px=64)
-    assert "on_bad_data: skip" in str(caught.value)
+    with pytest.raises(DataError, match=r"0000_after\.png.*prepare check"):
+        stop_on_errors(problems)
 
 
 def test_warnings_alone_do_not_stop(records: list[PairRecord]) -> None:
-    usable, problems = usable_pairs(records, on_bad_data="stop", resolution_px=256)
+    usable, problems = usable_pairs(records, resolution_px=256)
     assert usable == records
-    assert not errors_among(problems)
+    assert problems
+    stop_on_errors(problems)
 
 
 def test_nothing_usable_is_refused_either_way(records: list[PairRecord]) -> None:
@@ -172,4 +172,3 @@ def test_the_listing_names_every_file_and_counts_the_kinds() -> None:
         "3 problem(s): 2 × missing (error), 1 × small (warning)",
     ]
     assert as_text([]) == ""
-    assert '"pair_id": "t/a"' in as_json(problems, pairs=3)

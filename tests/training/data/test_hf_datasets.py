@@ -50,7 +50,7 @@ def table(count: int = 3, *, before: str = "before", after: str = "after") -> da
 
 def test_parquet_is_imported_without_encoding_again(tmp_path: Path) -> None:
     table().to_parquet(tmp_path / "edits.parquet")
-    found = find_pairs(str(tmp_path / "edits.parquet"), tmp_path / "pictures")
+    found = find_pairs(str(tmp_path / "edits.parquet"), tmp_path / "images")
     records, problems = build_pairs(found.candidates)
     assert not found.problems + problems
     assert [(r.id, r.task, r.caption, r.split) for r in records] == [
@@ -67,7 +67,7 @@ def test_a_folder_of_parquet_splits_keeps_them(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     table(3).to_parquet(tmp_path / "set" / "train-00000-of-00001.parquet")
     table(2).to_parquet(tmp_path / "set" / "validation-00000-of-00001.parquet")
-    found = find_pairs(str(tmp_path / "set"), tmp_path / "pictures", limit=2)
+    found = find_pairs(str(tmp_path / "set"), tmp_path / "images", limit=2)
     assert [(c.id, c.split) for c in found.candidates] == [
         ("train/000000", "train"), ("train/000001", "train"),
         ("validation/000000", "val"), ("validation/000001", "val"),
@@ -84,14 +84,14 @@ def test_an_imagefolder_stays_where_it_is(tmp_path: Path) -> None:
         names = {"before_file_name": f"{number}_b.png", "after_file_name": f"{number}_a.png"}
         lines.append(json.dumps({**names, "caption": "make it so", "task": "so"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    found = find_pairs(str(tmp_path / "set"), tmp_path / "pictures")
+    found = find_pairs(str(tmp_path / "set"), tmp_path / "images")
     assert [candidate.before for candidate in found.candidates] == [folder / "0_b.png", folder / "1_b.png"]
     assert {(candidate.task, candidate.caption) for candidate in found.candidates} == {("so", "make it so")}
-    assert not (tmp_path / "pictures").exists()
+    assert not (tmp_path / "images").exists()
 
 
 def write_zip(path: Path, count: int = 3, *, folder: str = "") -> None:
-    """An imagefolder in a zip file: metadata, pictures in `folder`, and what macOS adds."""
+    """An imagefolder in a zip file: metadata, images in `folder`, and what macOS adds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     with zipfile.ZipFile(path, "w") as archive:
@@ -107,14 +107,14 @@ def write_zip(path: Path, count: int = 3, *, folder: str = "") -> None:
 @pytest.mark.parametrize("source", ["set", "set/train.zip"])
 def test_a_zipped_imagefolder_is_unpacked_unchanged(tmp_path: Path, source: str) -> None:
     write_zip(tmp_path / "set" / "train.zip", folder="Bäume und so/")
-    found = find_pairs(str(tmp_path / source), tmp_path / "pictures")
+    found = find_pairs(str(tmp_path / source), tmp_path / "images")
     records, problems = build_pairs(found.candidates)
     assert not found.problems + problems
     assert [(record.id, record.caption) for record in records] == [(f"train/{i:06d}", "so") for i in range(3)]
     assert records[1].before.read_bytes() == encoded(1)
     assert records[1].after.read_bytes() == encoded(101, "PNG")
     assert (records[1].before.suffix, records[1].after.suffix) == (".jpg", ".png")
-    assert all((tmp_path / "pictures") in record.before.parents for record in records)
+    assert all((tmp_path / "images") in record.before.parents for record in records)
 
 
 def test_images_of_an_archive_that_cannot_be_read_are_listed_and_the_others_used(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_images_of_an_archive_that_cannot_be_read_are_listed_and_the_others_used
     place = data.find(encoded(101, "PNG"))
     data[place + 40 : place + 60] = bytes(20)
     (tmp_path / "set" / "train.zip").write_bytes(data)
-    found = find_pairs(str(tmp_path / "set"), tmp_path / "pictures")
+    found = find_pairs(str(tmp_path / "set"), tmp_path / "images")
     assert [candidate.id for candidate in found.candidates] == ["train/000000", "train/000002"]
     assert [(problem.file, problem.kind) for problem in found.problems] == [("train/000001", "unreadable")]
     assert "0001_after.png" in found.problems[0].reason
@@ -136,7 +136,7 @@ def test_a_tar_of_images_is_sent_to_where_it_can_be_read(tmp_path: Path) -> None
         info.size = len(encoded(1, "PNG"))
         archive.addfile(info, io.BytesIO(encoded(1, "PNG")))
     with pytest.raises(DataError, match="`webdataset`"):
-        find_pairs(str(tmp_path / "set"), tmp_path / "pictures")
+        find_pairs(str(tmp_path / "set"), tmp_path / "images")
 
 
 def test_a_saved_data_set_is_read(tmp_path: Path) -> None:
@@ -165,19 +165,19 @@ def test_rows_without_task_get_one_and_rows_without_image_are_listed(tmp_path: P
     rows = [{"bytes": encoded(i), "path": None} for i in range(2)]
     broken = {"before": rows, "after": [rows[0], None]}
     datasets.Dataset.from_dict(broken, features=features).to_parquet(tmp_path / "edits.parquet")
-    found = find_pairs(str(tmp_path / "edits.parquet"), tmp_path / "pictures")
+    found = find_pairs(str(tmp_path / "edits.parquet"), tmp_path / "images")
     assert [candidate.task for candidate in found.candidates] == ["edits"]
     assert [(problem.file, problem.kind) for problem in found.problems] == [("train/000001", "missing")]
-    named = find_pairs(str(tmp_path / "edits.parquet"), tmp_path / "pictures", task="mine")
+    named = find_pairs(str(tmp_path / "edits.parquet"), tmp_path / "images", task="mine")
     assert [candidate.task for candidate in named.candidates] == ["mine"]
 
 
 def test_what_cannot_be_opened_is_reported_without_asking_the_network(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(DataError, match="no such file or folder"):
-        find_pairs("./nothing/here", tmp_path / "pictures")
+        find_pairs("./nothing/here", tmp_path / "images")
     try:
-        found = find_pairs(str(tmp_path / "broken.parquet"), tmp_path / "pictures")
+        found = find_pairs(str(tmp_path / "broken.parquet"), tmp_path / "images")
     except DataError:
         return
     assert [problem.kind for problem in found.problems] == ["damaged"]
@@ -187,4 +187,4 @@ def test_what_cannot_be_opened_is_reported_without_asking_the_network(tmp_path: 
 def test_without_the_package_the_install_line_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)  # what Python itself does for "cannot be imported"
     with pytest.raises(DataError, match="pip install datasets"):
-        find_pairs("owner/name", tmp_path / "pictures")
+        find_pairs("owner/name", tmp_path / "images")

@@ -1,4 +1,4 @@
-"""Reading pictures: orientation, alpha, modes, limits, damage; cutting, fitting and tiling them."""
+"""Reading images: orientation, alpha, modes, limits, damage; cutting, fitting and tiling them."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def test_a_strip_is_cut_in_equal_halves(tmp_path: Path) -> None:
 
 
 def test_a_cell_is_the_center_of_the_image(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (300, 100), "black")
-    picture.paste("white", (100, 0, 200, 100))
-    assert fit_cell(picture, Cell(32, 32))[:, 1:-1].min() > 250
-    wide = fit_cell(picture, Cell(96, 32))
+    image = Image.new("RGB", (300, 100), "black")
+    image.paste("white", (100, 0, 200, 100))
+    assert fit_cell(image, Cell(32, 32))[:, 1:-1].min() > 250
+    wide = fit_cell(image, Cell(96, 32))
     assert wide.shape == (32, 96, 3)
     assert wide[:, :28].max() < 5
     assert wide[:, 36:60].min() > 250
 
 
 def test_an_image_of_the_cells_size_is_not_changed() -> None:
-    picture = paint(6, size=(48, 32))
-    assert np.array_equal(fit_cell(picture, Cell(48, 32)), np.asarray(picture))
+    image = paint(6, size=(48, 32))
+    assert np.array_equal(fit_cell(image, Cell(48, 32)), np.asarray(image))
 
 
 def test_cells_are_tiled_in_reading_order() -> None:

@@ -18,7 +18,7 @@ from training.data.images import load_pair
 from training.data.importers import folders, relation252k, strips, webdataset
 from training.data.importers.building import Candidate, Found, build_pairs, split_name
 from training.data.importers.extraction import safe_name
-from training.data.index import DataError, PairIndex, PairRecord
+from training.data.index import DataError, PairRecord, read_pairs, write_pairs
 from training.data.pairing import task_caption
 
 
@@ -133,7 +133,7 @@ def test_formats_that_cannot_be_read_are_reported_where_a_pair_is_expected(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("data", "caption", "told"),
+    ("data", "caption", "kinds"),
     [
         (b"\xef\xbb\xbfmake it\r\nnight\r\n", "make it night", []),
         ("machs grün".encode("utf-16"), "machs grün", []),
@@ -142,13 +142,13 @@ def test_formats_that_cannot_be_read_are_reported_where_a_pair_is_expected(tmp_p
         (b"\xef\xbb\xbf \r\n", "of the task", []),
     ],
 )
-def test_captions_of_any_editor_are_read(tmp_path: Path, data: bytes, caption: str, told: list[str]) -> None:
+def test_captions_of_any_editor_are_read(tmp_path: Path, data: bytes, caption: str, kinds: list[str]) -> None:
     write_pair(tmp_path / "t", "a", 1)
     (tmp_path / "t" / "a.txt").write_bytes(data)
     (tmp_path / "t" / "task.toml").write_bytes(b'\xef\xbb\xbfcaption = "of the task"\r\n')
     found = folders.find_pairs(tmp_path)
     assert [candidate.caption for candidate in found.candidates] == [caption]
-    assert [problem.kind for problem in found.problems] == told
+    assert [problem.kind for problem in found.problems] == kinds
 
 
 def test_texts_of_no_pair_are_reported_once(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_bidirectional_task_gives_a_reversed_task_of_its_own(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ('captoin = "x"', "did you mean 'caption'"),
         ("weight = -1", "weight is -1"),
@@ -193,10 +193,10 @@ def test_a_bidirectional_task_gives_a_reversed_task_of_its_own(tmp_path: Path) -
         ("caption = ", "Invalid value"),
     ],
 )
-def test_a_wrong_task_toml_is_refused_by_name(tmp_path: Path, content: str, told: str) -> None:
+def test_a_wrong_task_toml_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
     write_pair(tmp_path / "t", "a", 1)
     (tmp_path / "t" / "task.toml").write_text(content)
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         folders.find_pairs(tmp_path)
     assert "task.toml" in str(caught.value)
 
@@ -234,8 +234,8 @@ def test_strips_become_pairs_of_halves(tmp_path: Path) -> None:
     assert (night.id, night.caption, night.strip) == ("night/0001", "make it night", True)
     halves = [np.asarray(half) for half in load_pair(night)]
     assert np.array_equal(np.concatenate(halves, axis=1), np.asarray(Image.open(night.before)))
-    PairIndex([loose, night]).write_index(tmp_path / "pairs.jsonl")
-    assert PairIndex.read_index(tmp_path / "pairs.jsonl").records == (loose, night)
+    write_pairs(tmp_path / "pairs.jsonl", [loose, night])
+    assert read_pairs(tmp_path / "pairs.jsonl") == (loose, night)
 
 
 def write_labels(folder: Path, labels: object) -> None:
@@ -323,7 +323,7 @@ def test_webdataset_shards_are_unpacked_unchanged(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     write_shard(tmp_path / "shards" / "train-000.tar", members)
     write_shard(tmp_path / "shards" / "train-001.tar.gz", {"x.source.jpg": encoded(5), "x.target.jpg": encoded(6)})
-    found = webdataset.find_pairs([tmp_path / "shards"], tmp_path / "pictures")
+    found = webdataset.find_pairs([tmp_path / "shards"], tmp_path / "images")
     assert not found.problems
     first, second, third = records_of(found)
     assert (first.id, first.task, first.caption) == ("train-000/a/0001", "night", "make it night")
@@ -343,7 +343,7 @@ def test_webdataset_texts_beside_images_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "ink").mkdir()
     write_shard(tmp_path / "ink" / "a.TAR", members)
     (tmp_path / "ink" / "._a.tar").write_bytes(b"Mac OS X")
-    found = webdataset.find_pairs([tmp_path / "ink"], tmp_path / "pictures")
+    found = webdataset.find_pairs([tmp_path / "ink"], tmp_path / "images")
     assert not found.problems
     (record,) = records_of(found)
     assert (record.caption, record.task, record.before.read_bytes()) == ("draw it", "ink", encoded(1))
@@ -353,27 +353,27 @@ def test_webdataset_members_cannot_leave_the_folder(tmp_path: Path) -> None:
     names = ("../../evil.before.jpg", "../../evil.after.jpg", "/etc/x.before.jpg", "/etc/x.after.jpg")
     write_shard(tmp_path / "s.tar", {name: encoded(i) for i, name in enumerate(names)})
     (tmp_path / "in").mkdir()
-    found = webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "in" / "pictures")
+    found = webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "in" / "images")
     written = {path for path in tmp_path.rglob("*") if path.is_file() and path.name != "s.tar"}
     assert len(found.candidates) == 2
-    assert all((tmp_path / "in" / "pictures") in path.parents for path in written)
+    assert all((tmp_path / "in" / "images") in path.parents for path in written)
 
 
 def test_importing_again_changes_nothing_and_another_set_needs_its_own_folder(tmp_path: Path) -> None:
     names = ("x.before.jpg", "x.after.jpg")
     write_shard(tmp_path / "s.tar", {name: encoded(i) for i, name in enumerate(names)})
-    first = records_of(webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "pictures"))
-    assert records_of(webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "pictures")) == first
+    first = records_of(webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "images"))
+    assert records_of(webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "images")) == first
     write_shard(tmp_path / "s.tar", {name: encoded(7 + i) for i, name in enumerate(names)})
     with pytest.raises(OutputError, match="every import needs its own"):
-        webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "pictures")
+        webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "images")
     assert records_of(Found([Candidate(r.id, r.task, r.before, r.after) for r in first])) == first
 
 
 def test_keys_that_differ_in_slashes_only_keep_their_own_images(tmp_path: Path) -> None:
     names = ("a/b.before.jpg", "a/b.after.jpg", "a_b.before.jpg", "a_b.after.jpg")
     write_shard(tmp_path / "s.tar", {name: encoded(i) for i, name in enumerate(names)})
-    first, second = records_of(webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "pictures"))
+    first, second = records_of(webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "images"))
     assert (first.id, second.id) == ("s/a/b", "s/a_b")
     assert [r.before.read_bytes() for r in (first, second)] == [encoded(0), encoded(2)]
 
@@ -382,7 +382,7 @@ def test_incomplete_samples_and_damaged_shards_are_listed(tmp_path: Path) -> Non
     write_shard(tmp_path / "a.tar", {
         "1.before.jpg": encoded(1), "1.json": b"{}",
         "2.before.jpg": encoded(2), "2.after.jpg": encoded(3), "2.json": b"{broken",
-        "3.before.jpg": b"no picture", "3.after.jpg": encoded(4),
+        "3.before.jpg": b"no image", "3.after.jpg": encoded(4),
     })  # fmt: skip
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -392,7 +392,7 @@ def test_incomplete_samples_and_damaged_shards_are_listed(tmp_path: Path) -> Non
     )
     truncate(tmp_path / "b.tar", keep=0.5)
     (tmp_path / "c.tar.gz").write_bytes(gzip.compress(b"no tar at all")[:20])
-    found = webdataset.find_pairs([tmp_path], tmp_path / "pictures")
+    found = webdataset.find_pairs([tmp_path], tmp_path / "images")
     assert kinds(found) == {
         ("a.tar", "unpaired"),
         ("a.tar", "unreadable"),
@@ -429,5 +429,5 @@ def test_split_names_of_other_sets_are_understood() -> None:
 def test_a_member_of_excessive_size_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webdataset, "_MAX_MEMBER_BYTES", 100)
     write_shard(tmp_path / "s.tar", {"1.before.jpg": b"x" * 101, "1.after.jpg": encoded(4)})
-    found = webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "pictures")
+    found = webdataset.find_pairs([tmp_path / "s.tar"], tmp_path / "images")
     assert "1.before.jpg has 101 bytes" in str(found.problems[0]) and not found.candidates

@@ -1,4 +1,4 @@
-"""The index file: what is written is read again, and every mistake in it is told."""
+"""The index file: what is written is read again, and every error in it is reported."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from hypothesis import strategies as st
 
 from lorweb_core.errors import OutputError
 from tests.training.data.pair_images import pair_at, write_tasks
-from training.data.index import DataError, PairIndex
+from training.data.index import DataError, read_pairs, write_pairs
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    records = write_tasks(tmp_path / "pictures", {"négatif": [(64, 48), (64, 64)], "b": [(32, 32)]})
+    records = write_tasks(tmp_path / "images", {"négatif": [(64, 48), (64, 64)], "b": [(32, 32)]})
     for place in (tmp_path, tmp_path / "beside"):
         place.mkdir(exist_ok=True)
-        PairIndex(records).write_index(place / "pairs.jsonl")
-        assert PairIndex.read_index(place / "pairs.jsonl").records == tuple(records)
+        write_pairs(place / "pairs.jsonl", records)
+        assert read_pairs(place / "pairs.jsonl") == tuple(records)
 
 
 def test_paths_are_relative_so_the_folder_can_move(tmp_path: Path) -> None:
-    records = write_tasks(tmp_path / "first" / "pictures", {"negative": [(64, 48)]})
-    PairIndex(records).write_index(tmp_path / "first" / "pairs.jsonl")
+    records = write_tasks(tmp_path / "first" / "images", {"negative": [(64, 48)]})
+    write_pairs(tmp_path / "first" / "pairs.jsonl", records)
     line = json.loads((tmp_path / "first" / "pairs.jsonl").read_text(encoding="utf-8"))
-    assert line["before"] == "pictures/negative/0000_before.png"
+    assert line["before"] == "images/negative/0000_before.png"
     shutil.move(tmp_path / "first", tmp_path / "second")
-    moved = PairIndex.read_index(tmp_path / "second" / "pairs.jsonl").records[0]
-    assert moved.before == tmp_path / "second" / "pictures" / "negative" / "0000_before.png"
+    moved = read_pairs(tmp_path / "second" / "pairs.jsonl")[0]
+    assert moved.before == tmp_path / "second" / "images" / "negative" / "0000_before.png"
     assert moved.before.is_file()
 
 
@@ -41,15 +41,15 @@ def test_paths_are_relative_so_the_folder_can_move(tmp_path: Path) -> None:
 def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, caption: str, task: str, weight: float) -> None:
     path = tmp_path_factory.mktemp("index") / "pairs.jsonl"
     record = replace(pair_at("x", 0), task=task, caption=caption, weight=weight)
-    PairIndex([record]).write_index(path)
-    assert PairIndex.read_index(path).records == (record,)
+    write_pairs(path, [record])
+    assert read_pairs(path) == (record,)
 
 
 def test_a_file_name_that_is_no_utf8_survives(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff\xfe.png")
     records = [replace(pair_at("t", 0), before=tmp_path / name)]
-    PairIndex(records).write_index(tmp_path / "pairs.jsonl")
-    assert PairIndex.read_index(tmp_path / "pairs.jsonl").records == tuple(records)
+    write_pairs(tmp_path / "pairs.jsonl", records)
+    assert read_pairs(tmp_path / "pairs.jsonl") == tuple(records)
 
 
 def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(DataError) as caught:
-        PairIndex.read_index(path)
+        read_pairs(path)
     message = str(caught.value)
     assert "line 1: it is not usable JSON" in message
     assert "line 2: unknown field 'captoin' (did you mean 'caption'?)" in message
@@ -71,14 +71,14 @@ def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
     assert "weight is -1" in message
     path.write_text('{"id": "x"}\n', encoding="utf-8")
     with pytest.raises(DataError, match="field 'task' is missing"):
-        PairIndex.read_index(path)
-    PairIndex([pair_at("t", 0), pair_at("t", 0)]).write_index(path)
+        read_pairs(path)
+    write_pairs(path, [pair_at("t", 0), pair_at("t", 0)])
     with pytest.raises(DataError, match="id 't/0000' occurs 2 times"):
-        PairIndex.read_index(path)
+        read_pairs(path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"width": 0}, "width is 0"),
         ({"weight": float("inf")}, "weight is inf"),
@@ -87,26 +87,26 @@ def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
         ({"before": None}, "before is None"),
     ],
 )
-def test_a_wrong_value_is_refused(tmp_path: Path, changes: dict[str, object], told: str) -> None:
+def test_a_wrong_value_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     good = {"id": "x", "task": "t", "before": "a.png", "after": "b.png", "width": 8, "height": 8}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(good | changes), encoding="utf-8")
-    with pytest.raises(DataError, match=told):
-        PairIndex.read_index(tmp_path / "pairs.jsonl")
+    with pytest.raises(DataError, match=message):
+        read_pairs(tmp_path / "pairs.jsonl")
 
 
 def test_an_empty_or_missing_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n", encoding="utf-8")
     with pytest.raises(DataError, match="no record at all"):
-        PairIndex.read_index(tmp_path / "empty.jsonl")
+        read_pairs(tmp_path / "empty.jsonl")
     with pytest.raises(DataError, match=r"training\.prepare"):
-        PairIndex.read_index(tmp_path / "nothing.jsonl")
+        read_pairs(tmp_path / "nothing.jsonl")
     with pytest.raises(DataError, match="is a folder, not a file"):
-        PairIndex.read_index(tmp_path)
+        read_pairs(tmp_path)
 
 
 def test_a_place_that_cannot_be_written_is_reported_and_the_old_index_stays(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
-        PairIndex([pair_at("t", 0)]).write_index(tmp_path / "no such folder" / "pairs.jsonl")
+        write_pairs(tmp_path / "no such folder" / "pairs.jsonl", [pair_at("t", 0)])
     assert not list(tmp_path.rglob("*"))
 
 
@@ -148,6 +148,6 @@ def test_a_hashed_pair_keeps_its_keys_in_another_folder_and_another_one_does_not
 def test_an_index_saved_by_a_windows_editor_is_read(tmp_path: Path) -> None:
     records = [pair_at("t", number, before=tmp_path / "a.png", after=tmp_path / "b.png") for number in range(2)]
     path = tmp_path / "pairs.jsonl"
-    PairIndex(records).write_index(path)
+    write_pairs(path, records)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert PairIndex.read_index(path).records == tuple(records)
+    assert read_pairs(path) == tuple(records)

@@ -50,7 +50,7 @@ def test_folders_called_a_or_target_alone_hold_no_side(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         (
             ["t/x_before.png", "t/x_aftr.png"],
@@ -61,6 +61,6 @@ def test_folders_called_a_or_target_alone_hold_no_side(tmp_path):
         (["t/0001_before.png", "t/0002_after.png"], "there is no after image named 0001\n"),
     ],
 )
-def test_the_importer_names_the_renaming_that_would_help(tmp_path, files, told):
+def test_the_importer_names_the_renaming_that_would_help(tmp_path, files, message):
     draw(tmp_path, *files)
-    assert told in f"{import_pairs(tmp_path).problems[0].reason}\n"
+    assert message in f"{import_pairs(tmp_path).problems[0].reason}\n"

@@ -31,7 +31,7 @@ def write_analogy(root: Path, name: str, a: str, b: str, *, suffix: str = ".png"
 
 
 def import_all(root: Path) -> tuple[list[PairRecord], list[tuple[str, str]]]:
-    found = find_pairs(root, root / "pictures")
+    found = find_pairs(root, root / "images")
     records, more = build_pairs(found.candidates)
     return records, [(Path(problem.file).name, problem.kind) for problem in found.problems + more]
 
@@ -91,4 +91,4 @@ def test_files_without_counterpart_and_broken_ones_are_listed(tmp_path: Path) ->
 
 def test_a_folder_without_control_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="control"):
-        find_pairs(tmp_path, tmp_path / "pictures")
+        find_pairs(tmp_path, tmp_path / "images")

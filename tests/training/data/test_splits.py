@@ -66,7 +66,7 @@ def with_reversed(records: list[PairRecord]) -> list[PairRecord]:
     ]
 
 
-def pictures(records: list[PairRecord], split: str) -> set[frozenset[object]]:
+def images(records: list[PairRecord], split: str) -> set[frozenset[object]]:
     return {frozenset((record.before, record.after)) for record in records if record.split == split}
 
 
@@ -74,7 +74,7 @@ def pictures(records: list[PairRecord], split: str) -> set[frozenset[object]]:
 def test_both_directions_of_a_pair_are_held_out_together(seed: int) -> None:
     records = with_reversed(tasks(a=5, b=6, c=4))
     held = hold_out(records, pairs_per_task=2, seed=seed)
-    assert not pictures(held, "val") & pictures(held, "train")
+    assert not images(held, "val") & images(held, "train")
     assert set(Counter(r.task for r in held if r.split == "val").values()) == {2}
     forward = [r.id for r in hold_out(records[: len(records) // 2], pairs_per_task=2, seed=seed) if r.split == "val"]
     assert [r.id for r in held if r.split == "val" and r in held[: len(records) // 2]] == forward
@@ -84,7 +84,7 @@ def test_both_directions_of_a_pair_are_held_out_together(seed: int) -> None:
 def test_a_task_held_out_takes_its_reversed_one_along_and_counts_once(seed: int) -> None:
     records = with_reversed(tasks(a=3, b=3, c=3, d=3))
     held = hold_out(records, tasks=2, seed=seed)
-    assert not pictures(held, "val") & pictures(held, "train")
+    assert not images(held, "val") & images(held, "train")
     assert len(held_out_tasks(held)) == 4
     assert held_out_tasks(hold_out(records, tasks=["b (reversed)"])) == {"b", "b (reversed)"}
 

@@ -214,7 +214,7 @@ def test_a_killed_process_loses_at_most_what_was_pending(tmp_path: Path) -> None
 
 
 def fill_a_full_disk(folder: Path) -> None:
-    """Exit code 0 when a write beyond 4 KB is told and leaves nothing; the limit stands for a full disk."""
+    """Exit code 0 when a write beyond 4 KB is an error and leaves nothing; the limit stands for a full disk."""
     cache = TensorCache(folder, FINGERPRINT)
     cache.put("large", torch.zeros(5000))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.demo_pipeline import load_pipeline, psnr
 from training.base.flow import unpack_latents
 from training.base.single_file import from_bfl
 from training.base.transformer import Conditioning, predict_velocity
@@ -22,7 +23,7 @@ from training.demo.analogies import (
 from training.demo.base import edit_code, save_base
 from training.demo.scenes import TRAINING_PHOTOS, Edit, to_image
 from training.demo.tiny_kontext import build_base, load_base
-from training.demo.vae import build_vae, comfyui_vae_tensors, decode_art, encode_art, psnr
+from training.demo.vae import build_vae, comfyui_vae_tensors, decode_art, encode_art
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_the_stock_pipeline_and_our_sampler_agree(base_file):
     a, a_prime, b, _ = (to_image(pixels) for pixels in analogies[0].images)
     grid = Image.fromarray(np.vstack([np.hstack([a, a_prime]), np.hstack([b, b])]))
     prompt, code = null_prompt(1)[0], edit_code(analogies[0].edit)[None]
-    packed = tiny_kontext.load_pipeline(base_file)(
+    packed = load_pipeline(base_file)(
         image=grid, height=192, width=192, max_area=192 * 192, _auto_resize=False, num_inference_steps=STEPS,
         guidance_scale=GUIDANCE, prompt_embeds=prompt, pooled_prompt_embeds=code, output_type="latent",
         generator=torch.Generator().manual_seed(0),

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.index import PairIndex
+from training.data.index import read_pairs
 from training.demo import scenes
 from training.demo.analogies import draw_analogies, score, stack_images
 from training.demo.base import COPY_SHARE, draw_grids, draw_single_images
-from training.demo.compare import as_table, copy_b, evaluation_sets, measure
+from training.demo.compare import TEST_SETS, as_table, copy_b, measure
 from training.demo.scenes import KINDS, TEST_PHOTOS, TRAINED_KINDS, TRAINING_PHOTOS, Edit, apply_edit, draw, edits_of
 
 
@@ -48,7 +48,7 @@ def test_a_photograph_takes_no_edit_of_its_shape():
 
 
 def test_held_out_parameters_and_kinds_are_never_trained_on():
-    trained = scenes.training_edits()
+    trained = edits_of(kinds=TRAINED_KINDS, is_held_out=False)
     assert not any(edit.is_held_out for edit in trained)
     assert {edit.kind for edit in trained} == set(TRAINED_KINDS) == set(KINDS) - set(scenes.HELD_OUT_KINDS)
     assert not set(TRAINING_PHOTOS) & set(TEST_PHOTOS)
@@ -62,9 +62,9 @@ def test_each_hue_is_seen_with_some_kind_and_held_out_with_another():
 
 
 def test_training_pairs_are_indexed_and_weighted_by_kind(tmp_path):
-    index = PairIndex.read_index(scenes.write_dataset(tmp_path / "pairs", pairs_per_edit=2, seed=1))
+    records = read_pairs(scenes.write_dataset(tmp_path / "pairs", pairs_per_edit=2, seed=1))
     weights = defaultdict(float)
-    for record in index.records:
+    for record in records:
         assert record.before.is_file() and record.after.is_file()
         weights[record.task.split("-")[0]] += record.weight / 2
     assert weights == pytest.approx({kind: scenes.KIND_WEIGHTS.get(kind, 1.0) for kind in TRAINED_KINDS})
@@ -87,7 +87,7 @@ def test_the_true_answer_scores_best_and_copying_scores_wrong():
 
 
 def test_the_table_has_a_column_for_every_set_and_the_changed_region_is_harder_than_the_whole():
-    scores = measure({"copy b#0": copy_b, "copy b#1": copy_b}, evaluation_sets(), per_edit=1, seed=0)
+    scores = measure({"copy b#0": copy_b, "copy b#1": copy_b}, TEST_SETS, per_edit=1, seed=0)
     header, _, row = as_table(scores, ["copy b"]).splitlines()
     assert header == "| method | seen parameters | held-out parameters | held-out edits |"
     assert row.startswith("| copy b | ") and row.count(" ± 0.0 / ") == 3

@@ -12,14 +12,12 @@ import torch
 from PIL import Image
 
 from lorweb_core.encoder import load_image_encoder
-from lorweb_core.images import ImageFileError
+from tests.demo_pipeline import psnr
 from training.demo.__main__ import main
 from training.demo.analogies import draw_analogies, load_demo, score, stack_images
 from training.demo.comfyui import write_comfyui_folder
 from training.demo.compare import base_answerer, basis_answerer, copy_b
 from training.demo.scenes import MODEL_FOLDER, PHOTOS, PLAIN_KINDS, TEST_PHOTOS, TRAINED_KINDS, Edit, edits_of
-from training.demo.show import show_bundled, show_own
-from training.demo.vae import psnr
 
 BASE = MODEL_FOLDER / "base.safetensors"
 BASIS = MODEL_FOLDER / "basis.safetensors"
@@ -68,15 +66,16 @@ def test_different_analogies_get_different_coefficients(analogies, encoder):
     assert float(distances.min()) > 0.1
 
 
-def test_the_sheet_shows_every_kind_with_its_verdict():
-    image, lines = show_bundled(load_demo())
+def test_the_sheet_shows_every_kind_with_its_verdict(tmp_path, capsys):
+    assert main(["show", "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
     verdicts = [line for line in lines if line.endswith(("right", "wrong"))]
-    assert image.size == (5 * 102 - 6, len(verdicts) * 102 - 6)
+    assert Image.open(tmp_path / "demo.png").size == (5 * 102 - 6, len(verdicts) * 102 - 6)
     assert sum(line.endswith("right") for line in verdicts) >= 8
     assert any("Strongest adapters" in line for line in lines)
 
 
-def test_own_images_are_read_upright_on_white_and_broken_ones_are_named(tmp_path):
+def test_own_images_are_read_upright_on_white_and_broken_ones_are_named(tmp_path, capsys):
     half = Image.new("RGB", (96, 96), "red")
     half.paste("blue", (0, 0, 96, 48))
     upright, turned, clear = (tmp_path / name for name in ("upright.png", "turned.jpg", "clear.png"))
@@ -85,15 +84,16 @@ def test_own_images_are_read_upright_on_white_and_broken_ones_are_named(tmp_path
     exif[0x0112] = 6  # to be turned by 90° clockwise to be upright
     half.rotate(90).save(turned, exif=exif, quality=95)
     Image.new("RGBA", (120, 96), (0, 0, 0, 0)).save(clear)
-    model = load_demo()
-    image, lines = show_own(model, upright, turned, clear)
-    assert image.size == (4 * 102 - 6, 96) and "Strongest adapters" in lines[1]
+    words = ["show", "--out", str(tmp_path), "--a", str(upright), "--a-prime", str(turned), "--b", str(clear)]
+    assert main(words) == 0
+    image = Image.open(tmp_path / "own.png")
+    assert image.size == (4 * 102 - 6, 96) and "Strongest adapters" in capsys.readouterr().out
     columns = [np.asarray(image.crop((x, 0, x + 96, 96)), np.float32) for x in (0, 102, 204)]
     assert np.abs(columns[0] - columns[1]).max() < 30
     assert columns[2].min() == 255
     clear.write_bytes(b"no image")
-    with pytest.raises(ImageFileError, match=r"clear\.png"):
-        show_own(model, upright, turned, clear)
+    assert main(words) == 2
+    assert "clear.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -25,18 +25,18 @@ class Asked:
     Attributes:
         number: counted from 0 over the server's life.
         text: all words of the message, joined.
-        pictures: decoded PNGs in their order, [H, W, 3].
+        images: decoded PNGs in their order, [H, W, 3].
         body: the whole JSON.
     """
 
     number: int
     text: str
-    pictures: list[np.ndarray]
+    images: list[np.ndarray]
     body: dict
 
     @property
     def is_comparison(self) -> bool:
-        return len(self.pictures) == 5
+        return len(self.images) == 5
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class JudgeServer:
     def take(self, body: dict) -> Asked:
         content = body["messages"][0]["content"]
         words = "\n".join(part["text"] for part in content if part["type"] == "text")
-        pictures = [_decode(part["image_url"]["url"]) for part in content if part["type"] == "image_url"]
+        images = [_decode(part["image_url"]["url"]) for part in content if part["type"] == "image_url"]
         with self._lock:
-            self.asked.append(Asked(len(self.asked), words, pictures, body))
+            self.asked.append(Asked(len(self.asked), words, images, body))
             return self.asked[-1]
 
     def stop(self) -> None:
@@ -105,9 +105,9 @@ def comparison(better: object) -> str:
 def well_formed(asked: Asked) -> Reply:
     """Rate by brightness of the result (darker is better); compare likewise: by the images, not their order."""
     if asked.is_comparison:
-        first, second = (picture.mean() for picture in asked.pictures[3:])
+        first, second = (image.mean() for image in asked.images[3:])
         return Reply(comparison(1 if first <= second else 2))
-    darkness = 1 - asked.pictures[3].mean() / 255
+    darkness = 1 - asked.images[3].mean() / 255
     return Reply(rating(1 + round(9 * darkness), 10 - round(9 * darkness)))
 
 

@@ -1,6 +1,7 @@
 """From records to tables: means within tasks first, honest intervals, and every omission counted."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,9 +9,8 @@ from PIL import Image
 
 from tests.training.evaluation.example_sets import add_method, write_evaluation
 from training.evaluation.aggregation import NOT_JUDGED, evaluate, summarize
-from training.evaluation.judge import NO_REPLY, UNREADABLE
 from training.evaluation.metrics import NOT_MEASURED
-from training.evaluation.questions import ORDERS, Judging, make_question, shown_order
+from training.evaluation.questions import NO_REPLY, ORDERS, UNREADABLE, Judging, make_question, shown_order
 from training.evaluation.report import OWN_WORDING_NOTE, PAPER_ROWS, as_markdown, write_sheets
 
 JUDGING = Judging("gemma", "rate", "compare", is_papers=False)
@@ -151,7 +151,7 @@ def test_columns_stand_in_the_papers_order_and_bars_in_names_break_nothing(evalu
     add_method(tmp_path, folder, samples, "LoRA | r4", gray=9)
     answer(folder, samples[0], shown_order("mine", "LoRA | r4", samples[0].id, "drawn"), {"better": 1})
     result = evaluate(folder, ["mine", "LoRA | r4"], samples, reference="mine")
-    values = json.loads(json.dumps(result.as_json(), allow_nan=False))
+    values = json.loads(json.dumps(asdict(result), allow_nan=False))
     assert values["win_rates"]["LoRA | r4"]["samples"] == 1
     assert values["methods"]["mine"]["lpips"]["mean"] is None
     assert values["judge"] == {"model": "gemma", "wording": "own"}

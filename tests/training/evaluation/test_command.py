@@ -175,7 +175,7 @@ def test_a_changed_image_of_equal_size_and_everything_made_from_it_is_made_again
         assert Image.open(path).tobytes() == Image.open(source).tobytes()
 
 
-def test_our_generator_works_once_and_again_only_when_something_changes(tmp_path, tiny_config, tiny_parts, capsys):
+def test_our_generator_runs_once_and_again_only_when_something_changes(tmp_path, tiny_config, tiny_parts, capsys):
     basis = train(tiny_config("run.steps=1")).basis_file
     out = tmp_path / "evaluation"
     words = [
@@ -199,11 +199,11 @@ def test_our_generator_works_once_and_again_only_when_something_changes(tmp_path
     [
         (["judge", "{out}", "--endpoint", "http://127.0.0.1:9/v1"], "--endpoint needs --model"),
         (["judge", "{out}", "--endpoint", "http://127.0.0.1:9/v1", "--model", "m"], "Start the server"),
-        (["judge", "{out}", "--reference", "mine"], "none of the methods copy-b, copy-a-prime, theirs"),
+        (["judge", "{out}", "--reference", "mine"], "not one of the methods copy-b, copy-a-prime, theirs"),
         (["judge", "{out}", "--clip-encoder", "{out}/nowhere"], "nowhere"),
         (["judge", "{out}", "--device", "cuda:99"], "cuda:99"),
         *[(["judge", "{out}", "--timeout-seconds", seconds], "--timeout-seconds") for seconds in ("0", "nan", "soon")],
-        (["aggregate", "{out}", "--resamples", "1"], "--resamples"),
+        (["aggregate", "{out}", "--sheet-rows", "0"], "--sheet-rows"),
         (["aggregate", "{out}", "--method", "mine"], "no method mine"),
         (["aggregate", "{out}/nowhere"], "generate --out"),
         (["generate", "--out", "{out}", "--set", "{out}/no.jsonl"], "training.prepare"),

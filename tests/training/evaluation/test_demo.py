@@ -9,7 +9,7 @@ from tests.training.evaluation.judge_server import MODEL, serving, well_formed
 from tests.training.evaluation.test_metrics import write_network
 from training.data.importers.building import build_pairs
 from training.data.importers.folders import find_pairs
-from training.data.index import PairIndex
+from training.data.index import write_pairs
 from training.demo.analogies import GUIDANCE, draw_analogies
 from training.demo.scenes import IMAGE_PX, MODEL_FOLDER, TEST_PHOTOS, edits_of, to_image
 from training.demo.tiny_kontext import write_diffusers_folder
@@ -29,7 +29,7 @@ def held_out(tmp_path):
         for name, pixels in zip(names, drawn.images, strict=True):
             to_image(pixels).save(folder / f"{name}.png")
     records, _ = build_pairs(find_pairs(tmp_path / "pairs").candidates)
-    PairIndex(records).write_index(tmp_path / "pairs" / "pairs.jsonl")
+    write_pairs(tmp_path / "pairs" / "pairs.jsonl", records)
     return tmp_path / "pairs" / "pairs.jsonl"
 
 
@@ -61,7 +61,6 @@ def test_the_demo_model_beats_copying_by_every_measure_that_sees_the_edit(held_o
     assert ours["clip_direction"] > 0.5
     assert copy["clip_direction"] is None
     assert copy["lpips"] == 0.0 < ours["lpips"]
-    assert copy["gmsd"] == 0.0 < ours["gmsd"]
     assert copy["gmsd"] == 0.0 < ours["gmsd"]
     assert None not in ours.values()
     assert Image.open(out / "results" / "sheet-01.png").width > 6 * 192

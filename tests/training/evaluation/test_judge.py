@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 from tests.training.evaluation.example_sets import add_method, mean_color, write_evaluation
 from tests.training.evaluation.judge_server import MODEL, Reply, comparison, rating, serving, well_formed
 from training.evaluation.folder import EvaluationError, EvaluationFolder
-from training.evaluation.judge import MAX_FAILURES_IN_A_ROW, NO_REPLY, UNREADABLE, all_questions, ask_all
-from training.evaluation.judges import Judge, JudgeError
+from training.evaluation.judge import Judge, JudgeError
 from training.evaluation.questions import (
+    MAX_FAILURES_IN_A_ROW,
     MAX_REPLY_CHARACTERS,
+    NO_REPLY,
     TEMPERATURES,
+    UNREADABLE,
     ReplyError,
+    all_questions,
+    ask_all,
     make_question,
     read_prompts,
     read_reply,
@@ -45,7 +49,7 @@ def test_images_arrive_in_the_prompts_order_and_answers_are_kept(evaluation):
     with serving(well_formed) as server:
         counts, records = ask(evaluation, server, workers=4)
         for asked in server.asked:
-            a, a_prime, b, result = (image.mean() for image in asked.pictures)
+            a, a_prime, b, result = (image.mean() for image in asked.images)
             sample = next(s for s in samples if abs(mean_color(folder.inputs(s.id) / "b.png") - b) < 1e-6)
             assert a == pytest.approx(mean_color(folder.inputs(sample.id) / "a.png"))
             assert a_prime == pytest.approx(mean_color(folder.inputs(sample.id) / "a_prime.png"))
@@ -137,7 +141,7 @@ def test_one_question_without_a_reply_is_counted_and_the_rest_is_judged(evaluati
     color = mean_color(folder.image("dark", samples[0].id))
 
     def behave(asked):
-        return NO_REPLIES[name] if abs(asked.pictures[3].mean() - color) < 1e-6 else well_formed(asked)
+        return NO_REPLIES[name] if abs(asked.images[3].mean() - color) < 1e-6 else well_formed(asked)
 
     with serving(behave) as server:
         counts, records = ask(evaluation, server)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.training.evaluation.example_sets import add_method, write_evaluation, write_results
-from training.base.sampler import DrawOptions
+from training.base.sampler import SamplingOptions
 from training.config.schema import BaseModelConfig
 from training.console import open_device
 from training.evaluate import main
@@ -159,7 +159,7 @@ def test_our_generator_works_again_when_basis_base_or_encoder_changes(evaluation
     def source(seed=0):
         method = basis_method(
             f"mine={files[0]}", folder, samples, base=BaseModelConfig(model=str(files[1])), max_tokens=None,
-            options=DrawOptions(seed=seed), encoder=str(files[2].parent), device=open_device("cpu"),
+            options=SamplingOptions(seed=seed), encoder=str(files[2].parent), device=open_device("cpu"),
         )  # fmt: skip
         return method.source(samples[0])
 

@@ -91,7 +91,7 @@ def test_lpips_equals_the_lpips_package(tmp_path, name, expected):
     assert distances.tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_lpips_backbones_may_be_safetensors_and_bad_ones_are_told(tmp_path):
+def test_lpips_backbones_may_be_safetensors_and_bad_ones_are_errors(tmp_path):
     backbone, heads = write_network(tmp_path, "alex")
     save_file(torch.load(backbone, weights_only=True), tmp_path / "alex.safetensors")
     first, second = images(1, 1, 40, 40, 3), images(2, 1, 40, 40, 3)

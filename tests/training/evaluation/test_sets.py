@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.training.data.pair_images import paint, write_pair
 from tests.training.evaluation.example_sets import write_index
-from training.data.index import PairIndex
+from training.data.index import read_pairs, write_pairs
 from training.evaluation.folder import EvaluationError, EvaluationFolder
 from training.evaluation.sets import SetOptions, read_set
 from training.evaluation.test_set import ImagePart, read_samples, write_samples
@@ -15,8 +15,8 @@ from training.evaluation.test_set import ImagePart, read_samples, write_samples
 ALL = SetOptions(split="all")
 
 
-def pixels(picture):
-    return picture.convert("RGB").tobytes()
+def pixels(image):
+    return image.convert("RGB").tobytes()
 
 
 def test_every_pair_of_an_index_gets_its_b_and_the_true_answer(tmp_path):
@@ -49,7 +49,7 @@ def test_pairs_and_tasks_that_cannot_be_used_are_counted(tmp_path):
     assert read_set(str(write_index(tmp_path / "whole", pairs=3)), ALL).not_used() == []
 
 
-def test_unknown_tasks_and_empty_splits_are_told(tmp_path):
+def test_unknown_tasks_and_empty_splits_are_errors(tmp_path):
     index = write_index(tmp_path, tasks=("dark",))
     with pytest.raises(EvaluationError, match="Did you mean 'dark'"):
         read_set(str(index), SetOptions("all", tasks=("darc",)))
@@ -60,14 +60,14 @@ def test_unknown_tasks_and_empty_splits_are_told(tmp_path):
 def test_strips_are_cut_in_halves(tmp_path):
     index = write_index(tmp_path, tasks=("strips",), pairs=2, size=(32, 30))
     records = []
-    for record in PairIndex.read_index(index).records:
+    for record in read_pairs(index):
         strip = Image.new("RGB", (64, 30))
         for half, path in enumerate((record.before, record.after)):
             strip.paste(Image.open(path), (32 * half, 0))
         strip.save(record.before.with_name(f"strip-{record.before.name}"))
         path = record.before.with_name(f"strip-{record.before.name}")
         records.append(replace(record, before=path, after=path, strip=True))
-    PairIndex(records).write_index(tmp_path / "strips.jsonl")
+    write_pairs(tmp_path / "strips.jsonl", records)
     cut, whole = (read_set(str(tmp_path / name), ALL).analogies for name in ("strips.jsonl", "pairs.jsonl"))
     for part in ("image_a", "image_a_prime", "image_b", "image_b_prime"):
         assert [pixels(getattr(a, part).read()) for a in cut] == [pixels(getattr(a, part).read()) for a in whole]

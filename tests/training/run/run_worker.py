@@ -4,7 +4,7 @@ torchrun --nproc-per-node 2 run_worker.py RESULT_FOLDER override…
 
 `{rank}` in an override becomes the number of the process. With OUT_OF_MEMORY_ABOVE=n the second process runs out of
 memory whenever it computes more than n samples at once, from step OUT_OF_MEMORY_FROM on; RESUME is what
-`--resume` takes.
+`--resume` takes; GRADIENT_CHECKPOINTING switches it on.
 """
 
 import hashlib
@@ -29,6 +29,8 @@ encode = captions._encode
 captions._encode = lambda caption, *arguments: encoded.append(caption) or encode(caption, *arguments)
 with listen_for_signals() as stop:
     loop, state = assemble(config, processes, stop, resume=os.environ.get("RESUME"))
+    if "GRADIENT_CHECKPOINTING" in os.environ:  # as on GPUs
+        state.model.transformer.enable_gradient_checkpointing()
     limit, first = (int(os.environ.get(f"OUT_OF_MEMORY_{name}", 0)) for name in ("ABOVE", "FROM"))
     if limit and processes.rank == 1:
 

@@ -100,8 +100,9 @@ def test_manifest_of_another_form_is_damage(tmp_path, manifest, caplog):
 @pytest.mark.parametrize("state", [[1, 2], "text", print])
 def test_state_of_another_form_is_damage_even_with_a_fitting_manifest(tmp_path, state, caplog, monkeypatch):
     _save(tmp_path, 1)
+    save = torch.save
     with monkeypatch.context() as patch:
-        patch.setattr("training.run.checkpoints._write_state", lambda path, _: torch.save(state, path))
+        patch.setattr("torch.save", lambda _, file: save(state, file))
         _save(tmp_path, 2)
     assert load_latest(tmp_path)["step"] == 1
     assert "skipping a checkpoint" in caplog.text
@@ -158,7 +159,7 @@ def test_checkpoints_come_at_the_steps_asked_for_and_at_the_end_and_know_their_s
     assert [read_training_facts(header)["step"] for header in headers] == [2, 4, 5]
 
 
-def test_run_goes_on_when_a_save_meets_a_full_disk(tiny_config, small_disk, caplog):
+def test_run_continues_when_a_save_meets_a_full_disk(tiny_config, small_disk, caplog):
     filler = small_disk / "filler"
     filler.write_bytes(bytes(2_800_000))
     config = tiny_config("run.steps=3", f"run.folder={small_disk}", "checkpoint.every=1", "tracking.log_every=100")

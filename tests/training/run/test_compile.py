@@ -34,7 +34,7 @@ def _run(overrides, cache):
 @pytest.mark.timeout(1100)
 def test_compiled_blocks_train_as_the_plain_ones(tiny_overrides, tmp_path):
     """One double and one single block: two graphs, no break in either, none made anew in later steps."""
-    options = ("run.steps=3", "optimizer.schedule=constant", "base.gradient_checkpointing=true")
+    options = ("run.steps=3", "optimizer.schedule=constant")
     plain = _run(tiny_overrides(*options, "run.name=plain"), tmp_path / "cache")
     assert not plain["stats"]
     compiled = _run(tiny_overrides(*options, "run.name=compiled", "base.compile=true"), tmp_path / "cache")

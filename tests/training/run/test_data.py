@@ -1,4 +1,4 @@
-"""What a run draws from: which analogies it is validated on, and what it says of pairs that it cannot use."""
+"""The data of a run: the analogies it is validated on, and the warnings about pairs that cannot be used."""
 
 import re
 from collections import Counter
@@ -6,26 +6,25 @@ from dataclasses import replace
 
 import pytest
 
-from training.data.index import PairIndex
+from training.data.index import read_pairs, write_pairs
 from training.run.data import divided_pairs, open_training_data, training_batches, validation_outlook
 from training.run.preflight import preflight_report
 from training.train import train
 
 
-@pytest.mark.parametrize(("limit", "tasks"), [(3, 3), (5, 4), (99, 4)])
-def test_few_validation_analogies_are_of_as_many_tasks_as_possible(tiny_config, limit, tasks):
-    options = ("validation.every=1", "validation.per_task=2", "data.hold_out_tasks=0", "data.hold_out_pairs=2")
-    data = open_training_data(tiny_config(*options, f"validation.max_items={limit}"), None)
-    fixed = data.validation["seen"].dataset
-    assert len(fixed) == min(limit, 8)
-    assert len({fixed.records[item.b].task for item in fixed.quadruplets}) == tasks
+@pytest.mark.parametrize("limit", [3, 99])
+def test_validation_analogies_are_one_per_task_and_of_a_limited_number(tiny_config, monkeypatch, limit):
+    monkeypatch.setattr("training.run.data.MAX_VALIDATION_ITEMS", limit)
+    options = ("validation.every=1", "data.hold_out_tasks=0", "data.hold_out_pairs=2")
+    fixed = open_training_data(tiny_config(*options), None).validation["seen"].dataset
+    assert len(fixed) == len({fixed.records[item.b].task for item in fixed.quadruplets}) == min(limit, 4)
 
 
 def test_reason_for_pairs_left_out_is_an_error_not_a_warning(tiny_config, tiny_parts, tmp_path, caplog):
-    *records, last = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    *records, last = read_pairs(tiny_parts / "pairs.jsonl")
     missing = replace(last, before=tmp_path / "absent.png")
-    PairIndex([*records, missing]).write_index(tmp_path / "pairs.jsonl")
-    # At this size all pictures are small, which is only remarked on.
+    write_pairs(tmp_path / "pairs.jsonl", [*records, missing])
+    # At this size all images are small, which gives only a warning.
     config = tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}", "data.resolution_px=256")
     assert len(open_training_data(config, None).records) == len(records)
     assert "1 of 16 pairs are left out; first reason: error: " in caplog.text
@@ -36,9 +35,9 @@ def test_a_broken_pair_is_never_the_one_held_out(tiny_config, tiny_parts, tmp_pa
     options = ("data.hold_out_tasks=0", "data.hold_out_pairs=1", "validation.every=1")
     intact = open_training_data(tiny_config(*options), None)
     held = next(record for record in intact.records if record.split == "val")
-    records = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    records = read_pairs(tiny_parts / "pairs.jsonl")
     broken = [replace(record, before=tmp_path / "absent.png") if record.id == held.id else record for record in records]
-    PairIndex(broken).write_index(tmp_path / "pairs.jsonl")
+    write_pairs(tmp_path / "pairs.jsonl", broken)
     config = tiny_config(*options, f"data.index={tmp_path / 'pairs.jsonl'}")
     data = open_training_data(config, None)
     tasks = sorted({record.task for record in records})
@@ -47,44 +46,44 @@ def test_a_broken_pair_is_never_the_one_held_out(tiny_config, tiny_parts, tmp_pa
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_picture_is_told_once_and_counted_at_the_end(tiny_config, tiny_parts, tmp_path, caplog, workers):
-    *records, last = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+def test_a_damaged_image_is_logged_once_and_counted_at_the_end(tiny_config, tiny_parts, tmp_path, caplog, workers):
+    *records, last = read_pairs(tiny_parts / "pairs.jsonl")
     cut_off = tmp_path / "cut-off.png"
     cut_off.write_bytes(last.before.read_bytes()[:-60])
-    PairIndex([*records, replace(last, before=cut_off)]).write_index(tmp_path / "pairs.jsonl")
+    write_pairs(tmp_path / "pairs.jsonl", [*records, replace(last, before=cut_off)])
     options = ("data.hold_out_tasks=0", "data.hold_out_pairs=0", "run.steps=8", f"data.workers={workers}")
     train(tiny_config(*options, f"data.index={tmp_path / 'pairs.jsonl'}"))
-    told = [message for message in caplog.messages if "replaced" in message]
-    assert len(told) == 2
-    assert "cut-off.png: damaged" in told[0]
-    count = re.fullmatch(r"(\d+) draw\(s\) replaced because of 1 picture\(s\); `.*prepare check` names them", told[1])
+    output = [message for message in caplog.messages if "replaced" in message]
+    assert len(output) == 2
+    assert "cut-off.png: damaged" in output[0]
+    count = re.fullmatch(r"(\d+) samples replaced because of 1 unreadable image\(s\); `.*` lists them", output[1])
     assert count is not None
     assert int(count[1]) > 1
 
 
-@pytest.mark.parametrize(("source", "is_told"), [("a", True), ("b", True), ("task", False), ("none", False)])
+@pytest.mark.parametrize(("source", "is_logged"), [("a", True), ("b", True), ("task", False), ("none", False)])
 def test_missing_captions_are_counted_by_check_and_at_the_start(
-    tiny_config, tiny_parts, tmp_path, caplog, source, is_told
+    tiny_config, tiny_parts, tmp_path, caplog, source, is_logged
 ):
-    records = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    records = read_pairs(tiny_parts / "pairs.jsonl")
     config = tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}", f"text.caption_source={source}")
-    training = [r.id for r in divided_pairs(config, PairIndex(records))[0] if r.split == "train"]
+    training = [r.id for r in divided_pairs(config, records)[0] if r.split == "train"]
     records = [replace(record, caption="" if record.id in training[:2] else "edit it") for record in records]
-    PairIndex(records).write_index(tmp_path / "pairs.jsonl")
+    write_pairs(tmp_path / "pairs.jsonl", records)
     line = f"captions: 2 of {len(training)} have none (first: {training[0]})"
-    assert (line in preflight_report(config).text()) == is_told
+    assert (line in preflight_report(config).text()) == is_logged
     open_training_data(config, None)
-    assert (line in caplog.text) == is_told
+    assert (line in caplog.text) == is_logged
 
 
 def test_check_says_that_it_reads_headers_only(tiny_config, tiny_parts, tmp_path):
-    *records, last = PairIndex.read_index(tiny_parts / "pairs.jsonl").records
+    *records, last = read_pairs(tiny_parts / "pairs.jsonl")
     cut_off = tmp_path / "cut-off.png"
     cut_off.write_bytes(last.before.read_bytes()[:-60])
-    PairIndex([*records, replace(last, before=cut_off)]).write_index(tmp_path / "pairs.jsonl")
-    told = preflight_report(tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}")).text()
-    assert "16 of 16 pairs usable by their headers" in told
-    assert "`training.prepare check` lists them, decodes every file and may find more" in told
+    write_pairs(tmp_path / "pairs.jsonl", [*records, replace(last, before=cut_off)])
+    output = preflight_report(tiny_config(f"data.index={tmp_path / 'pairs.jsonl'}")).text()
+    assert "16 of 16 pairs usable by their headers" in output
+    assert "`training.prepare check` lists them, decodes every file and may find more" in output
 
 
 def test_what_is_held_out_is_never_trained_on(tiny_config):
@@ -100,11 +99,11 @@ def test_what_is_held_out_is_never_trained_on(tiny_config):
 
 
 def validation_lines(caplog):
-    told = [record for record in caplog.records if record.getMessage().startswith("validation")]
-    return [(record.levelname, record.getMessage()) for record in told]
+    output = [record for record in caplog.records if record.getMessage().startswith("validation")]
+    return [(record.levelname, record.getMessage()) for record in output]
 
 
-def test_the_number_of_validation_analogies_is_told(tiny_config, caplog):
+def test_the_number_of_validation_analogies_is_logged(tiny_config, caplog):
     caplog.set_level("INFO")
     config = tiny_config("validation.every=1", "data.hold_out_tasks=1", "data.hold_out_pairs=1")
     data = open_training_data(config, None)
@@ -119,10 +118,10 @@ def test_tasks_of_two_pairs_leave_nothing_to_validate_on_and_one_warning_says_wh
     tiny_config, tiny_parts, tmp_path, caplog
 ):
     kept, counts = [], Counter()
-    for record in PairIndex.read_index(tiny_parts / "pairs.jsonl").records:
+    for record in read_pairs(tiny_parts / "pairs.jsonl"):
         counts[record.task] += 1
         kept += [record] if counts[record.task] <= 2 else []
-    PairIndex(kept).write_index(tmp_path / "pairs.jsonl")
+    write_pairs(tmp_path / "pairs.jsonl", kept)
     options = ("validation.every=1", "data.hold_out_pairs=1", f"data.index={tmp_path / 'pairs.jsonl'}")
     assert not open_training_data(tiny_config(*options, "data.hold_out_tasks=0"), None).validation
     (warning,) = [message for level, message in validation_lines(caplog) if level == "WARNING"]
@@ -141,7 +140,7 @@ def test_tasks_of_two_pairs_leave_nothing_to_validate_on_and_one_warning_says_wh
 
 def test_a_set_that_was_not_asked_for_is_no_reason_to_warn(tiny_config, tiny_parts):
     config = tiny_config("validation.every=1", "data.hold_out_tasks=0", "data.hold_out_pairs=1")
-    records, _ = divided_pairs(config, PairIndex.read_index(tiny_parts / "pairs.jsonl"))
+    records, _ = divided_pairs(config, read_pairs(tiny_parts / "pairs.jsonl"))
     outlook = validation_outlook(config, records)
     assert outlook.counts == {"seen": 4, "held_out": 0}
     assert "held-out tasks: none, since data.hold_out_tasks is 0" in outlook.line

@@ -10,10 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from training.config.reading import read_config
-from training.run.checkpoints import list_checkpoints
+from training.run.checkpoints import list_checkpoints, load_checkpoint
 from training.train import EXIT_STOPPED, train
 
 WORKER = Path(__file__).parent / "run_worker.py"
@@ -41,15 +40,15 @@ def _torchrun(folder, overrides, **variables):
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
-def _basis(config):
-    return load_file(list_checkpoints(config.run_folder / "checkpoints")[-1] / "basis.safetensors")
+def _trained(config):
+    return load_checkpoint(list_checkpoints(config.run_folder / "checkpoints")[-1])["trained"]
 
 
 def _metrics(config):
     return [json.loads(line) for line in (config.run_folder / "metrics.jsonl").read_text().splitlines()]
 
 
-OPTIONS = ("run.steps=4", "tracking.log_every=1", "checkpoint.dtype=float32", "optimizer.learning_rate=1e-3")
+OPTIONS = ("run.steps=4", "tracking.log_every=1", "optimizer.learning_rate=1e-3")
 
 
 @pytest.mark.parametrize(
@@ -62,14 +61,12 @@ OPTIONS = ("run.steps=4", "tracking.log_every=1", "checkpoint.dtype=float32", "o
     ],
 )
 def test_two_processes_equal_one_and_each_other(tiny_config, tiny_overrides, tmp_path, strategy, size):
-    """Both with a whole share per forward pass (4 samples) and with accumulation (twice 2) and checkpointing."""
+    """Both with a whole share per forward pass (4 samples) and with accumulation (twice 2)."""
     one = tiny_config(*OPTIONS, "run.name=one")
     single = train(one)
-    options = (
-        *OPTIONS, "run.name=two", f"run.micro_batch_size={size}", f"run.strategy={strategy}",
-        f"base.gradient_checkpointing={'true' if size == 2 else 'false'}",
-    )  # fmt: skip
-    ranks = _torchrun(tmp_path / "ranks", tiny_overrides(*options))
+    options = (*OPTIONS, "run.name=two", f"run.micro_batch_size={size}", f"run.strategy={strategy}")
+    checkpointing = {"GRADIENT_CHECKPOINTING": "1"} if size == 2 else {}
+    ranks = _torchrun(tmp_path / "ranks", tiny_overrides(*options), **checkpointing)
     assert [facts["world_size"] for facts in ranks] == [2, 2]
     if strategy == "ddp":
         assert ranks[0]["wrapper"] == "DistributedDataParallel"
@@ -80,7 +77,7 @@ def test_two_processes_equal_one_and_each_other(tiny_config, tiny_overrides, tmp
     norms = [[line["train/gradient_norm"] for line in _metrics(config)] for config in (one, tiny_config(*options))]
     assert len(norms[0]) == 4
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
-    first, second = _basis(one), _basis(tiny_config(*options))
+    first, second = _trained(one), _trained(tiny_config(*options))
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-6
 
 
@@ -97,7 +94,7 @@ def test_out_of_memory_in_one_process_halves_the_micro_batch_of_all(tiny_config,
     assert ranks[0]["wrapper"] == "DistributedDataParallel"
     assert ranks[0]["weights"] == ranks[1]["weights"]
     assert ranks[0]["losses"] == pytest.approx(single.losses, abs=1e-6)
-    first, second = _basis(one), _basis(tiny_config(*options))
+    first, second = _trained(one), _trained(tiny_config(*options))
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-6
 
 
@@ -107,7 +104,7 @@ def test_processes_share_the_work_of_filling_caches(tiny_config, tiny_overrides,
     """On one disk every prompt is encoded once; on disks of their own each process makes what it still lacks."""
     options = ("run.steps=2", "text.caption_source=a", f"base.model={tiny_parts / 'model-with-text'}")
     single = train(tiny_config(*options, "run.name=one"))
-    cache = ("data.cache_embeddings=true", f"data.cache={tmp_path / disk}", "run.name=two")
+    cache = (f"data.cache={tmp_path / disk}", "run.name=two")
     ranks = _torchrun(tmp_path / "ranks", tiny_overrides(*options, *cache))
     assert ranks[0]["losses"] == pytest.approx(single.losses, abs=1e-5)
     first, second = (set(facts["encoded"]) for facts in ranks)
@@ -125,7 +122,7 @@ def test_machines_with_checkpoints_of_their_own_do_not_drift_apart(tiny_config, 
 
 @pytest.mark.slow
 def test_kill_at_random_points_costs_only_unsaved_steps(tiny_config, tiny_overrides):
-    options = ("run.steps=30", "checkpoint.every=1", "checkpoint.dtype=float32", "run.seed=3")
+    options = ("run.steps=30", "checkpoint.every=1", "run.seed=3")
     straight = tiny_config(*options, "run.name=straight")
     train(straight)
     killed = tiny_config(*options, "run.name=killed")
@@ -144,15 +141,12 @@ def test_kill_at_random_points_costs_only_unsaved_steps(tiny_config, tiny_overri
     process = _start(command)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-3000:]
-    first, second = (
-        load_file(straight.run_folder / "straight.safetensors"),
-        load_file(killed.run_folder / "killed.safetensors"),
-    )
+    first, second = _trained(straight), _trained(killed)
     assert all(bool((first[name] == second[name]).all()) for name in first)
 
 
 @pytest.mark.slow
-def test_signal_to_the_whole_group_saves_although_pictures_are_being_loaded(tiny_config, tiny_overrides):
+def test_signal_to_the_whole_group_saves_although_images_are_being_loaded(tiny_config, tiny_overrides):
     """Ctrl-C in a terminal and a scheduler's SIGTERM reach the loading processes too."""
     config = tiny_config("run.steps=100000", "checkpoint.every=1")
     command = ["-m", "training.train", "--config", "tiny.yaml"]
@@ -163,7 +157,7 @@ def test_signal_to_the_whole_group_saves_although_pictures_are_being_loaded(tiny
     output, _ = process.communicate(timeout=120)
     assert process.returncode == EXIT_STOPPED, output[-3000:]
     assert "SIGTERM: saving and stopping" in output
-    assert "go on with --resume latest" in output
+    assert "continue with --resume latest" in output
 
 
 def test_lines_for_torchrun_in_the_readme_are_ones_that_it_understands():
@@ -196,7 +190,7 @@ def test_torchrun_hands_on_the_warning_of_a_scheduler_as_the_readme_says(tiny_co
     process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=120)
     assert "SIGUSR1: saving and stopping" in output
-    assert "go on with --resume latest" in output
+    assert "continue with --resume latest" in output
 
 
 def _has_moved(checkpoints, before):

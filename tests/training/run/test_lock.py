@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lorweb_core.console import EXIT_ERROR
 from training.run.lock import run_lock
-from training.train import EXIT_MISTAKE, EXIT_STOPPED
+from training.run.signals import EXIT_STOPPED
 
 ROOT = Path(__file__).parents[3]
 
@@ -49,8 +50,8 @@ def test_second_process_is_refused_a_killed_one_is_replaced_and_a_stopped_one_ha
     _wait_for_a_checkpoint(first, folder / "checkpoints")
     second = start(*endless, "--resume", "latest")
     output, _ = second.communicate(timeout=100)
-    assert second.returncode == EXIT_MISTAKE, output[-3000:]
-    assert f"Process {first.pid} on host {socket.gethostname()} trains in {folder} right now" in output
+    assert second.returncode == EXIT_ERROR, output[-3000:]
+    assert f"Process {first.pid} on host {socket.gethostname()} is training in {folder}" in output
     assert first.poll() is None
     first.kill()
     first.wait()
@@ -59,7 +60,7 @@ def test_second_process_is_refused_a_killed_one_is_replaced_and_a_stopped_one_ha
     third.send_signal(signal.SIGTERM)
     output, _ = third.communicate(timeout=100)
     assert third.returncode == EXIT_STOPPED == 3, output[-3000:]
-    assert "go on with --resume latest" in output
+    assert "continue with --resume latest" in output
     assert (folder / "run.lock").read_text() == ""
 
 

@@ -1,6 +1,5 @@
 """Damaged models, wrong places and wrong words end with one message that says what to do, never with a traceback."""
 
-import contextlib
 import importlib
 import os
 import shutil
@@ -88,8 +87,7 @@ def test_device_is_a_gpu_where_there_is_one():
 @pytest.mark.parametrize("command", ["sample", "evaluate generate", "evaluate judge"])
 def test_every_command_takes_a_gpu_where_there_is_one(command, capsys):
     module, *words = command.split()
-    with contextlib.suppress(SystemExit):
-        importlib.import_module(f"training.{module}").main([*words, "--help"])
+    assert importlib.import_module(f"training.{module}").main([*words, "--help"]) == 0
     assert "auto (a GPU where there is one)" in " ".join(capsys.readouterr().out.split())
 
 
@@ -103,10 +101,10 @@ def test_attention_of_cudnn_is_off_in_a_run(tiny_config, assembled):
 @pytest.fixture
 def sample_words(tiny_config, tiny_parts, tmp_path):
     basis = train(tiny_config("run.steps=1")).basis_file
-    pictures = sorted((tiny_parts / "pictures" / "invert").glob("*.png"))
+    images = sorted((tiny_parts / "images" / "invert").glob("*.png"))
     words = ["--base", tiny_parts / "model", "--basis", basis, "--encoder", tiny_parts / "encoder", "--steps", "1"]
-    words += ["--a", pictures[0], "--a-prime", pictures[1], "--b", pictures[2], "--dtype", "float32"]
-    return [str(word) for word in [*words, "--megapixels", "0.01", "--out", tmp_path / "drawn"]]
+    words += ["--a", images[0], "--a-prime", images[1], "--b", images[2], "--dtype", "float32"]
+    return [str(word) for word in [*words, "--megapixels", "0.01", "--out", tmp_path / "results"]]
 
 
 def test_sampling_on_a_device_that_is_not_there_is_refused(sample_words, capsys):
@@ -115,26 +113,25 @@ def test_sampling_on_a_device_that_is_not_there_is_refused(sample_words, capsys)
 
 
 def test_sampling_into_a_place_that_cannot_be_written_is_refused(sample_words, tmp_path, capsys):
-    (tmp_path / "drawn").write_text("in the way")
+    (tmp_path / "results").write_text("in the way")
     assert sample(sample_words) == 2
     assert "choose another folder with --out" in capsys.readouterr().err
 
 
 def test_sampling_takes_at_least_one_step(sample_words, capsys):
-    with pytest.raises(SystemExit):
-        sample([*sample_words, "--steps", "0"])
-    assert "expected a whole number of at least 1; got 0" in capsys.readouterr().err
+    assert sample([*sample_words, "--steps", "0"]) == 2
+    assert "Invalid value for '--steps'" in capsys.readouterr().err
 
 
 def test_several_tasks_of_srun_without_torchrun_are_refused(tiny_overrides, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert train_main(["--config", "tiny.yaml", *tiny_overrides("run.steps=1")]) == 2
-    assert "4 tasks of srun" in capsys.readouterr().err
+    assert "srun started 4 tasks" in capsys.readouterr().err
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     assert train_main(["--config", "tiny.yaml", *tiny_overrides("run.steps=1")]) == 0
 
 
-@pytest.mark.parametrize("name", ["sample", "train", "evaluate", "demo", "demo.show"])
+@pytest.mark.parametrize("name", ["sample", "train", "evaluate", "demo"])
 def test_help_is_shown_on_a_terminal_that_lacks_characters(name):
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
     command = [sys.executable, "-m", f"training.{name}", "--help"]

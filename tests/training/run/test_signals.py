@@ -46,7 +46,7 @@ def many_prompts(tiny_parts, tiny_overrides, tmp_path):
     rows = [json.loads(line) for line in (tiny_parts / "pairs.jsonl").read_text().splitlines()]
     many = [rows[n % len(rows)] | {"id": f"{n}", "caption": f"prompt {n}", "sha256": ""} for n in range(5000)]
     (tmp_path / "many.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in many))
-    (tmp_path / "pictures").symlink_to(tiny_parts / "pictures")
+    (tmp_path / "images").symlink_to(tiny_parts / "images")
     return tiny_overrides(
         f"data.index={tmp_path / 'many.jsonl'}", f"base.model={tiny_parts / 'model-with-text'}",
         "text.caption_source=a", "text.max_tokens=512",

@@ -13,15 +13,17 @@ from pathlib import Path
 
 from lorweb_core.errors import FileError
 from lorweb_core.files import MAX_TEXT_BYTES, read_bytes
-from lorweb_core.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageFileError, read_image_size
+from lorweb_core.images import IMAGE_SUFFIXES, ImageFileError, read_image_size
 
 from ..checks import hash_files, in_threads
 from ..index import DataError, PairRecord, Problem
 
-_SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
+_SPLIT_NAMES = {"val": "val", "valid": "val", "validation": "val", "dev": "val"}
+_SPLIT_NAMES |= {"test": "test", "eval": "test", "evaluation": "test"}
+#: Labels and metadata of a whole data set.
+MAX_LABELS_BYTES = 200_000_000
 #: Folders that systems and unpackers leave beside the user's own.
 _FOREIGN_FOLDERS = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
-_SPLIT_NAMES |= {"test": "test", "eval": "test", "evaluation": "test"}
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,20 @@ class Found:
     problems: list[Problem] = field(default_factory=list)
 
 
-def build_pairs(
-    candidates: Sequence[Candidate], *, max_pixels: int = MAX_PIXELS, show_progress: bool = False
-) -> tuple[list[PairRecord], list[Problem]]:
+def build_pairs(candidates: Sequence[Candidate]) -> tuple[list[PairRecord], list[Problem]]:
     """Records of the candidates whose images have a readable header, and the problems of the others."""
 
     def build(candidate: Candidate) -> PairRecord | Problem:
         try:
-            return _build_pair(candidate, max_pixels)
+            width, height = read_image_size(candidate.after)
+            if candidate.strip and width < 2:
+                raise ImageFileError(candidate.before, "odd-aspect", "a strip of one column has no halves")
+            if not candidate.strip:
+                read_image_size(candidate.before)
+            record = PairRecord(
+                **vars(candidate), width=width // 2 if candidate.strip else width, height=height, sha256=""
+            )
+            return replace(record, sha256=hash_files(record.files))
         except ImageFileError as error:
             return Problem(str(error.path), error.kind, error.reason, pair_id=candidate.id)
         except OSError as error:
@@ -66,16 +74,12 @@ def build_pairs(
         seen[candidate.id] += 1
         number = seen[candidate.id]
         unique.append(candidate if number == 1 else replace(candidate, id=f"{candidate.id}~{number}"))
-    built = in_threads(build, unique, show_progress, "reading")
+    built = in_threads(build, unique, "reading")
     return [r for r in built if isinstance(r, PairRecord)], [p for p in built if isinstance(p, Problem)]
 
 
-#: Labels and metadata of a whole data set.
-MAX_LABELS_BYTES = 200_000_000
-
-
 def require_folder(path: Path, content: str) -> Path:
-    """The path itself; DataError that names the content wanted when it is no folder."""
+    """The path itself; DataError that names the content wanted when it is not a folder."""
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise DataError(f"{path} {what}. Name a folder with {content}.")
@@ -97,7 +101,7 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and is_visible(path))
 
 
-def picture_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """Visible image files of one folder by name, recognized by suffix; [] when there is no such folder."""
     if not folder.is_dir():
         return []
@@ -123,21 +127,10 @@ def read_caption(path: Path, problems: list[Problem]) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError:
         text = data.decode("cp1252", "replace")
-        problems.append(Problem(str(path), "caption", "no UTF-8; read as Windows-1252, save it as UTF-8", "warning"))
+        problems.append(Problem(str(path), "caption", "not UTF-8; read as Windows-1252, save it as UTF-8", "warning"))
     return " ".join(text.split())
 
 
 def split_name(name: str) -> str:
     """`train`, `val` or `test` for the names that data sets use; `train` for any other."""
     return _SPLIT_NAMES.get(name.lower(), "train")
-
-
-def _build_pair(candidate: Candidate, max_pixels: int) -> PairRecord:
-    width, height = read_image_size(candidate.after, max_pixels=max_pixels)
-    files = (candidate.before,) if candidate.strip else (candidate.before, candidate.after)
-    if not candidate.strip:
-        read_image_size(candidate.before, max_pixels=max_pixels)
-    elif width < 2:
-        raise ImageFileError(candidate.before, "odd-aspect", "a strip of one column has no halves")
-    width = width // 2 if candidate.strip else width
-    return PairRecord(**vars(candidate), width=width, height=height, sha256=hash_files(files))

@@ -46,7 +46,7 @@ def write_image(folder: Path, name: str, data: bytes) -> Path:
 
     Importing the same again changes nothing. Unreadable data are written too (`.bin`), so that the import lists them.
 
-    Raises: OutputError: when it cannot be written, or another image has this name (of another import).
+    Raises OutputError when it cannot be written, or another image has this name (of another import).
     """
     path = folder / (safe_name(name) + _suffix_of(data))
     try:
@@ -54,7 +54,7 @@ def write_image(folder: Path, name: str, data: bytes) -> Path:
         is_new = not path.is_file() or path.read_bytes() != data
         if is_new and path.exists():
             raise OutputError(
-                f"{folder} already has another image named {path.name}. Name another folder with --pictures; every "
+                f"{folder} already has another image named {path.name}. Name another folder with --images; every "
                 "import needs its own."
             )
         if is_new:
@@ -63,7 +63,7 @@ def write_image(folder: Path, name: str, data: bytes) -> Path:
             temporary.replace(path)
     except OSError as error:
         raise OutputError(
-            f"Images cannot be written into {folder}: {error.strerror or error}. Name another folder with --pictures, "
+            f"Images cannot be written into {folder}: {error.strerror or error}. Name another folder with --images, "
             "on a disk with enough space that you may write to."
         ) from error
     return path

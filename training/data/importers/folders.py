@@ -4,7 +4,7 @@
     mydata/watercolor/before/0001.png  after/0001.jpg  [caption/0001.txt]
     mydata/watercolor/task.toml        [caption, reverse_caption, split, weight, bidirectional]
 
-Folders may lie deeper (`mydata/style/watercolor` is the task `style/watercolor`), and pairs in `mydata` itself are
+Folders may be nested (`mydata/style/watercolor` is the task `style/watercolor`), and pairs in `mydata` itself are
 a task as well. Other names for the two sides, such as `control` and `target` or `a` and `a_prime`, are those of
 `lorweb_core.pair_folder`.
 `bidirectional = true` adds a second task with before and after exchanged: the reverse transformation has its own
@@ -13,26 +13,23 @@ pairs, so an analogy never mixes directions.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
-from itertools import islice
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import tomllib
 
 from lorweb_core.files import MAX_YAML_BYTES, read_text
 from lorweb_core.pair_folder import find_near, find_sides, side_folders, stem_of
 
-from ..index import SPLITS, DataError, Problem
+from ..index import DataError, Problem, field_problems
 from .building import (
     Candidate,
     Found,
     folder_name,
+    image_files,
     is_visible,
-    picture_files,
     read_caption,
     require_folder,
     subfolders,
@@ -46,27 +43,19 @@ _FOREIGN_SUFFIXES = (".heic", ".heif", ".jxl", ".psd", ".svg", ".dng", ".cr2", "
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What `task.toml` may say.
+    """What `task.toml` may set."""
 
-    Attributes:
-        caption: edit instruction of every pair that has no text file.
-        reverse_caption: the same for the reversed task; text files describe the forward direction only.
-        split: `train`, `val` or `test`, for all pairs of the task.
-        weight: factor on how often the task is drawn.
-        bidirectional: also learn after → before, as a task of its own.
-    """
-
-    caption: str = ""
-    reverse_caption: str = ""
-    split: str = "train"
-    weight: float = 1.0
-    bidirectional: bool = False
+    caption: str = ""  # edit instruction of every pair that has no text file
+    reverse_caption: str = ""  # the same for the reversed task; text files describe the forward direction only
+    split: str = "train"  # train, val or test, for all pairs of the task
+    weight: float = 1.0  # factor on how often the task is chosen
+    bidirectional: bool = False  # also learn after → before, as a task of its own
 
 
 def find_pairs(root: Path) -> Found:
     """The pairs of `root` itself and of every folder below it that holds any; a folder without is listed.
 
-    Raises: DataError: when `root` is no folder, or a `task.toml` cannot be understood.
+    Raises DataError when `root` is not a folder, or a `task.toml` cannot be used.
     """
     require_folder(root, "one subfolder per transformation")
     found = Found()
@@ -75,19 +64,17 @@ def find_pairs(root: Path) -> Found:
 
 
 def read_task_settings(path: Path) -> TaskSettings:
-    """The settings of a `task.toml`; the defaults when there is none.
-
-    Raises: DataError: for unreadable TOML, unknown names (with the nearest known one) and wrong values, all at once.
-    """
+    """The settings of a `task.toml`; the defaults when there is none. Raises DataError."""
     if not path.is_file():
         return TaskSettings()
     try:
         values = tomllib.loads(read_text(path, MAX_YAML_BYTES))
+        wrong = field_problems(TaskSettings, values)
     except (ValueError, RecursionError) as error:  # FileError and TOMLDecodeError among them
-        raise _toml_error(path, [str(error)]) from error
-    wrong = [problem for name, value in islice(values.items(), 20) if (problem := _toml_problem(name, value))]
+        wrong = [str(error)]
     if wrong:
-        raise _toml_error(path, wrong)
+        known = ", ".join(item.name for item in fields(TaskSettings))
+        raise DataError(f"{path} cannot be used: {'; '.join(wrong)}. It may set {known}.")
     return TaskSettings(**values)
 
 
@@ -98,7 +85,7 @@ def _search(
     if folder.resolve() in above:
         return
     sides = side_folders(folder)
-    is_task = bool(sides or find_sides(folder, picture_files))
+    is_task = bool(sides or find_sides(folder, image_files))
     if is_task:
         _find_task(folder, name, found)
     below = [path for path in subfolders(folder) if path not in sides]
@@ -114,8 +101,8 @@ def _search(
 
 def _renaming(folder: Path, siblings: list[Path]) -> str:
     """What would make pairs of a folder's images: other names for two folders, or for the two words names end in."""
-    stems = {stem_of(path) for path in picture_files(folder)}
-    twin = next((path for path in siblings if stems & {stem_of(file) for file in picture_files(path)}), None)
+    stems = {stem_of(path) for path in image_files(folder)}
+    twin = next((path for path in siblings if stems & {stem_of(file) for file in image_files(path)}), None)
     if twin:
         return f"; {twin.name}/ has images of the same names: rename the two folders to `before` and `after`"
     endings: dict[str, list[str]] = {}
@@ -128,9 +115,22 @@ def _renaming(folder: Path, siblings: list[Path]) -> str:
 
 def _find_task(folder: Path, name: str, found: Found) -> None:
     settings = read_task_settings(folder / "task.toml")
-    before, after = _images_by_side(folder, found.problems)
+    sides: dict[str, dict[str, Path]] = {"before": {}, "after": {}}  # side → the pair's name → image
+    for side, stem, path in find_sides(folder, image_files):
+        first = sides[side].setdefault(stem, path)
+        if first != path:
+            reason = f"{first.name} is already the {side} image of {stem}"
+            found.problems.append(Problem(str(path), "ambiguous", reason))
+
+    def list_foreign(place: Path) -> list[Path]:
+        return [path for path in place.iterdir() if path.suffix.lower() in _FOREIGN_SUFFIXES and is_visible(path)]
+
+    for _, _, path in find_sides(folder, list_foreign):
+        reason = f"{path.suffix} images cannot be read; save it as PNG or JPEG"
+        found.problems.append(Problem(str(path), "unreadable", reason))
+    before, after = sides["before"], sides["after"]
     captions = _captions(folder, before.keys() | after.keys(), found.problems)
-    candidates = [
+    forward = [
         Candidate(
             f"{name}/{stem}", name, before[stem], after[stem], captions.get(stem) or settings.caption,
             split=settings.split, weight=float(settings.weight), task_caption=settings.caption,
@@ -138,27 +138,19 @@ def _find_task(folder: Path, name: str, found: Found) -> None:
         for stem in sorted(before.keys() & after.keys())
     ]  # fmt: skip
     found.problems += _unpaired(folder, before, after)
-    found.candidates += candidates + (_reversed(candidates, settings) if settings.bidirectional else [])
+    found.candidates += forward
+    if settings.bidirectional:
+        caption = settings.reverse_caption
+        found.candidates += [
+            replace(
+                pair, id=pair.id + REVERSED_SUFFIX, task=pair.task + REVERSED_SUFFIX, before=pair.after,
+                after=pair.before, caption=caption, task_caption=caption,
+            )
+            for pair in forward
+        ]  # fmt: skip
     if not before and not after:
         reason = "its `before/` and `after/` folders hold no images"
         found.problems.append(Problem(str(folder), "few-pairs", reason))
-
-
-def _images_by_side(folder: Path, problems: list[Problem]) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The pair's name → before image, and → after image; of two of one name and side the first is used."""
-    sides: dict[str, dict[str, Path]] = {"before": {}, "after": {}}
-    for side, name, path in find_sides(folder, picture_files):
-        first = sides[side].setdefault(name, path)
-        if first != path:
-            problems.append(Problem(str(path), "ambiguous", f"{first.name} is already the {side} image of {name}"))
-
-    def list_foreign(place: Path) -> list[Path]:
-        return [path for path in place.iterdir() if path.suffix.lower() in _FOREIGN_SUFFIXES and is_visible(path)]
-
-    for _, _, path in find_sides(folder, list_foreign):
-        reason = f"{path.suffix} images cannot be read; save it as PNG or JPEG"
-        problems.append(Problem(str(path), "unreadable", reason))
-    return sides["before"], sides["after"]
 
 
 def _captions(folder: Path, names: Iterable[str], problems: list[Problem]) -> dict[str, str]:
@@ -182,7 +174,7 @@ def _unpaired(folder: Path, before: dict[str, Path], after: dict[str, Path]) -> 
     """Images without a counterpart, with the left-over image that is called nearly so."""
     pairs = before.keys() & after.keys()
     used = {side[name] for side in (before, after) for name in pairs}
-    left_over = [p for place in (folder, *side_folders(folder)) for p in picture_files(place) if p not in used]
+    left_over = [p for place in (folder, *side_folders(folder)) for p in image_files(place) if p not in used]
     problems = []
     for present, wanted in ((before, "after"), (after, "before")):
         for name in sorted(present.keys() - pairs):
@@ -190,34 +182,3 @@ def _unpaired(folder: Path, before: dict[str, Path], after: dict[str, Path]) -> 
             reason = f"there is no {wanted} image named {name}{near}"
             problems.append(Problem(str(present[name]), "unpaired", reason))
     return problems
-
-
-def _reversed(candidates: Iterable[Candidate], settings: TaskSettings) -> list[Candidate]:
-    caption = settings.reverse_caption
-    return [
-        replace(
-            candidate, id=candidate.id + REVERSED_SUFFIX, task=candidate.task + REVERSED_SUFFIX,
-            before=candidate.after, after=candidate.before, caption=caption, task_caption=caption,
-        )
-        for candidate in candidates
-    ]  # fmt: skip
-
-
-def _toml_problem(name: str, value: Any) -> str:  # noqa: ANN401 (whatever TOML holds)
-    defaults = asdict(TaskSettings())
-    if name not in defaults:
-        near = difflib.get_close_matches(name, defaults, n=1)
-        return f"unknown name {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
-    wanted = (int, float) if isinstance(defaults[name], float) else (type(defaults[name]),)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-        return f"{name} is {value!r:.80}, not of type {wanted[-1].__name__}"
-    if name == "split" and value not in SPLITS:
-        return f"split is {value!r:.80}, not one of {', '.join(SPLITS)}"
-    if name == "weight" and not 0 <= value < float("inf"):
-        return f"weight is {value!r:.80}, not a finite number of at least 0"
-    return ""
-
-
-def _toml_error(path: Path, problems: list[str]) -> DataError:
-    known = ", ".join(item.name for item in fields(TaskSettings))
-    return DataError(f"{path} cannot be used: {'; '.join(problems)}. It may set {known}.")

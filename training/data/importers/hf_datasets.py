@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -37,28 +37,28 @@ class Columns:
 
 
 def find_pairs(
-    source: str,
-    pictures: Path,
-    *,
-    columns: Columns | None = None,
-    task: str | None = None,
-    limit: int | None = None,
-    show_progress: bool = False,
+    source: str, images: Path, *, columns: Columns | None = None, task: str | None = None, limit: int | None = None
 ) -> Found:
     """The pairs of every split of a data set.
 
     Args:
         source: a parquet file, a folder (parquet, imagefolder or saved with `save_to_disk`), a zip file of an
             imagefolder, or a hub id.
-        pictures: folder to write images into, a subfolder per split.
+        images: folder to write images into, a subfolder per split.
         task: for rows that name none; the source's name when None.
         limit: at most this many rows of each split.
-    Raises: DataError: when the package is missing, the source cannot be opened or its columns are not found.
+    Raises DataError when the package is missing, the source cannot be opened or its columns are not found.
     """
-    found, files = Found(), _ImageFiles(pictures)
-    for split, table in _open_splits(source).items():
-        table, label_names = _undecoded(table)
-        rows = tqdm(islice(table, limit), desc=f"reading {split}", unit="row", disable=not show_progress)
+    splits, found, files = _open_splits(source), Found(), _ImageFiles(images)
+    import datasets
+
+    for split, table in splits.items():
+        features = dict(table.features or {})
+        for column, feature in features.items():
+            if isinstance(feature, datasets.Image):  # bytes or paths instead of decoded images
+                table = table.cast_column(column, datasets.Image(decode=False))
+        label_names = {name: kind.names for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
+        rows = tqdm(islice(table, limit), desc=f"reading {split}", unit="row", disable=None)
         try:
             for number, row in enumerate(rows):
                 chosen = _choose_columns(columns or Columns(), row, source)
@@ -94,8 +94,8 @@ class _ImageFiles:
     def file_of(self, value: object, name: str) -> Path | None:
         """The file of a cell (path and bytes, bytes, a path, or an image): an existing one, or `name` with its bytes.
 
-        Raises: OSError, ValueError, KeyError, ImportError, zipfile.BadZipFile, zlib.error: when an image elsewhere
-            cannot be fetched. OutputError: when it cannot be written.
+        Raises OSError, ValueError, KeyError, ImportError, zipfile.BadZipFile or zlib.error when an image elsewhere
+        cannot be fetched, and OutputError when it cannot be written.
         """
         path = value.get("path") if isinstance(value, Mapping) else value
         data = value.get("bytes") if isinstance(value, Mapping) else value
@@ -123,7 +123,7 @@ class _ImageFiles:
         return data
 
 
-def _open_splits(source: str) -> dict[str, Iterable[Mapping[str, Any]]]:
+def _open_splits(source: str) -> dict[str, Any]:
     """Split name → its rows, read as a stream."""
     try:
         import datasets
@@ -134,7 +134,7 @@ def _open_splits(source: str) -> dict[str, Iterable[Mapping[str, Any]]]:
         ) from error
     path = Path(source)
     if not path.exists() and (path.is_absolute() or source.startswith(".") or source.count("/") != 1 or path.suffix):
-        raise _cannot_open(source, "there is no such file or folder, and it is no `owner/name` of the hub")
+        raise _cannot_open(source, "there is no such file or folder, and it is not an `owner/name` of the hub")
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             opened = datasets.load_from_disk(source)
@@ -154,17 +154,6 @@ def _cannot_open(source: str, reason: str) -> DataError:
         f"{source} cannot be opened: {reason.rstrip('.')}. Name a parquet file, an imagefolder (also zipped), a saved "
         "data set or a hub id; for a gated repository accept its terms and run `hf auth login` first."
     )
-
-
-def _undecoded(table: Any) -> tuple[Any, dict[str, list[str]]]:  # noqa: ANN401 (no types without the package)
-    """The table with images as bytes or paths, and column → names of its classes."""
-    import datasets
-
-    features = dict(table.features or {})
-    for column, feature in features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(column, datasets.Image(decode=False))
-    return table, {name: kind.names for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
 
 
 def _choose_columns(wanted: Columns, row: Mapping[str, Any], source: str) -> Columns:

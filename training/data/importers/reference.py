@@ -18,23 +18,20 @@ from tqdm import tqdm
 
 from lorweb_core.errors import FileError
 from lorweb_core.files import read_json
-from lorweb_core.images import MAX_PIXELS, ImageFileError, read_image
+from lorweb_core.images import ImageFileError, read_image
 
 from ..index import Problem
-from .building import MAX_LABELS_BYTES, Candidate, Found, folder_name, picture_files, read_caption, require_folder
+from .building import MAX_LABELS_BYTES, Candidate, Found, folder_name, image_files, read_caption, require_folder
 from .extraction import safe_name, write_image
 
 METADATA_NAME = "analogy_metadata.json"
 
 
-def find_pairs(root: Path, pictures: Path, *, max_pixels: int = MAX_PIXELS, show_progress: bool = False) -> Found:
-    """The pairs of all analogies below `root`; panels are written into `pictures`, a subfolder per task.
-
-    Raises: DataError: when `root` lacks one of the two folders. OutputError: when panels cannot be written.
-    """
+def find_pairs(root: Path, images: Path) -> Found:
+    """The pairs of all analogies below `root`; panels are written into `images`, a subfolder per task."""
     require_folder(root, "control/ and target/")
-    controls = {path.stem: path for path in picture_files(require_folder(root / "control", "strips a|a'|b"))}
-    targets = {path.stem: path for path in picture_files(require_folder(root / "target", "images b'"))}
+    controls = {path.stem: path for path in image_files(require_folder(root / "control", "strips a|a'|b"))}
+    targets = {path.stem: path for path in image_files(require_folder(root / "target", "images b'"))}
     metadata, problems = _read_metadata(root)
     for present, other, wanted in ((controls, targets, "target"), (targets, controls, "control")):
         for stem in sorted(present.keys() - other.keys()):
@@ -45,21 +42,25 @@ def find_pairs(root: Path, pictures: Path, *, max_pixels: int = MAX_PIXELS, show
     caption_as_b: dict[tuple[str, str], str] = {}
     unnamed = 0
     stems = sorted(controls.keys() & targets.keys())
-    for stem in tqdm(stems, desc="cutting", unit="analogy", disable=not show_progress):
+    for stem in tqdm(stems, desc="cutting", unit="analogy", disable=None):
         entry = metadata.get(stem, {})
         task = str(entry.get("category") or folder_name(root))
         caption = str(entry.get("edit_prompt") or "") or read_caption(targets[stem].with_suffix(".txt"), problems)
         caption = ", ".join(part.strip() for part in caption.split(","))  # as the reference reads it
         try:
-            a, a_prime, b = _cut_panels(controls[stem], targets[stem], max_pixels)
+            strip = read_image(controls[stem])
+            width, height = read_image(targets[stem]).size
         except ImageFileError as error:
             problems.append(Problem(str(error.path), error.kind, error.reason))
             continue
+        if strip.size != (3 * width, height):  # the panels get the size of b', whatever the strip's
+            strip = strip.resize((3 * width, height), Image.Resampling.BICUBIC)
+        a, a_prime, b = (strip.crop((left, 0, left + width, height)) for left in (0, width, 2 * width))
         pair_a, pair_b = _text(entry.get("pair_A")), _text(entry.get("pair_C"))
         unnamed += not (pair_a and pair_b)
         key_a = task, pair_a.removeprefix(f"{task}/") or f"a {_hash(a.tobytes() + a_prime.tobytes())}"
         key_b = task, pair_b.removeprefix(f"{task}/") or f"b {_hash(targets[stem].read_bytes())}"
-        folder = pictures / safe_name(task)
+        folder = images / safe_name(task)
         if key_b not in pairs:
             pairs[key_b] = _write_panel(folder, key_b[1], "before", b), targets[stem].absolute()
         if key_a not in pairs:
@@ -78,15 +79,6 @@ def find_pairs(root: Path, pictures: Path, *, max_pixels: int = MAX_PIXELS, show
         for (task, name), (before, after) in sorted(pairs.items())
     ]
     return Found(candidates, problems)
-
-
-def _cut_panels(control: Path, target: Path, max_pixels: int) -> list[Image.Image]:
-    """a, a' and b in the size of b', whatever the strip's."""
-    strip = read_image(control, max_pixels=max_pixels)
-    width, height = read_image(target, max_pixels=max_pixels).size
-    if strip.size != (3 * width, height):
-        strip = strip.resize((3 * width, height), Image.Resampling.BICUBIC)
-    return [strip.crop((left, 0, left + width, height)) for left in (0, width, 2 * width)]
 
 
 def _write_panel(folder: Path, name: str, side: str, panel: Image.Image) -> Path:
@@ -114,6 +106,6 @@ def _read_metadata(root: Path) -> tuple[dict[str, Mapping[str, Any]], list[Probl
     except FileError as error:
         return {}, [Problem(str(path), "unreadable", f"{error} Captions come from text files", "warning")]
     if not isinstance(entries, list):
-        return {}, [Problem(str(path), "unreadable", "no list; captions come from text files", "warning")]
+        return {}, [Problem(str(path), "unreadable", "not a list; captions come from text files", "warning")]
     named = [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("analogy_id"), str)]
     return {Path(entry["analogy_id"]).name: entry for entry in named}, []

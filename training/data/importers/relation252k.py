@@ -1,17 +1,15 @@
 """Relation252K: `<root>/<NNN-Task name>/Group1/labels.json` with before|after strips beside it.
 
 `labels.json` is a list of {img_name, left_image_description, right_image_description, edit_instruction}. Written from
-the documented shape, without the set at hand: other spellings of a name, a dict around the list, a missing suffix and
-images in a subfolder are accepted, and what cannot be read is listed.
+the documented shape and not yet tried on the data: other spellings of a name, a dict around the list, a missing suffix
+and images in a subfolder are accepted, and what cannot be read is listed.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lorweb_core.errors import FileError
 from lorweb_core.files import read_json
@@ -22,8 +20,8 @@ from .building import (
     Candidate,
     Found,
     folder_name,
+    image_files,
     is_visible,
-    picture_files,
     require_folder,
     subfolders,
 )
@@ -35,10 +33,7 @@ _CAPTION_FIELDS = ("edit_instruction", "instruction", "edit_prompt", "prompt", "
 
 
 def find_pairs(root: Path, *, group: str | None = "Group1") -> Found:
-    """The pairs of every task folder's group (as in the reference); all groups with None or where it is missing.
-
-    Raises: DataError: when `root` is no folder.
-    """
+    """The pairs of every task folder's group (as in the reference); of all groups with None or where it is missing."""
     require_folder(root, f"task folders that hold Group1/{LABELS_NAME}")
     found = Found()
     labels_of = _label_files(root)
@@ -54,7 +49,7 @@ def find_pairs(root: Path, *, group: str | None = "Group1") -> Found:
 
 
 def _label_files(root: Path) -> dict[Path, list[Path]]:
-    """Task folder → label files of its groups or its own; the set may lie deeper, in folders of its archive."""
+    """Task folder → label files of its groups or its own; they may be nested in folders of the archive."""
     labels_of: dict[Path, list[Path]] = defaultdict(list)
     for path in sorted(root.rglob(LABELS_NAME)):
         folders = path.parent.relative_to(root).parts
@@ -65,15 +60,22 @@ def _label_files(root: Path) -> dict[Path, list[Path]]:
 
 
 def _read_group(labels: Path, task: str, found: Found) -> None:
-    entries = _read_entries(labels)
-    if isinstance(entries, Problem):
-        found.problems.append(entries)
+    try:
+        content = read_json(labels, MAX_LABELS_BYTES)
+    except FileError as error:
+        found.problems.append(Problem(str(labels), "unreadable", str(error)))
         return
-    below = [path for place in (*subfolders(labels.parent), labels.parent) for path in picture_files(place)]
+    if isinstance(content, dict):
+        content = next((value for value in content.values() if isinstance(value, list)), None)
+    if not isinstance(content, list):
+        found.problems.append(Problem(str(labels), "unreadable", "not a list of labels"))
+        return
+    below = [path for place in (*subfolders(labels.parent), labels.parent) for path in image_files(place)]
     images = {name: path for path in below for name in (path.stem, path.name)}
     prefix = f"{task}/" if labels.parent.name == "Group1" else f"{task}/{labels.parent.name}/"
     unnamed: list[int] = []
-    for position, entry in enumerate(entries):
+    for position, entry in enumerate(content):
+        entry = entry if isinstance(entry, dict) else {}
         name = text_of(entry, _IMAGE_FIELDS)
         if not name:
             unnamed.append(position)
@@ -88,15 +90,3 @@ def _read_group(labels: Path, task: str, found: Found) -> None:
     if unnamed:
         reason = f"{len(unnamed)} entries name no image, the first is entry {unnamed[0]}"
         found.problems.append(Problem(str(labels), "missing", reason))
-
-
-def _read_entries(labels: Path) -> list[Mapping[str, Any]] | Problem:
-    try:
-        content = read_json(labels, MAX_LABELS_BYTES)
-    except FileError as error:
-        return Problem(str(labels), "unreadable", str(error))
-    if isinstance(content, dict):
-        content = next((value for value in content.values() if isinstance(value, list)), None)
-    if not isinstance(content, list):
-        return Problem(str(labels), "unreadable", "no list of labels")
-    return [entry if isinstance(entry, dict) else {} for entry in content]

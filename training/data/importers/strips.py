@@ -2,7 +2,7 @@
 
     strips/watercolor/0001.png  [0001.txt]     or, with a task name given, strips/0001.png
 
-The files stay as they are; the index says that they are strips and they are cut when read.
+The files are not changed: the index marks them as strips, and they are cut when read.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..index import Problem
-from .building import Candidate, Found, folder_name, picture_files, read_caption, require_folder, subfolders
+from .building import Candidate, Found, folder_name, image_files, read_caption, require_folder, subfolders
 
 
 def find_pairs(root: Path, *, task: str | None = None) -> Found:
-    """A pair per image of `root` itself (of this task, or named like the folder) and of every subfolder (its name).
-
-    Raises: DataError: when `root` is no folder.
-    """
+    """A pair per image of `root` itself (of this task, or named like the folder) and of every subfolder (its name)."""
     require_folder(root, "before|after strips, or one subfolder of them per transformation")
     found = Found()
     for folder, name in [(root, task or folder_name(root)), *((folder, folder.name) for folder in subfolders(root))]:
-        images = picture_files(folder)
+        images = image_files(folder)
         found.candidates += [
             Candidate(
                 f"{name}/{path.stem}", name, path, path, read_caption(path.with_suffix(".txt"), found.problems),

@@ -27,21 +27,15 @@ _MAX_MEMBER_BYTES = 200_000_000
 _TEXT_SUFFIXES = ("txt", "json", "cls", "caption")
 
 
-def find_pairs(
-    sources: Sequence[Path], pictures: Path, *, task: str | None = None, show_progress: bool = False
-) -> Found:
-    """Unpack the pairs of all shards.
+def find_pairs(sources: Sequence[Path], images: Path, *, task: str | None = None) -> Found:
+    """Unpack the pairs of all shards (tar files, or folders of them) into `images`, a subfolder per shard.
 
-    Args:
-        sources: tar files, or folders of them.
-        pictures: folder to unpack into, a subfolder per shard.
-        task: of pairs that name none; the name of the shard's folder when None.
-    Raises: DataError: when there is no shard. OutputError: when images cannot be written.
+    `task` is that of pairs that name none; the name of the shard's folder when None.
     """
     shards = [shard for source in sources for shard in _shards_of(source)]
     found = Found()
-    for number, shard in enumerate(tqdm(shards, desc="unpacking", unit="shard", disable=not show_progress)):
-        folder = pictures / safe_name(f"{number:05d}_{_shard_name(shard)}")
+    for number, shard in enumerate(tqdm(shards, desc="unpacking", unit="shard", disable=None)):
+        folder = images / safe_name(f"{number:05d}_{_shard_name(shard)}")
         try:
             for place, (key, members) in enumerate(_samples(shard)):
                 _read_pair(shard, key, members, folder, f"{place:06d}", task or folder_name(shard.parent), found)
@@ -52,15 +46,13 @@ def find_pairs(
 
 
 def _shards_of(source: Path) -> list[Path]:
-    shards = sorted(p for p in source.rglob("*") if _is_shard(p)) if source.is_dir() else [source]
+    shards = [source]
+    if source.is_dir():
+        shards = sorted(p for p in source.rglob("*") if is_visible(p) and p.name.lower().endswith(_SHARD_SUFFIXES))
     if not shards or not all(shard.is_file() for shard in shards):
         what = "holds no tar file" if source.is_dir() else "does not exist"
         raise DataError(f"{source} {what}. Name tar files (your shell expands shard-*.tar) or folders of them.")
     return shards
-
-
-def _is_shard(path: Path) -> bool:
-    return is_visible(path) and path.name.lower().endswith(_SHARD_SUFFIXES)
 
 
 def _samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -124,7 +116,7 @@ def _image_among(members: Mapping[str, bytes], names: Sequence[str]) -> bytes | 
 
 
 def _fields_of(members: Mapping[str, bytes]) -> dict[str, Any] | None:
-    """What `key.json`, `key.txt` and `key.cls` say; None when the JSON cannot be read."""
+    """The fields in `key.json`, `key.txt` and `key.cls`; None when the JSON cannot be read."""
     texts = {name: members[name].decode("utf-8-sig", "replace") for name in ("txt", "cls") if name in members}
     fields: dict[str, Any] = {"caption": texts["txt"]} if "txt" in texts else {}
     if "cls" in texts:
