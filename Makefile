@@ -1,6 +1,6 @@
 # make test      everything fast: tests, style, types (creates .venv on the first run)
 # make test-all  also the slow tests: both hosts, every base format, browser, fuzzing at length
-# make demo      analogies on bundled pictures, on the CPU; or your own: make demo A=a.png A_PRIME=a2.png B=b.png
+# make demo      analogies on bundled images, on the CPU; or your own: make demo A=a.png A_PRIME=a2.png B=b.png
 #
 # TORCH_SPEC and TORCH_PIP_ARGS choose the torch build, for example
 #   make test TORCH_SPEC=torch TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"

@@ -27,19 +27,10 @@ def quote(text: str, limit: int = 80) -> str:
 
 
 class LoRWeBError(ValueError):
-    """A user-facing error.
+    """A user-facing error: whole sentences, printed as one line."""
 
-    Args:
-        message: whole sentences: what is wrong, with the value, and what to do; becomes one printable line.
-        expected, got, remedy: the former three-part form, until all messages are rewritten.
-    """
-
-    def __init__(self, message: str = "", *, expected: str = "", got: str = "", remedy: str = "") -> None:
-        message = message or f"Expected {expected}; got {got}. {remedy}"
+    def __init__(self, message: str) -> None:
         super().__init__(printable(" ".join(message.splitlines())))  # of libraries, some messages have several lines
-        self.expected = expected
-        self.got = got
-        self.remedy = remedy
 
 
 class CheckpointError(LoRWeBError):
