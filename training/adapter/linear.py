@@ -151,9 +151,7 @@ def take_coefficients_back(linears: Mapping[str, LoRWeBLinear]) -> None:
 BLOCK_LISTS = ("transformer_blocks.", "single_transformer_blocks.")
 
 
-def target_layers(
-    transformer: nn.Module, *, include: tuple[str, ...] = ("*",), exclude: tuple[str, ...] = ()
-) -> dict[str, tuple[int, int]]:
+def target_layers(transformer: nn.Module, *, include: tuple[str, ...] = ("*",)) -> dict[str, tuple[int, int]]:
     """Return the Linears of both block types that the patterns select, name → (in, out), in the model's order.
 
     Raises: ModelError: when none is left.
@@ -163,13 +161,11 @@ def target_layers(
         for name, module in transformer.named_modules()
         if isinstance(module, nn.Linear) and name.startswith(BLOCK_LISTS)
     }
-    selected = {
-        name: sizes for name, sizes in linears.items() if _matches(name, include) and not _matches(name, exclude)
-    }
+    selected = {name: sizes for name, sizes in linears.items() if _matches(name, include)}
     if not selected:
         raise ModelError(
-            expected="at least one Linear of the transformer blocks to match basis.include and not basis.exclude",
-            got=f"{len(linears)} Linears, none selected by {list(include)} without {list(exclude)}",
+            expected="at least one Linear of the transformer blocks to match basis.include",
+            got=f"{len(linears)} Linears, none selected by {list(include)}",
             remedy='Use layer names with wildcards, such as "*.attn.*" or "single_transformer_blocks.*".',
         )
     return selected

@@ -27,7 +27,7 @@ from .linear import StackedRouter, attach_linears, hand_out_coefficients, take_c
 
 _RESUME_REMEDY = "Resume with the config of the run (resolved.yaml in its folder), or start a new run."
 _START_REMEDY = (
-    "Set basis_size, rank, key_dim, include, exclude and query_mode of basis as the run that wrote the file had them, "
+    "Set basis_size, rank, key_dim, include and query_mode of basis as the run that wrote the file had them, "
     "or leave out basis.start_from."
 )
 
@@ -59,7 +59,6 @@ class TrainableKontext(nn.Module):
         shape: sizes of the basis.
         settings: how queries become coefficients.
         include: patterns (`*` matches anything) of layer names to train.
-        exclude: patterns of layer names to leave out.
         dtype: master dtype of the adapters.
         seed: of the initialization; equal on all processes.
         device: where the basis lives; without it the base's.
@@ -73,7 +72,6 @@ class TrainableKontext(nn.Module):
         settings: RouterSettings,
         *,
         include: Iterable[str] = ("*",),
-        exclude: Iterable[str] = (),
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
         device: torch.device | None = None,
@@ -81,7 +79,7 @@ class TrainableKontext(nn.Module):
         super().__init__()
         self.transformer = transformer.requires_grad_(False)
         self.shape = shape
-        names = target_layers(transformer, include=tuple(include), exclude=tuple(exclude))
+        names = target_layers(transformer, include=tuple(include))
         device = device or _device_of(transformer)
         self.linears = attach_linears(
             transformer, names, basis_size=shape.basis_size, rank=shape.rank, dtype=dtype, device=device
