@@ -19,7 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lorweb_core.files import write_safetensors_atomically
+from lorweb_core.safetensors_file import write_safetensors_atomically
 
 W = 3072
 #: (in, out) of each adapted Linear of FLUX.1; order as in a diffusers block.

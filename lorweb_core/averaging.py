@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .basis import Basis
-from .coefficients import Coefficients, LayerStack, encode_coefficients, stack_layers, unstack_layers, with_layers
+from .coefficients import Coefficients, encode_coefficients, join_layers, split_layers, with_layers
 from .errors import SettingsError, ShapeError
 
 AVERAGES = ("coefficients", "query")
@@ -37,7 +37,7 @@ class Spread:
     outliers: tuple[str, ...]
 
     def describe(self) -> str:
-        """A report of several lines."""
+        """Return a report of several lines."""
         if len(self.names) == 1:
             return "1 pair: nothing to compare it with"
         ordered = sorted(zip(self.distances, self.names, strict=True), reverse=True)
@@ -56,7 +56,7 @@ class Spread:
 def average_analogies(
     basis: Basis, query_embeddings: Sequence[Tensor], *, names: Sequence[str], average: str = "coefficients"
 ) -> tuple[Coefficients, Spread]:
-    """The average of several example pairs, with coefficients of B mixes, and their spread.
+    """Return the average of several example pairs, with coefficients of B mixes, and their spread.
 
     `query_embeddings` has [B, Q] per pair, with the same B images b; `average` is one of `AVERAGES`. Raises ShapeError
     without pairs, or if their shapes differ.
@@ -71,34 +71,21 @@ def average_analogies(
         )
     pairs = len(query_embeddings)
     per_pair = encode_coefficients(basis, torch.cat([embedding.flatten(1) for embedding in query_embeddings]))
-    stacks = stack_layers(per_pair["layers"])
-    split = [stack.values.unflatten(1, (pairs, -1)) for stack in stacks]  # [L, P, B, N]
-    spread = measure_spread(split, names)
+    values = join_layers(per_pair["layers"]).unflatten(0, (pairs, -1))  # [P, B, ΣN]
     if average == "query":
-        mean_query = torch.stack([embedding.float() for embedding in query_embeddings]).mean(0)
-        return encode_coefficients(basis, mean_query), spread
-    means = [LayerStack(stack.names, values.mean(1)) for stack, values in zip(stacks, split, strict=True)]
-    return with_layers(per_pair, unstack_layers(means, per_pair["layers"])), spread
+        averaged = encode_coefficients(basis, torch.stack([query.float() for query in query_embeddings]).mean(0))
+    else:
+        averaged = with_layers(per_pair, split_layers(values.mean(0), per_pair["layers"]))
 
-
-def measure_spread(stacks: Sequence[Tensor], names: Sequence[str]) -> Spread:
-    """Each pair's distance from the mean of the others, from coefficients [L, P, B, N] per basis size."""
-    pairs = len(names)
+    mean_of_others = (values.sum(0, keepdim=True) - values) / max(pairs - 1, 1)
+    distances = 0.5 * (values - mean_of_others).abs().sum(-1).mean(-1) / len(per_pair["layers"])
     if pairs == 1:
-        return Spread(tuple(names), (0.0,), ())
-    total, layers = torch.zeros(pairs), 0
-    for values in stacks:
-        others = (values.sum(1, keepdim=True) - values) / (pairs - 1)
-        total += 0.5 * (values - others).abs().sum(-1).mean(-1).sum(0)
-        layers += values.shape[0]
-    distances = total / layers
-    return Spread(tuple(names), tuple(distances.tolist()), tuple(names[index] for index in _find_outliers(distances)))
-
-
-def _find_outliers(distances: Tensor) -> list[int]:
-    if len(distances) < _FEWEST_FOR_OUTLIERS:
-        return []
-    middle = distances.quantile(0.5)
-    deviation = _MAD_TO_DEVIATION * (distances - middle).abs().quantile(0.5)
-    limit = torch.maximum(middle + _OUTLIER_DEVIATIONS * deviation, _OUTLIER_FACTOR * middle)
-    return [index for index, distance in enumerate(distances) if distance > limit and distance > 1e-6]
+        distances = torch.zeros(1)
+    is_outlier = torch.zeros(pairs, dtype=torch.bool)
+    if pairs >= _FEWEST_FOR_OUTLIERS:
+        median = distances.quantile(0.5)
+        deviation = _MAD_TO_DEVIATION * (distances - median).abs().quantile(0.5)
+        limit = torch.maximum(median + _OUTLIER_DEVIATIONS * deviation, _OUTLIER_FACTOR * median)
+        is_outlier = (distances > limit) & (distances > 1e-6)
+    outliers = tuple(name for name, is_far in zip(names, is_outlier.tolist(), strict=True) if is_far)
+    return averaged, Spread(tuple(names), tuple(distances.tolist()), outliers)

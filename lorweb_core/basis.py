@@ -35,7 +35,7 @@ class LayerBasis:
         keys: [N, K].
         query_projection: [K, Q], or None when the query embedding itself is the query (then Q = K).
         lora_bias: [N, out] or None; mixed with the same coefficients as the adapters.
-    Source: arXiv 2602.15727, Section 3.2; their names in files: `layer_tensors`.
+    Source: arXiv 2602.15727, Section 3.2; their names in files: `checkpoint`.
     """
 
     lora_down: Tensor
@@ -45,21 +45,20 @@ class LayerBasis:
     lora_bias: Tensor | None = None
 
     def __post_init__(self) -> None:
-        sizes: dict[str, int] = {}
+        sizes: dict[str, tuple[int, str]] = {}
         for name, letters in _DIMENSIONS.items():
             tensor = getattr(self, name)
             if tensor is None:
                 continue
             shape = list(tensor.shape)
-            is_usable = len(shape) == len(letters) and 0 not in shape
-            stated = dict(zip(letters, shape, strict=False))
-            if not is_usable or any(sizes.get(letter, size) != size for letter, size in stated.items()):
-                known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items())
-                raise ShapeError(
-                    f"{name} of a layer is {shape}, not [{', '.join(letters)}]{' with ' + known if known else ''}. "
-                    "The file was written wrongly or edited; get it again or convert it from its source."
-                )
-            sizes |= stated
+            if len(shape) != len(letters) or 0 in shape:
+                raise ShapeError(f"{name} is {shape}, not [{', '.join(letters)}]")
+            for letter, size in zip(letters, shape, strict=True):
+                known, source = sizes.setdefault(letter, (size, name))
+                if size != known:
+                    raise ShapeError(
+                        f"{name} is {shape}, not [{', '.join(letters)}] with {letter} = {known} as in {source}"
+                    )
 
     @property
     def basis_size(self) -> int:
@@ -106,7 +105,7 @@ class Basis:
         basis_id: short hash of header, keys and projections; ties coefficients to their basis.
         metadata: the file's own header strings, untouched.
         report: lines that say which settings were assumed, and why; empty when none was.
-        settings_source: where the settings were stated (header, sidecar, argument, defaults), for people.
+        settings_source: where the settings were stated (header, YAML files, defaults), for people.
     """
 
     layers: Mapping[str, LayerBasis]

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from .coefficients import (
     Coefficients,
-    LayerStack,
     count_mixes,
     is_all_finite,
+    join_layers,
     name_of_basis,
     require_whole_coefficients,
-    stack_layers,
-    unstack_layers,
+    split_layers,
     with_layers,
 )
 from .errors import CheckpointError, SettingsError, ShapeError
@@ -38,7 +37,7 @@ _SMALLEST_SHARE = 1e-6
 def blend_coefficients(
     analogies: Sequence[Mapping[str, Any]], weights: Sequence[float], *, method: str = "mean"
 ) -> Coefficients:
-    """Coefficients of B mixes from several analogies of one basis, with one weight (any real number) each.
+    """Return coefficients of B mixes from several analogies of one basis, with one weight (any real number) each.
 
     Every analogy has B mixes, or one that is used for all B. `mean` divides by the sum of the weights, `sum` does not.
 
@@ -47,25 +46,34 @@ def blend_coefficients(
             a result that overflows float32.
         CheckpointError, ShapeError: see `require_one_origin`.
     """
-    wholes = [require_whole_coefficients(analogy) for analogy in analogies]
-    factors = _require_weights(weights, len(wholes), method)
-    batch = require_one_origin(wholes)
-    blended = []
-    for names, parts in _stack_alike(wholes):
-        values = [part.expand(-1, batch, -1) for part in parts]
-        if method == "mean":
-            result = _weighted_mean(values, factors)
-        else:
-            result = torch.zeros_like(values[0])
-            for value, weight in zip(values, factors, strict=True):
-                result += value * weight
-        blended.append(LayerStack(names, result))
-    _require_finite(blended, wholes, "weights", ", ".join(f"{weight:g}" for weight in weights))
-    return with_layers(wholes[0], unstack_layers(blended, wholes[0]["layers"]))
+    if method not in METHODS:
+        raise SettingsError(f"The method {method!r} does not exist. Use {' or '.join(METHODS)}.")
+    factors = [float(weight) for weight in weights]
+    if not analogies or len(factors) != len(analogies) or not all(map(math.isfinite, factors)):
+        raise SettingsError(
+            f"{len(analogies)} analogies do not go with the weights {factors}. Give at least one analogy and a finite "
+            "weight for each; 1 for each is the plain mean."
+        )
+    given = ", ".join(f"{weight:g}" for weight in weights)
+    if method == "mean":
+        largest = max(map(abs, factors))
+        if not math.isfinite(largest * len(factors)):  # a mean does not change with the size of all weights
+            factors = [factor / largest for factor in factors]
+        if abs(sum(factors)) <= _SMALLEST_SHARE * sum(map(abs, factors)):
+            raise SettingsError(
+                f"The weights {given} sum to zero, so their mean does not exist. Change a weight, or use the method "
+                "sum, which does not divide by their sum."
+            )
+    wholes, values = _join_analogies(analogies)
+    if method == "mean":
+        blended = _weighted_mean(values, factors)
+    else:
+        blended = sum((value * factor for value, factor in zip(values, factors, strict=True)), torch.zeros(()))
+    return _split_finite(blended, wholes, f"weights {given}")
 
 
 def sweep_analogies(analogies: Sequence[Mapping[str, Any]], start: float, end: float, *, steps: int) -> Coefficients:
-    """Interpolations at evenly spaced positions as one batch of steps · B mixes, all mixes of a position together.
+    """Return interpolations at evenly spaced positions as one batch of steps · B mixes, position by position.
 
     `interpolation_weights` defines positions; 1 step is `start` alone. From an analogy that is switched off to one that
     is on, the positions are strengths. Errors: as `blend_coefficients`.
@@ -74,18 +82,13 @@ def sweep_analogies(analogies: Sequence[Mapping[str, Any]], start: float, end: f
         raise SettingsError(f"steps is {steps}, but must be at least 1, which gives a single blend.")
     positions = [start + (end - start) * index / max(steps - 1, 1) for index in range(steps)]
     weights = [interpolation_weights(position, len(analogies)) for position in positions]
-    wholes = [require_whole_coefficients(analogy) for analogy in analogies]
-    batch = require_one_origin(wholes)
-    swept = [
-        LayerStack(names, _interpolate([part.expand(-1, batch, -1) for part in parts], weights))
-        for names, parts in _stack_alike(wholes)
-    ]
-    _require_finite(swept, wholes, "positions", f"{start:g} to {end:g}")
-    return with_layers(wholes[0], unstack_layers(swept, wholes[0]["layers"]))
+    wholes, values = _join_analogies(analogies)
+    swept = torch.cat([_weighted_mean(values, row) for row in weights])
+    return _split_finite(swept, wholes, f"positions {start:g} to {end:g}")
 
 
 def interpolation_weights(position: float, count: int) -> list[float]:
-    """Weights for a position among `count` analogies: 0 is the first, 1 the second; between them, the two are mixed.
+    """Return the weights of `count` analogies at a position: 0 is the first, 1 the second, between them both.
 
     Positions outside extrapolate from the nearest two. SettingsError for fewer than two analogies, or a position that
     is not finite or beyond ±`MAX_POSITION`.
@@ -102,67 +105,8 @@ def interpolation_weights(position: float, count: int) -> list[float]:
     return weights
 
 
-def _weighted_mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    total = sum(weights)
-    heaviest = max(range(len(weights)), key=lambda index: abs(weights[index]))
-    result = values[heaviest].clone()
-    for index, (value, weight) in enumerate(zip(values, weights, strict=True)):
-        if index != heaviest and weight:
-            result += (value - values[heaviest]) * (weight / total)
-    return result
-
-
-def _interpolate(values: Sequence[Tensor], weights: Sequence[Sequence[float]]) -> Tensor:
-    """`_weighted_mean` for every row of two neighbors' weights at once, [L, steps · B, N], bit for bit."""
-    neighbors = [sorted(range(len(row)), key=lambda index: -abs(row[index]))[:2] for row in weights]
-    shares = [row[far] / sum(row) for row, (_, far) in zip(weights, neighbors, strict=True)]
-    stacked = torch.stack(list(values), dim=1)  # [L, analogies, B, N]
-    near, result = (stacked[:, [pair[side] for pair in neighbors]] for side in (0, 1))  # [L, steps, B, N]
-    result -= near
-    result *= torch.tensor(shares, dtype=result.dtype)[:, None, None]
-    result += near
-    return result.flatten(1, 2)
-
-
-def _require_weights(weights: Sequence[float], count: int, method: str) -> list[float]:
-    numbers = [float(weight) for weight in weights]
-    if method not in METHODS:
-        raise SettingsError(f"The method {method!r} does not exist. Use {' or '.join(METHODS)}.")
-    if not count or len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise SettingsError(
-            f"{count} analogies do not go with the weights {numbers}. Give at least one analogy and a finite weight "
-            "for each; 1 for each is the plain mean."
-        )
-    largest = max(map(abs, numbers))
-    if method == "mean" and not math.isfinite(largest * count):  # a mean does not change with the size of all weights
-        numbers = [number / largest for number in numbers]
-    if method == "mean" and abs(sum(numbers)) <= _SMALLEST_SHARE * sum(map(abs, numbers)):
-        raise SettingsError(
-            f"The weights {', '.join(f'{number:g}' for number in weights)} sum to zero, so their mean does not exist. "
-            "Change a weight, or use the method sum, which does not divide by their sum."
-        )
-    return numbers
-
-
-def _stack_alike(wholes: Sequence[Coefficients]) -> list[tuple[tuple[str, ...], list[Tensor]]]:
-    """For each basis size: the layer names, and the numbers [L, B or 1, N] of each analogy in that order."""
-    order = list(wholes[0]["layers"])
-    stacked = [stack_layers({name: whole["layers"][name] for name in order}) for whole in wholes]
-    return [(parts[0].names, [part.values for part in parts]) for parts in zip(*stacked, strict=True)]
-
-
-def _require_finite(stacks: Sequence[LayerStack], wholes: Sequence[Coefficients], what: str, given: str) -> None:
-    if all(is_all_finite(stack.values) for stack in stacks):
-        return
-    largest = max(float(mix.abs().max()) for whole in wholes for mix in whole["layers"].values())
-    raise SettingsError(
-        f"The {what} {given} overflow float32, since the coefficients reach {largest:.2g}. Use smaller {what}, or "
-        "analogies with smaller numbers."
-    )
-
-
 def require_one_origin(analogies: Sequence[Mapping[str, Any]]) -> int:
-    """B, the number of mixes, of analogies that belong together.
+    """Return B, the number of mixes, of analogies that belong together.
 
     Raises CheckpointError for several bases, ShapeError if layers, basis sizes or numbers of mixes differ.
     """
@@ -188,3 +132,31 @@ def require_one_origin(analogies: Sequence[Mapping[str, Any]]) -> int:
             "example pair with the same images b."
         )
     return batch
+
+
+def _join_analogies(analogies: Sequence[Mapping[str, Any]]) -> tuple[list[Coefficients], list[Tensor]]:
+    """Return the checked analogies, and the numbers [B, ΣN] of each, in the first one's order of layers."""
+    wholes = [require_whole_coefficients(analogy) for analogy in analogies]
+    batch = require_one_origin(wholes)
+    order = list(wholes[0]["layers"])
+    return wholes, [join_layers({name: whole["layers"][name] for name in order}).expand(batch, -1) for whole in wholes]
+
+
+def _weighted_mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    total = sum(weights)
+    heaviest = max(range(len(weights)), key=lambda index: abs(weights[index]))
+    result = values[heaviest].clone()
+    for index, (value, weight) in enumerate(zip(values, weights, strict=True)):
+        if index != heaviest and weight:
+            result += (value - values[heaviest]) * (weight / total)
+    return result
+
+
+def _split_finite(blended: Tensor, wholes: Sequence[Coefficients], given: str) -> Coefficients:
+    if not is_all_finite(blended):
+        largest = max(float(mix.abs().max()) for whole in wholes for mix in whole["layers"].values())
+        raise SettingsError(
+            f"The {given} overflow float32, since the coefficients reach {largest:.2g}. Use smaller "
+            f"{given.partition(' ')[0]}, or analogies with smaller numbers."
+        )
+    return with_layers(wholes[0], split_layers(blended, wholes[0]["layers"]))

@@ -1,4 +1,4 @@
-"""What coefficients say, in numbers and words: which adapters are used, how evenly, and how two analogies differ.
+"""Coefficients in numbers and words: which adapters are used, how evenly, and how two analogies differ.
 
 With p_n = |c_n| / Σ_m |c_m| per layer: use of adapter n = mean of p_n over layers; entropy H = -Σ_n p_n · log p_n;
 effective adapters = exp(H), from 1 (one alone) to N (uniform); distance from uniform = ½ · Σ_n |p_n - 1/N|.
@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .blending import require_one_origin
-from .coefficients import Coefficients, count_mixes, name_of_basis, require_layout, take_mix
+from .coefficients import Coefficients, count_mixes, name_of_basis
 from .errors import ShapeError
 from .layer_names import sort_layer_names
 
@@ -58,24 +59,19 @@ class Comparison:
 
 
 def tabulate(coefficients: Mapping[str, Any], *, mix: int = 0) -> CoefficientTable:
-    """One mix as a table, layers in computing order; errors as `take_mix`."""
-    return _as_table(take_mix(coefficients, mix)["layers"])
-
-
-def _as_table(layers: Mapping[str, Tensor]) -> CoefficientTable:
-    names = sort_layer_names(layers)
-    rows = [layers[name] for name in names]
-    width = max(row.shape[1] for row in rows)
-    if all(row.shape[1] == width for row in rows):
-        return CoefficientTable(tuple(names), torch.cat(rows))
-    values = torch.full((len(rows), width), float("nan"))
-    for index, row in enumerate(rows):
-        values[index, : row.shape[1]] = row[0]
-    return CoefficientTable(tuple(names), values)
+    """Return one mix of checked coefficients, layers in computing order. ShapeError for a missing mix."""
+    batch = count_mixes(coefficients)
+    if not 0 <= mix < batch:
+        raise ShapeError(
+            f"There is no mix {mix}: these coefficients have {batch}, counted from 0. Choose 0 … {batch - 1}."
+        )
+    names = sort_layer_names(coefficients["layers"])
+    rows = [coefficients["layers"][name][mix] for name in names]
+    return CoefficientTable(tuple(names), pad_sequence(rows, batch_first=True, padding_value=math.nan))
 
 
 def summarize(table: CoefficientTable) -> Summary:
-    """Use, entropy and distance from uniform of one mix."""
+    """Return use, entropy and distance from uniform of one mix."""
     magnitude = table.values.abs().nan_to_num(0.0)
     amount = magnitude.sum(1, keepdim=True)
     is_on = amount[:, 0] > 0
@@ -95,16 +91,13 @@ def summarize(table: CoefficientTable) -> Summary:
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, mix: int = 0) -> Comparison:
-    """How two analogies of one basis differ in one mix; an analogy with a single mix is used for all.
+    """Return how two analogies of one basis differ in one mix; an analogy with a single mix is used for all.
 
-    Errors as `take_mix` and `blending.require_one_origin`.
+    Errors as `tabulate` and `blending.require_one_origin`.
     """
-    counts = [require_layout(side) for side in (first, second)]
     batch = require_one_origin((first, second))
-    # Only this mix is read, so that a batch takes no longer.
     first_table, second_table = (
-        _as_table(take_mix(side, mix if count == batch else 0)["layers"])
-        for side, count in zip((first, second), counts, strict=True)
+        tabulate(side, mix=mix if count_mixes(side) == batch else 0) for side in (first, second)
     )
     table = CoefficientTable(first_table.layer_names, first_table.values - second_table.values)
     if bool(table.values.isinf().any()):
@@ -121,7 +114,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, mix: int = 0
 
 
 def describe(coefficients: Coefficients, *, mix: int = 0, title: str = "") -> str:
-    """A summary of one mix, counted from 0, in several lines; `title` replaces "Mix 1 of B"."""
+    """Return a summary of one mix, counted from 0, in several lines; `title` replaces "Mix 1 of B"."""
     table = tabulate(coefficients, mix=mix)
     summary = summarize(table)
     size, layers = table.basis_size, len(table.layer_names)
@@ -148,7 +141,7 @@ def describe(coefficients: Coefficients, *, mix: int = 0, title: str = "") -> st
 
 
 def describe_comparison(comparison: Comparison) -> str:
-    """A summary of a comparison in several lines."""
+    """Return a summary of a comparison in several lines."""
     is_known = ~comparison.cosine.isnan()
     cosine, names = comparison.cosine[is_known], _names_where(comparison.difference, is_known)
     off = len(comparison.cosine) - len(cosine)

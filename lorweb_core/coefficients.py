@@ -10,8 +10,8 @@ They are valid only for the basis with this id; the adapters of another basis me
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, TypedDict
 
 import torch
@@ -45,18 +45,24 @@ def encode_coefficients(basis: Basis, query_embedding: Tensor) -> Coefficients:
 
 
 def count_mixes(coefficients: Mapping[str, Any]) -> int:
-    """B, how many analogies the coefficients hold."""
+    """Return B, how many analogies the coefficients hold."""
     return int(next(iter(coefficients["layers"].values())).shape[0])
 
 
+def name_of_basis(coefficients: Mapping[str, Any]) -> str:
+    """Return name and id of the basis, for messages."""
+    name = coefficients["settings"].get("basis_name", "an unnamed basis")
+    return printable(f"{name} (id {coefficients['basis_id']})")
+
+
 def describe_origin(coefficients: Mapping[str, Any]) -> str:
-    """How many mixes there are and of which basis, as text."""
+    """Return how many mixes there are and of which basis, as text."""
     count = count_mixes(coefficients)
     return f"{count} {'mix' if count == 1 else 'mixes'} of {name_of_basis(coefficients)}"
 
 
 def require_coefficients_of(basis: Basis, coefficients: Mapping[str, Any]) -> Coefficients:
-    """The coefficients, checked against the basis, as float32 on the CPU.
+    """Return the coefficients, checked against the basis, as float32 on the CPU.
 
     Raises:
         CheckpointError: for another basis, a newer format, or anything that is not a coefficients dict.
@@ -88,32 +94,12 @@ def require_coefficients_of(basis: Basis, coefficients: Mapping[str, Any]) -> Co
 
 
 def require_whole_coefficients(coefficients: Mapping[str, Any]) -> Coefficients:
-    """The coefficients, checked without a basis, as float32 on the CPU.
+    """Return the coefficients, checked without a basis, as float32 on the CPU.
 
     Raises:
         CheckpointError: for a newer format, or anything that is not a coefficients dict.
         ShapeError: if layers are not [B, N] of one batch, or numbers are not finite.
     """
-    require_layout(coefficients)
-    return with_layers(coefficients, _as_finite(coefficients["layers"]))
-
-
-def take_mix(coefficients: Mapping[str, Any], mix: int) -> Coefficients:
-    """One mix alone, checked like `require_whole_coefficients`; the numbers of the others are not read.
-
-    Raises CheckpointError, ShapeError as there, and ShapeError for a mix that does not exist.
-    """
-    batch = require_layout(coefficients)
-    if not 0 <= mix < batch:
-        raise ShapeError(
-            f"There is no mix {mix}: these coefficients have {batch}, counted from 0. Choose 0 … {batch - 1}."
-        )
-    alone = {name: values[mix : mix + 1] for name, values in coefficients["layers"].items()}
-    return with_layers(coefficients, _as_finite(alone))
-
-
-def require_layout(coefficients: Mapping[str, Any]) -> int:
-    """B, after checking the entries and the shapes of all layers but not their numbers; errors as above."""
     problem = _describe_oddity(coefficients)
     if problem:
         raise CheckpointError(
@@ -135,32 +121,18 @@ def require_layout(coefficients: Mapping[str, Any]) -> int:
                 f"[{batch[0] if batch and batch[0] else 'batch'}, N]. Give every layer the same batch of at least one "
                 "mix, or encode the analogy again."
             )
-    return batch[0]
-
-
-def is_all_finite(values: Tensor) -> bool:
-    """Whether there is neither NaN nor infinity; allocates no second tensor of this size."""
-    return all(math.isfinite(limit) for limit in torch.aminmax(values))  # NaN is both limits
-
-
-def with_layers(coefficients: Mapping[str, Any], layers: dict[str, Tensor]) -> Coefficients:
-    """Other numbers for the same basis."""
-    return Coefficients(
-        format_version=FORMAT_VERSION,
-        basis_id=str(coefficients["basis_id"]),
-        layers=layers,
-        settings=dict(coefficients["settings"]),
-    )
-
-
-def name_of_basis(coefficients: Mapping[str, Any]) -> str:
-    """Name and id of the basis, for messages."""
-    name = coefficients["settings"].get("basis_name", "an unnamed basis")
-    return printable(f"{name} (id {coefficients['basis_id']})")
+    typed = {name: mix.to("cpu", torch.float32) for name, mix in layers.items()}
+    if not is_all_finite(join_layers(typed)):
+        damaged = next(name for name, mix in typed.items() if not is_all_finite(mix))
+        raise ShapeError(
+            f"The coefficients of {damaged} contain NaN or infinity, not only finite numbers. Encode the analogy "
+            "again; if that does not help, the basis file is damaged."
+        )
+    return with_layers(coefficients, typed)
 
 
 def _describe_oddity(value: object) -> str:
-    """What keeps a value from being a coefficients dict, or ""."""
+    """Return what keeps a value from being a coefficients dict, or ""."""
     if not isinstance(value, Mapping):
         return type(value).__name__
     if not {"format_version", "basis_id", "layers", "settings"} <= set(value):
@@ -174,40 +146,27 @@ def _describe_oddity(value: object) -> str:
     return "" if layers else "no layer"
 
 
-def _as_finite(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    typed = {name: mix.to("cpu", torch.float32) for name, mix in layers.items()}
-    if not is_all_finite(torch.cat(list(typed.values()), dim=1)):
-        damaged = next(name for name, mix in typed.items() if not is_all_finite(mix))
-        raise ShapeError(
-            f"The coefficients of {damaged} contain NaN or infinity, not only finite numbers. Encode the analogy "
-            "again; if that does not help, the basis file is damaged."
-        )
-    return typed
+def is_all_finite(values: Tensor) -> bool:
+    """Return whether there is neither NaN nor infinity; allocates no second tensor of this size."""
+    return all(math.isfinite(limit) for limit in torch.aminmax(values))  # NaN is both limits
 
 
-# Coefficients of many layers as few tensors: layers of one basis size N are stacked to [L, B, N].
-#
-# A full-size basis has 494 layers of 32 numbers each; arithmetic on one stacked tensor takes a hundredth of the time of
-# 494 small operations. Nothing here changes a number.
+def with_layers(coefficients: Mapping[str, Any], layers: dict[str, Tensor]) -> Coefficients:
+    """Return other numbers for the same basis."""
+    return Coefficients(
+        format_version=FORMAT_VERSION,
+        basis_id=str(coefficients["basis_id"]),
+        layers=layers,
+        settings=dict(coefficients["settings"]),
+    )
 
 
-@dataclass(frozen=True, eq=False)
-class LayerStack:
-    """L layers of equal basis size: their names and values [L, B, N]."""
-
-    names: tuple[str, ...]
-    values: Tensor
+def join_layers(layers: Mapping[str, Tensor]) -> Tensor:
+    """Return all layers side by side, [B, ΣN]: one operation on it replaces one per layer."""
+    return torch.cat(list(layers.values()), dim=1)
 
 
-def stack_layers(layers: Mapping[str, Tensor]) -> list[LayerStack]:
-    """The layers [B, N] stacked by basis size, in order of first appearance."""
-    by_size: dict[int, list[str]] = {}
-    for name, mix in layers.items():
-        by_size.setdefault(mix.shape[1], []).append(name)
-    return [LayerStack(tuple(names), torch.stack([layers[name] for name in names])) for names in by_size.values()]
-
-
-def unstack_layers(stacks: Iterable[LayerStack], order: Iterable[str]) -> dict[str, Tensor]:
-    """Layer name → [B, N] in the given order of names."""
-    layers = {name: mix for stack in stacks for name, mix in zip(stack.names, stack.values.unbind(0), strict=True)}
-    return {name: layers[name] for name in order}
+def split_layers(joined: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return layer name → its part [B, N] of [B, ΣN], with the names and sizes of `like`."""
+    parts = joined.split([mix.shape[1] for mix in like.values()], dim=1)
+    return {name: part.contiguous() for name, part in zip(like, parts, strict=True)}

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .coefficients import FORMAT_VERSION, Coefficients, require_whole_coefficients
+from .coefficients import Coefficients, require_whole_coefficients
 from .errors import CheckpointError
-from .files import parse_json, write_safetensors_atomically
+from .files import parse_json
 from .images import require_images, to_pil
-from .safetensors_file import Header, read_header
+from .safetensors_file import Header, open_tensors, read_header, write_safetensors_atomically
 
 METADATA_KEY = "lorweb_coefficients"
 THUMBNAIL_KEY = "modelspec.thumbnail"
@@ -34,7 +33,6 @@ MAX_NOTE_CHARACTERS = 10_000
 #: As long as a file's name can be.
 MAX_NAME_CHARACTERS = 255
 _ASK = "The file was edited or damaged; ask its sender for it again."
-_DATA_URI = "data:image/jpeg;base64,"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +57,15 @@ def save_coefficients(
         OutputError: if the file cannot be written.
     """
     whole = require_whole_coefficients(coefficients)
-    content = {
-        "format_version": FORMAT_VERSION,
-        "basis_id": whole["basis_id"],
-        "settings": whole["settings"],
-        "note": note,
-    }
+    content = {name: value for name, value in whole.items() if name != "layers"} | {"note": note}
     _require_texts(content, path)
     metadata = {METADATA_KEY: json.dumps(content, ensure_ascii=False)}
     if thumbnail is not None:
-        metadata[THUMBNAIL_KEY] = _encode_thumbnail(thumbnail)
+        image = to_pil(require_images("thumbnail", thumbnail)[0])
+        image.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=85)
+        metadata[THUMBNAIL_KEY] = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     write_safetensors_atomically(path, whole["layers"], metadata)
 
 
@@ -83,13 +80,6 @@ def load_coefficients(path: Path) -> CoefficientsFile:
         ShapeError: if its tensors are not [B, N] of one batch and finite.
     """
     header = read_header(path)
-    content = _read_content(header, path)
-    layers = _read_layers(header, path)
-    coefficients = require_whole_coefficients({**content, "layers": layers})
-    return CoefficientsFile(coefficients, content.get("note", ""), _decode_thumbnail(header, path))
-
-
-def _read_content(header: Header, path: Path) -> dict[str, Any]:
     if METADATA_KEY not in header.metadata:
         is_basis = any(name.endswith(("lora_keys", "lora_A")) for name in header.entries)
         kind = "a LoRWeB basis" if is_basis else f"a file of {len(header.entries)} tensors without {METADATA_KEY}"
@@ -105,7 +95,14 @@ def _read_content(header: Header, path: Path) -> dict[str, Any]:
             f"The header key {METADATA_KEY} of {path.name} lacks format_version, basis_id or settings: {text!r}. {_ASK}"
         )
     _require_texts(content, path)
-    return dict(content)
+    odd = [name for name, entry in header.entries.items() if entry.dtype != "F32" or len(entry.shape) != 2]
+    if odd or not header.entries:
+        found = f"{len(odd)} other tensors (such as {', '.join(odd[:3])})" if odd else "no tensor"
+        raise CheckpointError(f"{path.name} has {found}, not one float32 tensor [B, N] per layer. {_ASK}")
+    with open_tensors(path) as file:
+        layers = {name: file.get_tensor(name).clone() for name in header.entries}
+    coefficients = require_whole_coefficients({**content, "layers": layers})
+    return CoefficientsFile(coefficients, content.get("note", ""), _decode_thumbnail(header, path))
 
 
 def _require_texts(content: Mapping[str, Any], path: Path) -> None:
@@ -119,26 +116,6 @@ def _require_texts(content: Mapping[str, Any], path: Path) -> None:
             raise CheckpointError(f"{name} in {path.name} is a {type(text).__name__}, not text. {_ASK}")
         if len(text) > limit:
             raise CheckpointError(f"{name} in {path.name} has {len(text):,} characters. Shorten it to {limit:,}.")
-
-
-def _read_layers(header: Header, path: Path) -> dict[str, Tensor]:
-    odd = [name for name, entry in header.entries.items() if entry.dtype != "F32" or len(entry.shape) != 2]
-    if odd or not header.entries:
-        found = f"{len(odd)} other tensors (such as {', '.join(odd[:3])})" if odd else "no tensor"
-        raise CheckpointError(f"{path.name} has {found}, not one float32 tensor [B, N] per layer. {_ASK}")
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name).clone() for name in header.entries}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.name} changed while it was read ({error}). Load it again.") from error
-
-
-def _encode_thumbnail(images: Tensor) -> str:
-    image = to_pil(require_images("thumbnail", images)[0])
-    image.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return _DATA_URI + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _decode_thumbnail(header: Header, path: Path) -> Image.Image | None:

@@ -111,10 +111,39 @@ def load_image_encoder(
     """
     folder = find_encoder_folder(folder_or_id, revision, local_files_only)
     is_clip, vision_values = _read_vision_config(folder)
-    model, vision_config = _build_model(is_clip, vision_values, _read_vision_weights(folder, dtype), folder)
+    model_class, config_class = _vision_classes(is_clip)
+    weights = _read_vision_weights(folder / "model.safetensors", dtype)
+    try:
+        vision_config = config_class.from_dict(vision_values)
+        # Given the tensors, transformers opens no file, downloads nothing and looks for no adapters.
+        model, loading = model_class.from_pretrained(
+            None, config=vision_config, state_dict=weights, output_loading_info=True
+        )
+        image_size_px = int(vision_config.image_size)
+    except Exception as error:  # transformers has no common class for configs and weights that do not fit
+        raise ModelError(
+            f"config.json and model.safetensors in {folder} do not describe one vision tower ({_reason(error)}). Copy "
+            "the model folder again, whole, from its source."
+        ) from error
+    has_output = is_clip or getattr(vision_config, "vision_use_head", True)
+    missing = sorted(loading["missing_keys"]) if has_output else ["head, which config.json switches off"]
+    if missing:
+        raise ModelError(
+            f"{folder / 'model.safetensors'} lacks {len(missing)} weights of {model_class.__name__}, which would be "
+            f"random numbers: {', '.join(missing[:3])}. Use a file with the projection or pooling head, such as the "
+            f"published {CLIP_ENCODER_ID if is_clip else SIGLIP_ENCODER_ID}."
+        )
+    preset = CLIP_PREPROCESSING if is_clip else SIGLIP2_PREPROCESSING
+    preset = replace(preset, size_px=image_size_px, shortest_edge_px=image_size_px if is_clip else None)
+    preprocessing = read_preprocessing(folder, preset)
+    if preprocessing.size_px != image_size_px:
+        raise ModelError(
+            f"The image encoder in {folder} takes {image_size_px} px, but its preprocessor file says "
+            f"{preprocessing.size_px} px. Copy the model folder again, whole; files of two models are mixed in it."
+        )
     return ImageEncoder(
         model=model.to(device=torch.device(device), dtype=dtype).eval().requires_grad_(False),
-        preprocessing=_preprocessing_of(folder, is_clip, vision_config.image_size),
+        preprocessing=preprocessing,
         output_name="image_embeds" if is_clip else "pooler_output",
         embedding_dim=vision_config.projection_dim if is_clip else vision_config.hidden_size,
         encoder_id=folder.resolve().name if Path(folder_or_id).is_dir() else str(folder_or_id),
@@ -122,7 +151,7 @@ def load_image_encoder(
 
 
 def find_encoder_folder(folder_or_id: str | Path, revision: str | None = None, local_files_only: bool = False) -> Path:
-    """Where the files of an image encoder are; arguments and errors as for `load_image_encoder`."""
+    """Return the folder with an image encoder's files; arguments and errors as for `load_image_encoder`."""
     folder = Path(folder_or_id)
     if folder.is_dir():
         return folder
@@ -173,7 +202,7 @@ def _reason(error: Exception) -> str:
 
 
 def _read_vision_config(folder: Path) -> tuple[bool, dict[str, Any]]:
-    """Whether it is a CLIP, and the values of the vision tower's config."""
+    """Return whether it is a CLIP, and the values of the vision tower's config."""
     config = read_json_object(folder / CONFIG_FILE)
     model_type = config.get("model_type")
     if model_type not in _MODEL_TYPES:
@@ -190,16 +219,15 @@ def _read_vision_config(folder: Path) -> tuple[bool, dict[str, Any]]:
     return is_clip, values
 
 
-def _read_vision_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors` but the text tower's, which would be two thirds of a whole CLIP's memory.
+def _read_vision_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return all tensors but the text tower's, which would be two thirds of a whole CLIP's memory.
 
     Copied out of the file's mapping, so that the file may be replaced or cut while the encoder is in use.
     """
-    path = folder / "model.safetensors"
     if not path.is_file():
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8])
+        found = ", ".join(sorted(entry.name for entry in path.parent.iterdir())[:8])
         raise ModelError(
-            f"The image encoder's weights, model.safetensors, are missing in {folder}, which has only {found}. "
+            f"The image encoder's weights, model.safetensors, are missing in {path.parent}, which has only {found}. "
             "Download the model's safetensors file; .bin and .pt files are never read."
         )
     try:
@@ -214,51 +242,9 @@ def _read_vision_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
         ) from error
 
 
-def _build_model(
-    is_clip: bool, vision_values: dict[str, Any], weights: dict[str, Tensor], folder: Path
-) -> tuple[nn.Module, Any]:
-    """The vision tower with its weights, and its config; refused when any weight would have stayed random."""
-    model_class, config_class = _vision_classes(is_clip)
-    try:
-        vision_config = config_class.from_dict(vision_values)
-        # Given the tensors, transformers opens no file, downloads nothing and looks for no adapters.
-        model, loading = model_class.from_pretrained(
-            None, config=vision_config, state_dict=weights, output_loading_info=True
-        )
-        vision_config.image_size = int(vision_config.image_size)
-    except Exception as error:  # transformers has no common class for configs and weights that do not fit
-        raise ModelError(
-            f"config.json and model.safetensors in {folder} do not describe one vision tower ({_reason(error)}). Copy "
-            "the model folder again, whole, from its source."
-        ) from error
-    has_output = is_clip or getattr(vision_config, "vision_use_head", True)
-    missing = sorted(loading["missing_keys"]) if has_output else ["head, which config.json switches off"]
-    if missing:
-        raise ModelError(
-            f"{folder / 'model.safetensors'} lacks {len(missing)} weights of {model_class.__name__}, which would be "
-            f"random numbers: {', '.join(missing[:3])}. Use a file with the projection or pooling head, such as the "
-            f"published {CLIP_ENCODER_ID if is_clip else SIGLIP_ENCODER_ID}."
-        )
-    return model, vision_config
-
-
 def _vision_classes(is_clip: bool) -> tuple[Any, Any]:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, SiglipVisionConfig, SiglipVisionModel
 
     if is_clip:
         return CLIPVisionModelWithProjection, CLIPVisionConfig
     return SiglipVisionModel, SiglipVisionConfig
-
-
-def _preprocessing_of(folder: Path, is_clip: bool, image_size_px: int) -> Preprocessing:
-    preset = CLIP_PREPROCESSING if is_clip else SIGLIP2_PREPROCESSING
-    shortest_edge_px = image_size_px if is_clip else None
-    preprocessing = read_preprocessing(
-        folder, replace(preset, size_px=image_size_px, shortest_edge_px=shortest_edge_px)
-    )
-    if preprocessing.size_px != image_size_px:
-        raise ModelError(
-            f"The image encoder in {folder} takes {image_size_px} px, but its preprocessor file says "
-            f"{preprocessing.size_px} px. Copy the model folder again, whole; files of two models are mixed in it."
-        )
-    return preprocessing

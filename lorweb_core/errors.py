@@ -13,7 +13,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u20
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Text from a file, a name or a socket for terminals and logs: control characters are written out as `\\x1b`.
+    """Return foreign text for terminals and logs: control characters are written out as `\\x1b`.
 
     One line comes out, so no name can forge a line of a log; `keep="\\n"` is for texts that may have several.
     """
@@ -21,7 +21,7 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def quote(text: str, limit: int = 80) -> str:
-    """Quoted text for messages, printable and cut to a limit."""
+    """Return quoted text for messages, printable and cut to a limit."""
     quoted = repr(text[:limit])
     return quoted if len(text) <= limit else f"{quoted}… ({len(text):,} characters)"
 

@@ -14,7 +14,7 @@ two factors, which half precision needs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from .basis import Basis, LayerBasis
 from .errors import CheckpointError, OutputError, SettingsError
-from .files import DeferredTensor, require_writable, write_safetensors_atomically
 from .mixing import mix_layer
+from .safetensors_file import stream_safetensors
 
 EXPORT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 METADATA_KEY = "lorweb_mix"
@@ -95,7 +95,7 @@ def export_mixed_lora(
     strength: float = 1.0,
     rank: int = 0,
     dtype: torch.dtype = torch.bfloat16,
-    on_layer: Callable[[], None] = lambda: None,
+    on_layer: Callable[[], object] = lambda: None,
 ) -> ExportReport:
     """Write the mixed LoRA of one analogy as an ordinary LoRA, whole or not at all.
 
@@ -116,20 +116,22 @@ def export_mixed_lora(
             f"{len(biased)} layers of this basis have per-adapter biases (such as {biased[0]}), for which an ordinary "
             "LoRA file has no place. Use Apply Mixed LoRA to Kontext, which adds the biases itself."
         )
-    require_writable(path)  # now rather than after minutes of decompositions
-    tensors: dict[str, Tensor | DeferredTensor] = {}
-    kept_energy: dict[str, float] = {}
+    entries: dict[str, tuple[tuple[int, int], torch.dtype]] = {}
     for name, layer in basis.layers.items():
-        if rank and rank < layer.total_rank:
-            reduced = _reduce_layer(name, layer, coefficients[name], strength=strength, rank=rank)
-            pair: tuple[Tensor | DeferredTensor, Tensor | DeferredTensor] = reduced.down, reduced.up
-            kept_energy[name] = reduced.kept_energy
+        kept_rank = layer.total_rank
+        if 0 < rank < layer.total_rank:
+            kept_rank = min(rank, layer.in_features, layer.out_features)
+        entries[f"transformer.{name}.lora_A.weight"] = (kept_rank, layer.in_features), dtype
+        entries[f"transformer.{name}.lora_B.weight"] = (layer.out_features, kept_rank), dtype
+    kept_energy: dict[str, float] = {}
+
+    def make_tensors() -> Iterator[Tensor]:
+        for name, layer in basis.layers.items():
+            down, up, kept_energy[name] = _factor(name, layer, coefficients[name], strength=strength, rank=rank)
+            yield down
+            yield up
             on_layer()
-        else:
-            pair = _defer_pair(name, layer, coefficients[name], strength=strength, on_made=on_layer)
-            kept_energy[name] = 1.0
-        tensors[f"transformer.{name}.lora_A.weight"], tensors[f"transformer.{name}.lora_B.weight"] = pair
-    highest = max(tensor.shape[0] for key, tensor in tensors.items() if key.endswith("lora_A.weight"))
+
     provenance = {
         "format_version": 1,
         "basis_id": basis.basis_id,
@@ -137,51 +139,32 @@ def export_mixed_lora(
         "base_model": basis.settings.base_model,
         "strength": strength,
         "rank": rank,
-        "mean_kept_energy": sum(kept_energy.values()) / len(kept_energy),
     }
-    metadata = {"format": "pt", METADATA_KEY: json.dumps(provenance)}
-    write_safetensors_atomically(path, tensors, metadata, dtype=dtype)
-    return ExportReport(path=path, rank=highest, kept_energy=kept_energy)
+    stream_safetensors(path, entries, make_tensors(), {"format": "pt", METADATA_KEY: json.dumps(provenance)})
+    ranks = [shape[0] for key, (shape, _) in entries.items() if key.endswith("lora_A.weight")]
+    return ExportReport(path=path, rank=max(ranks), kept_energy=kept_energy)
 
 
-def _reduce_layer(name: str, layer: LayerBasis, coefficients: Tensor, *, strength: float, rank: int) -> ReducedPair:
+def _factor(
+    name: str, layer: LayerBasis, coefficients: Tensor, *, strength: float, rank: int
+) -> tuple[Tensor, Tensor, float]:
+    """Return down, up and the share of energy kept; raises OutputError when numbers leave float32's range."""
     mixed = mix_layer(layer, coefficients, strength=strength)
-    _require_finite(name, strength, mixed.down, mixed.up)
-    try:
-        reduced = reduce_rank(mixed.down, mixed.up, rank=rank)
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # the product overflowed
-        raise _overflow(name, strength) from error
-    _require_finite(name, strength, reduced.down, reduced.up)
-    return reduced
-
-
-def _defer_pair(
-    name: str, layer: LayerBasis, coefficients: Tensor, *, strength: float, on_made: Callable[[], None]
-) -> tuple[DeferredTensor, DeferredTensor]:
-    """down and up of full rank, made one after the other while the file is written."""
-    waiting: list[Tensor] = []
-
-    def make_down() -> Tensor:
-        mixed = mix_layer(layer, coefficients, strength=strength)
-        down, up = balance_pair(mixed.down, mixed.up)
-        _require_finite(name, strength, down, up)
-        waiting.append(up)
-        on_made()
-        return down
-
-    return (
-        DeferredTensor((layer.total_rank, layer.in_features), torch.float32, make_down),
-        DeferredTensor((layer.out_features, layer.total_rank), torch.float32, waiting.pop),
-    )
-
-
-def _require_finite(name: str, strength: float, *tensors: Tensor) -> None:
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-        raise _overflow(name, strength)
-
-
-def _overflow(name: str, strength: float) -> OutputError:
-    return OutputError(
+    overflow = OutputError(
         f"The mix of layer {name} overflows float32 at strength {strength:g}. Use a smaller strength, or smaller "
         "coefficients."
     )
+    if not (mixed.down.isfinite().all() and mixed.up.isfinite().all()):
+        raise overflow
+    if 0 < rank < layer.total_rank:
+        try:
+            reduced = reduce_rank(mixed.down, mixed.up, rank=rank)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # the product overflowed
+            raise overflow from error
+        down, up, kept = reduced.down, reduced.up, reduced.kept_energy
+    else:
+        down, up = balance_pair(mixed.down, mixed.up)
+        kept = 1.0
+    if not (down.isfinite().all() and up.isfinite().all()):
+        raise overflow
+    return down, up, kept

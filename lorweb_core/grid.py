@@ -12,16 +12,15 @@ are padding. Placing is centered, so each axis is planned alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from .errors import ImageError, SettingsError, ShapeError
+from .errors import SettingsError, ShapeError
 from .images import require_analogy, require_images
 
 TOKEN_PX = 16
@@ -48,9 +47,6 @@ class Placement(NamedTuple):
 
     source: Box
     target: Box
-
-
-_PLACEMENTS = ("image_a", "image_a_prime")
 
 
 @dataclass(frozen=True)
@@ -83,28 +79,6 @@ class Layout:
         """Width of the whole grid in pixels."""
         return 2 * self.quadrant_width
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the layout as numbers and lists, ready for JSON."""
-        values = asdict(self)
-        for name in _PLACEMENTS:
-            values[name] = {part: list(box) for part, box in zip(Placement._fields, getattr(self, name), strict=True)}
-        return values
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Layout:
-        """Return the layout that `to_dict` wrote. Raises ShapeError when an entry is missing or not a whole number."""
-        names = [field.name for field in fields(cls)]
-        try:
-            entries: dict[str, Any] = {name: int(values[name]) for name in names if name not in _PLACEMENTS}
-            for name in _PLACEMENTS:
-                entries[name] = Placement(*(Box(*map(int, values[name][part])) for part in Placement._fields))
-            return cls(**entries)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ShapeError(
-                f"This is not a grid layout with {', '.join(names)}: {values!r:.200}. "
-                "Connect the layout of Build Analogy Grid."
-            ) from error
-
 
 def plan_layout(
     size_a: tuple[int, int], size_a_prime: tuple[int, int], size_b: tuple[int, int], *, megapixels: float, fit: str
@@ -116,10 +90,13 @@ def plan_layout(
     content = _content_size(size_b, megapixels * PIXELS_PER_MEGAPIXEL / 4)
     onto_content = _fit_axes(size_a, content, fit)
     onto_a = _fit_axes(size_a_prime, size_a, fit)
-    composed = tuple(_compose(first, second) for first, second in zip(onto_a, onto_content, strict=True))
+    composed = []  # a′ goes into a, and that into the content: at once, to resample once
+    for (used, given), (used_of_a, given_content) in zip(onto_a, onto_content, strict=True):
+        seen = min(given, used_of_a)  # of a's length, what shows a′ and is used
+        composed.append((used * seen / given, given_content * seen / used_of_a))
     return Layout(
-        quadrant_height=_round_up(content[0]),
-        quadrant_width=_round_up(content[1]),
+        quadrant_height=-(-content[0] // TOKEN_PX) * TOKEN_PX,
+        quadrant_width=-(-content[1] // TOKEN_PX) * TOKEN_PX,
         content_height=content[0],
         content_width=content[1],
         image_height=size_b[0],
@@ -130,7 +107,7 @@ def plan_layout(
 
 
 def _content_size(size: tuple[int, int], area: float) -> tuple[int, int]:
-    """b's size in the grid: one factor for both sides, no padding along the longer one, unscaled where that is near."""
+    """Return b's size in the grid: one factor for both sides, no padding on the longer one, unscaled if near."""
     factor = math.sqrt(area / (size[0] * size[1]))
     if all(abs(side * factor - side) <= TOKEN_PX / 2 for side in size):
         return size  # as near to the wanted area as the rounding below comes, and no pixel changes
@@ -140,39 +117,24 @@ def _content_size(size: tuple[int, int], area: float) -> tuple[int, int]:
     return height, width
 
 
-def _fit_axes(size: tuple[int, int], frame: tuple[int, int], fit: str) -> tuple[tuple[float, float], ...]:
+def _fit_axes(size: tuple[int, int], frame: tuple[int, int], fit: str) -> list[tuple[float, float]]:
     """Per axis (length used of the image, length it gets in the frame), both centered."""
     ratios = (frame[0] / size[0], frame[1] / size[1])
     if max(ratios) / min(ratios) < 1 + CROP_TOLERANCE:
         fit = "crop"
     if fit == "stretch":
-        return tuple((float(side), float(length)) for side, length in zip(size, frame, strict=True))
+        return [(float(side), float(length)) for side, length in zip(size, frame, strict=True)]
     factor = min(ratios) if fit == "pad" else max(ratios)
-    return tuple(
-        (min(side, length / factor), min(length, side * factor)) for side, length in zip(size, frame, strict=True)
-    )
+    return [(min(side, length / factor), min(length, side * factor)) for side, length in zip(size, frame, strict=True)]
 
 
-def _compose(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
-    """One axis of placing an image into a frame, and that frame into another: done at once, to resample once."""
-    seen = min(first[1], second[0])  # of the first frame, what is image and is used by the second step
-    return first[0] * seen / first[1], second[1] * seen / second[0]
-
-
-def _place(axes: tuple[tuple[float, float], ...], size: tuple[int, int], frame: tuple[int, int]) -> Placement:
+def _place(axes: list[tuple[float, float]], size: tuple[int, int], frame: tuple[int, int]) -> Placement:
     """Lengths rounded to whole pixels and centered; at most half a pixel off at each edge."""
-    used = [min(side, max(1, round(axis[0]))) for axis, side in zip(axes, size, strict=True)]
-    given = [min(side, max(1, round(axis[1]))) for axis, side in zip(axes, frame, strict=True)]
-    return Placement(_centered(used, size), _centered(given, frame))
-
-
-def _centered(lengths: list[int], frame: tuple[int, int]) -> Box:
-    height, width = lengths
-    return Box((frame[0] - height) // 2, (frame[1] - width) // 2, height, width)
-
-
-def _round_up(length: int) -> int:
-    return -(-length // TOKEN_PX) * TOKEN_PX
+    boxes = []
+    for lengths, outer in (([used for used, _ in axes], size), ([given for _, given in axes], frame)):
+        height, width = (min(side, max(1, round(length))) for length, side in zip(lengths, outer, strict=True))
+        boxes.append(Box((outer[0] - height) // 2, (outer[1] - width) // 2, height, width))
+    return Placement(*boxes)
 
 
 def build_grid(
@@ -233,35 +195,23 @@ def undo_grid(image: Tensor, layout: Layout, *, restore_size: bool = True) -> Te
 def tile_2x2(
     top_left: Tensor, top_right: Tensor, bottom_left: Tensor, bottom_right: Tensor, *, dims: tuple[int, int] = (-2, -1)
 ) -> Tensor:
-    """Four cells of one shape as one grid; `dims` are the height and the width, the last two unless stated."""
+    """Return four cells of one shape as one grid; `dims` are the height and the width, the last two unless stated."""
     height, width = dims
     rows = torch.cat([top_left, top_right], width), torch.cat([bottom_left, bottom_right], width)
     return torch.cat(rows, height)
 
 
-def reference_grid(
-    image_a: Image.Image, image_a_prime: Image.Image, image_b: Image.Image, *, max_size: int | None = None
-) -> Image.Image:
+def reference_grid(image_a: Image.Image, image_a_prime: Image.Image, image_b: Image.Image) -> Image.Image:
     """Return the grid as the reference builds it: quadrants of a's size, a′ and b stretched to it, 8 bit, bicubic.
 
-    A grid with a side longer than `max_size` is resized so that its longer side is that.
     Source: the reference run, tests/golden/grid.json.
     """
-    quadrant = image_a.size
-    width, height = 2 * quadrant[0], 2 * quadrant[1]
-    grid = Image.new("RGB", (width, height))
-    corners = ((0, 0), (quadrant[0], 0), (0, quadrant[1]), quadrant)
+    width, height = image_a.size
+    grid = Image.new("RGB", (2 * width, 2 * height))
+    corners = ((0, 0), (width, 0), (0, height), (width, height))
     for image, corner in zip((image_a, image_a_prime, image_b, image_b), corners, strict=True):
-        grid.paste(image.convert("RGB").resize(quadrant, Image.Resampling.BICUBIC), corner)
-    if max_size is None or max(width, height) <= max_size:
-        return grid
-    size = (max_size, int(height * max_size / width)) if width > height else (int(width * max_size / height), max_size)
-    if min(size) < 1:
-        raise ImageError(
-            f"Nothing is left of a grid of {width}×{height} px when resized to {max_size} px. Use a larger max_size, "
-            "or crop the images."
-        )
-    return grid.resize(size, Image.Resampling.BICUBIC)
+        grid.paste(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC), corner)
+    return grid
 
 
 def _fill(quadrants: Tensor, images: Tensor, layout: Layout, placement: Placement | None) -> None:
@@ -285,7 +235,7 @@ def _repeated_edges(start: int, length: int, total: int, device: torch.device) -
 
 
 def _resample(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images [B, H, W, 3] at (height, width), by antialiased bicubic in float; untouched when they have that size."""
+    """Return images [B, H, W, 3] at (height, width): antialiased bicubic in float, or untouched at that size."""
     if tuple(images.shape[1:3]) == size:
         return images.contiguous()
     wide = images.movedim(-1, 1).to(torch.promote_types(images.dtype, torch.float32))

@@ -38,20 +38,20 @@ _EDGE_PX, _STRIP_PX, _USE_PX, _GAP_PX, _TITLE_PX = 16, 70, 80, 6, 22
 
 
 def draw_coefficients(table: CoefficientTable, title: str, *, summary: Summary | None = None) -> Image.Image:
-    """Heat map of one mix under a title line; `summary` is computed if left out."""
+    """Return a heat map of one mix under a title line; `summary` is computed if left out."""
     summary = summary or summarize(table)
     return _draw(table, title, strip=summary.entropy, strip_title="entropy", use=summary.adapter_use)
 
 
 def draw_comparison(comparison: Comparison, title: str) -> Image.Image:
-    """Heat map of a difference, with the cosine per layer beside it."""
+    """Return a heat map of a difference, with the cosine per layer beside it."""
     use = comparison.difference.values.nan_to_num(0.0).abs().mean(0)
     cosine = comparison.cosine.clamp(min=0.0)
     return _draw(comparison.difference, title, strip=cosine, strip_title="cosine", use=use, is_difference=True)
 
 
 def color_values(values: Tensor, *, is_difference: bool = False) -> np.ndarray:
-    """Colors [L, N, 3] uint8 for values [L, N]; NaN (no such adapter) has the background color.
+    """Return colors [L, N, 3] uint8 for values [L, N]; NaN (no such adapter) has the background color.
 
     A difference always has two-sided colors: 0 is white, even if all numbers have one sign.
     """

@@ -1,6 +1,6 @@
 """Images at the border: the one reader of image files, and the check of IMAGE tensors.
 
-A file becomes an upright 8-bit RGB image, whoever asks: trainer, evaluation, command line or node. Only the formats of
+A file becomes an upright 8-bit RGB image, for trainer, evaluation, command line and nodes alike. Only the formats of
 `IMAGE_FORMATS` are opened, only regular files, only up to a number of pixels; of an animation the first frame counts.
 A tensor is [B, H, W, C], float 0–1, as ComfyUI's IMAGE; inside the package C is always 3 (RGB). In both, what is
 transparent is white. Nothing here resizes to a given size (`grid`, `preprocessing`).
@@ -74,7 +74,7 @@ class ImageFileError(ImageError):
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, at_least_px: int | None = None) -> Image.Image:
-    """An image file in one of `IMAGE_FORMATS` as upright 8-bit RGB, transparency on white.
+    """Return an image file in one of `IMAGE_FORMATS` as upright 8-bit RGB, transparency on white.
 
     Args:
         max_pixels: refuse larger ones by their header, before anything is decoded.
@@ -97,14 +97,14 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, at_least_px: int | N
 
 
 def read_image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Upright width and height of an image file, from its header alone. Raises ImageFileError as `read_image`."""
+    """Return upright width and height of an image file, from its header alone. Raises as `read_image`."""
     with _open(path, max_pixels) as image:
         width, height = image.size
         return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
 def readable_formats() -> list[str]:
-    """The formats of `IMAGE_FORMATS` that this Pillow can open (an older one has no AVIF)."""
+    """Return the formats of `IMAGE_FORMATS` that this Pillow can open (an older one has no AVIF)."""
     Image.init()
     return [name for name in IMAGE_FORMATS if name in Image.OPEN]
 

@@ -35,7 +35,7 @@ def mix_layer(layer: LayerBasis, coefficients: Tensor, *, strength: float = 1.0)
     The coefficients are folded, in float32, into the side with fewer numbers; the other side is a view of the basis
     in its dtype. A negative strength reverses the edit. Raises ShapeError if coefficients is not [N].
     """
-    require_coefficients(layer, coefficients, dimensions=1)
+    _require_coefficients(layer, coefficients, dimensions=1)
     scale = strength * coefficients.float()
     per_row = expand_to_ranks(layer, scale)
     down, up = stacked_down(layer), stacked_up(layer).t()
@@ -61,7 +61,7 @@ def add_contribution(
     `layer` lies on x's device; coefficients are [mixes, N] (see `per_sample_scale`). Raises ShapeError when the batch
     is not a multiple of the mixes, or there are not N coefficients.
     """
-    require_coefficients(layer, coefficients, dimensions=2)
+    _require_coefficients(layer, coefficients, dimensions=2)
     scale = (strength * coefficients.float()).to(x.device)
     result = add_low_rank(output, x, stacked_down(layer), expand_to_ranks(layer, scale), stacked_up(layer))
     if layer.lora_bias is None:
@@ -70,7 +70,7 @@ def add_contribution(
 
 
 def add_low_rank(output: Tensor, x: Tensor, down: Tensor, scale: Tensor, up: Tensor) -> Tensor:
-    """output + ((x @ downᵀ) ∘ scale) @ up, in output's dtype; differentiable.
+    """Return output + ((x @ downᵀ) ∘ scale) @ up, in output's dtype; differentiable.
 
     output [B, ..., out], x [B, ..., in], down [R, in], scale [mixes, R] (see `per_sample_scale`), up [R, out].
     """
@@ -79,7 +79,7 @@ def add_low_rank(output: Tensor, x: Tensor, down: Tensor, scale: Tensor, up: Ten
 
 
 def project_and_scale(x: Tensor, down: Tensor, scale: Tensor) -> Tensor:
-    """(x @ downᵀ) ∘ scale, [B, ..., R] in x's dtype: the half of `add_low_rank` that several up matrices can share."""
+    """Return (x @ downᵀ) ∘ scale, [B, ..., R] in x's dtype: what several up matrices can share."""
     return torch.nn.functional.linear(x, down.to(x)) * per_sample_scale(scale, x).to(x)
 
 
@@ -103,24 +103,19 @@ def per_sample_scale(scale: Tensor, x: Tensor) -> Tensor:
 
     Row i gets mix i modulo the number of mixes. Samplers concatenate whole latent batches, conditional and
     unconditional: each latent gets its own mix only where the latent batch itself is a multiple of the mixes, which
-    only the caller can check (`require_multiple_of_mixes`). Raises ShapeError when B is not such a multiple.
+    only the caller can check. Raises ShapeError when B is not such a multiple.
     """
     mixes, batch = scale.shape[0], x.shape[0]
-    require_multiple_of_mixes(batch, mixes=mixes)
-    repeated = scale if mixes in (1, batch) else scale.repeat(batch // mixes, 1)
-    return repeated.reshape(repeated.shape[0], *(1,) * (x.dim() - 2), -1)
-
-
-def require_multiple_of_mixes(batch: int, *, mixes: int) -> None:
-    """Raise a ShapeError unless a latent batch can share out the mixes evenly."""
     if batch % mixes:
         raise ShapeError(
             f"The latent batch is {batch}, not a multiple of the {mixes} mixes (one per analogy). "
             f"Make the latent batch {mixes}, or encode one analogy only."
         )
+    repeated = scale if mixes in (1, batch) else scale.repeat(batch // mixes, 1)
+    return repeated.reshape(repeated.shape[0], *(1,) * (x.dim() - 2), -1)
 
 
-def require_coefficients(layer: LayerBasis, coefficients: Tensor, *, dimensions: int) -> None:
+def _require_coefficients(layer: LayerBasis, coefficients: Tensor, *, dimensions: int) -> None:
     """Raise a ShapeError unless coefficients are [N] (dimensions 1) or [B, N] (dimensions 2)."""
     if coefficients.dim() == dimensions and coefficients.shape[-1] == layer.basis_size:
         return

@@ -41,7 +41,7 @@ class PicturePair:
 
 
 def side_folders(folder: Path) -> dict[Path, str]:
-    """The subfolders that hold one side of pairs: path → `before` or `after`.
+    """Return the subfolders that hold one side of pairs: path → `before` or `after`.
 
     `before` and `after` always do; `a` or `control` may be the name of anything unless the other one is beside it.
     """
@@ -55,7 +55,7 @@ def side_folders(folder: Path) -> dict[Path, str]:
 
 
 def find_sides(folder: Path, list_images: Callable[[Path], list[Path]]) -> list[tuple[str, str, Path]]:
-    """(`before` or `after`, name of the pair, image) of a folder's own images and of those in its side folders.
+    """Return (`before` or `after`, name of the pair, image) for a folder's images and those in its side folders.
 
     Deeper folders are not read; `list_images` returns the images directly in a folder.
     """
@@ -82,12 +82,12 @@ def find_sides(folder: Path, list_images: Callable[[Path], list[Path]]) -> list[
 
 
 def stem_of(path: Path) -> str:
-    """A file's name without ending, with composed letters: macOS stores `é` as `e` and an accent."""
+    """Return a file's name without ending, with composed letters: macOS stores `é` as `e` and an accent."""
     return unicodedata.normalize("NFC", path.stem)
 
 
 def find_near(name: str, side: str, left_over: list[Path]) -> str:
-    """The renaming that would make a left-over image the missing side of a pair; "" when none is called alike."""
+    """Return the renaming that would make a left-over image the missing side of a pair, or ""."""
 
     def is_near(path: Path) -> bool:
         stem = stem_of(path)
@@ -146,7 +146,7 @@ def _readings(stem: str) -> list[tuple[str, str, str]]:
 
 
 def _read_end(stem: str) -> tuple[str, str]:
-    """Side and name of a stem that ends in a word, ("", stem) for any other; an `a` alone says nothing."""
+    """Side and name of a stem that ends in a word, ("", stem) for any other; an `a` alone is no word."""
     word, start, end = (_readings(stem) or [("a", "", "")])[-1]
     return ("", stem) if end or word == "a" else (_WORDS[word][0], _join(start, end))
 

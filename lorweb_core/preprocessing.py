@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,13 +135,28 @@ def _fit(images: Tensor, preprocessing: Preprocessing) -> np.ndarray:
 
 def _parse_preprocessing(values: Mapping[str, Any], preset: Preprocessing, path: Path) -> Preprocessing:
     values = {name: value for name, value in values.items() if value is not None}
+
+    def square(size: int | Mapping[str, int]) -> int:
+        if isinstance(size, Mapping) and size["height"] != size["width"]:
+            raise ValueError("not square")
+        return int(size["height"] if isinstance(size, Mapping) else size)
+
     try:
-        size_px, shortest_edge_px = _parse_sizes(values, preset)
-        mean, std = (_three_numbers(values[name]) for name in ("image_mean", "image_std"))
+        size = values.get("size", preset.shortest_edge_px or preset.size_px)
+        crops = values.get("do_center_crop", preset.shortest_edge_px is not None)
+        crop = square(values.get("crop_size", preset.size_px)) if crops else None
+        edge = size.get("shortest_edge") if isinstance(size, Mapping) else size if crop else None
+        if edge is None:  # a resize to a fixed square; a crop must leave all of it
+            size_px, shortest_edge_px = square(size), None
+            is_usual = crop in (None, size_px)
+        else:
+            size_px, shortest_edge_px = crop or 0, int(edge)
+            is_usual = size_px <= shortest_edge_px
+        mean, std = ([float(value) for value in values[name]] for name in ("image_mean", "image_std"))
         resample = Image.Resampling(int(values.get("resample", preset.resample))).value
-        is_usual = all(values.get(step, True) for step in ("do_resize", "do_rescale", "do_normalize"))
+        is_usual &= all(values.get(step, True) for step in ("do_resize", "do_rescale", "do_normalize"))
         is_usual &= abs(float(values.get("rescale_factor", 1 / 255)) * 255 - 1) < 1e-6
-        is_usual &= min(std) > 0 and size_px > 0
+        is_usual &= len(mean) == len(std) == 3 and min(std) > 0 and size_px > 0
     except (TypeError, ValueError, KeyError):
         is_usual = False
     if not is_usual:
@@ -149,34 +164,4 @@ def _parse_preprocessing(values: Mapping[str, Any], preset: Preprocessing, path:
             f"{path} does more than resize, crop to a square, divide by 255 and normalize three channels: "
             f"{json.dumps(values)[:300]}. Use the folder of {CLIP_ENCODER_ID} or {SIGLIP_ENCODER_ID}."
         )
-    return Preprocessing(size_px, shortest_edge_px, resample, mean, std)
-
-
-def _parse_sizes(values: Mapping[str, Any], preset: Preprocessing) -> tuple[int, int | None]:
-    """The file's size and crop as (size_px, shortest_edge_px); ValueError when the result would be no square."""
-    size = values.get("size", preset.shortest_edge_px or preset.size_px)
-    crop = None
-    if values.get("do_center_crop", preset.shortest_edge_px is not None):
-        crop = _square(values.get("crop_size", preset.size_px))
-    edge = size.get("shortest_edge") if isinstance(size, Mapping) else size if crop else None
-    if edge is None:
-        side = _square(size)
-        if crop not in (None, side):
-            raise ValueError("a crop after a resize to a fixed square")
-        return side, None
-    if crop is None or crop > int(edge):
-        raise ValueError("a short edge without a crop inside it")
-    return crop, int(edge)
-
-
-def _three_numbers(values: Sequence[float]) -> tuple[float, float, float]:
-    first, second, third = (float(value) for value in values)
-    return first, second, third
-
-
-def _square(size: int | Mapping[str, int]) -> int:
-    if not isinstance(size, Mapping):
-        return int(size)
-    if size["height"] != size["width"]:
-        raise ValueError("not square")
-    return int(size["height"])
+    return Preprocessing(size_px, shortest_edge_px, resample, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))

@@ -16,15 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .errors import ImageError, SettingsError, ShapeError
+from .errors import ImageError, ShapeError
 from .grid import reference_grid
 from .images import MAX_ASPECT, from_pil, require_analogy, to_pil
 from .preprocessing import Preprocessing, fit_images, fit_picture
-from .settings import QUERY_MODES, RouterSettings
+from .settings import RouterSettings
 
 #: Modes that join embeddings of separate images, and how many of a, a′, b they take.
 _IMAGE_COUNT = {"cat-aa'b": 3, "ca'-ca": 2, "ca'-ca+cb": 3}
-_PATCH_TOKEN_MODES = ("paa'b", "paa'b3", "cat-paa'b", "cat-paa'b3")
 
 
 def pictures_to_embed(
@@ -46,9 +45,7 @@ def pictures_to_embed(
         preprocessing: when given, the images come fitted to [·, S, S, 3], so they can be embedded as one batch
             and no full-size grid is kept.
     Raises: ImageError, ShapeError: see `images.require_analogy`, and when a reference crop would be empty.
-        SettingsError: for an unknown mode.
     """
-    _require_mode(query_mode)
     analogy = require_analogy(image_a, image_a_prime, image_b)
     if query_mode in _IMAGE_COUNT and not reference_crops:
         whole = analogy[: _IMAGE_COUNT[query_mode]]
@@ -67,7 +64,6 @@ def join_embeddings(query_mode: str, embeddings: Sequence[Tensor]) -> Tensor:
     `embeddings` are one [1 or B, P] per entry of `pictures_to_embed`, not normalized. Raises ShapeError when their
     number, widths or batches do not fit.
     """
-    _require_mode(query_mode)
     count = _IMAGE_COUNT.get(query_mode, 1)
     batch = max((len(embedding) for embedding in embeddings), default=0)
     shapes = [tuple(embedding.shape) for embedding in embeddings]
@@ -129,15 +125,6 @@ def embed_once(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
         return torch.stack([known[key] for key in keys])
 
     return encode_new
-
-
-def _require_mode(query_mode: str) -> None:
-    if query_mode in QUERY_MODES:
-        return
-    advice = f"Known are {', '.join(QUERY_MODES)}; correct it in the settings of the basis."
-    if query_mode in _PATCH_TOKEN_MODES:
-        advice = "Patch-token modes never worked: their tokens do not fit any query projection. Train with cat-aa'b."
-    raise SettingsError(f"query_mode is {query_mode!r}. {advice}")
 
 
 def _cut_grid(query_mode: str, grid: Image.Image, reference_crops: bool) -> list[Image.Image]:

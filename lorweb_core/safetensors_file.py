@@ -1,22 +1,33 @@
-"""The header of a .safetensors file: which tensors it holds, without reading one.
+"""A .safetensors file: its header is checked, its tensors are read one by one, and it is written whole or not at all.
 
 Layout: 8 bytes header length (little endian), that many bytes of JSON {name: {dtype, shape, data_offsets}}, then the
 data. The safetensors library checks all of it; this module recognizes a pickle, a web page or a pointer file saved
-under the wrong name.
+under the wrong name. It writes tensor by tensor, since the library's own writer wants all of them contiguous in memory
+at once (twice the file).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from .errors import CheckpointError, printable
-from .files import open_regular
+from .errors import CheckpointError, OutputError, RangeError, printable
+from .files import atomic_file, encode_text, open_regular
 
+#: Names of number types in the header; source: the safetensors format's specification.
+_DTYPE_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int64: "I64", torch.int32: "I32",
+    torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 _KNOWN_STARTS = {
     b"pk\x03\x04": "a PyTorch pickle (zip)",
     b"\x80\x02": "a PyTorch pickle",
@@ -32,12 +43,10 @@ _KNOWN_STARTS = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor as the header describes it; `start` and `end` are byte offsets within the data."""
+    """One tensor as the header describes it."""
 
     dtype: str
     shape: tuple[int, ...]
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -71,10 +80,7 @@ def read_header(path: Path) -> Header:
             "The file is damaged or was made to mislead; do not use it."
         )
     metadata = content.pop("__metadata__", None) or {}
-    entries = {
-        name: TensorEntry(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
-        for name, entry in content.items()
-    }
+    entries = {name: TensorEntry(entry["dtype"], tuple(entry["shape"])) for name, entry in content.items()}
     return Header(entries, metadata, raw)
 
 
@@ -89,3 +95,88 @@ def _describe_failure(name: str, start: bytes, error: Exception) -> str:
     if "pickle" in kind:
         return f"{name} is {kind}. Pickles can run code and are never opened here; get the .safetensors file instead."
     return f"{name} is {kind}. Download the .safetensors file itself again."
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[safe_open]:
+    """Give the open file, to read tensors of a checked header. Raises CheckpointError when it changed meanwhile."""
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path.name} changed while it was read ({error}). Load it again.") from error
+
+
+def write_safetensors_atomically(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    dtype: torch.dtype | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write tensors and header strings as a .safetensors file, whole or not at all.
+
+    Args:
+        path: target; an existing file is replaced in one step.
+        tensors: name → tensor; views are made contiguous one at a time while writing.
+        metadata: header strings.
+        dtype: cast every tensor to it; None keeps each as it is.
+        on_progress: called after each tensor with (tensors done, tensors in all); may raise to stop.
+    Raises: OutputError: when the file cannot be written, or numbers are NaN or infinite. RangeError: when numbers
+        leave the dtype's range.
+    """
+    # Wide numbers first keep every tensor aligned to its own size.
+    ordered = sorted(tensors, key=lambda name: -(dtype or tensors[name].dtype).itemsize)
+    entries = {name: (tensors[name].shape, dtype or tensors[name].dtype) for name in ordered}
+    stream_safetensors(path, entries, (tensors[name] for name in ordered), metadata, on_progress=on_progress)
+
+
+def stream_safetensors(
+    path: Path,
+    entries: Mapping[str, tuple[Sequence[int], torch.dtype]],
+    tensors: Iterable[Tensor],
+    metadata: Mapping[str, str],
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a .safetensors file whose tensors are made while it is written, so that it may exceed the memory left.
+
+    `entries` holds (shape, dtype) by name, in the order in which `tensors` gives them; each is cast to its dtype.
+    Otherwise as `write_safetensors_atomically`.
+    """
+    content: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (shape, dtype) in entries.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        content[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    header = encode_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")))
+    header += b" " * (-len(header) % 8)
+    with atomic_file(path) as file:
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        for done, ((name, (shape, dtype)), tensor) in enumerate(zip(entries.items(), tensors, strict=True), start=1):
+            assert tuple(tensor.shape) == tuple(shape), name
+            stored = tensor.detach().to("cpu", dtype)
+            _require_finite(name, stored, original=tensor.detach())
+            file.write(stored.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            if on_progress is not None:
+                on_progress(done, len(entries))
+
+
+def _require_finite(name: str, stored: Tensor, *, original: Tensor) -> None:
+    """Raise the error that fits the cause: numbers never were finite, or the file's dtype cannot hold them."""
+    if not stored.is_floating_point() or bool((stored.float() if stored.itemsize == 1 else stored).isfinite().all()):
+        return
+    numbers = original.double()
+    count = int((~numbers.isfinite()).sum())
+    if count:
+        raise OutputError(
+            f"{count} of {numbers.numel()} numbers of {name} already were NaN or infinite before saving. The training "
+            "diverged, a computation overflowed or a file that was read is damaged."
+        )
+    is_narrow = torch.finfo(stored.dtype).max < torch.finfo(torch.bfloat16).max
+    raise RangeError(
+        f"The numbers of {name} reach {float(numbers.abs().max()):.3g}, beyond the range of {stored.dtype}. "
+        + ("Write the file as bf16 or fp32." if is_narrow else "Scale them down; no wider type can be written here.")
+    )

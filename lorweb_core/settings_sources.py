@@ -1,7 +1,7 @@
 """Where the settings of a basis file come from: the first source that states a setting decides it.
 
-1. an explicit argument (settings, or a YAML file); 2. our header key `lorweb`; 3. a sidecar: `<name>.yaml` beside the
-file, or `config.yaml` when the file is the only .safetensors of its folder; 4. defaults from shapes.
+1. an explicit YAML file; 2. our header key `lorweb`; 3. a sidecar: `<name>.yaml` beside the file, or `config.yaml` when
+the file is the only .safetensors of its folder; 4. defaults from shapes.
 
 YAML is read in the reference's form or as a plain mapping with our names, any subset of the fields below:
 
@@ -19,40 +19,36 @@ is ignored: the scale is always 1.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from .basis import LayerBasis
 from .errors import CheckpointError, FileError, SettingsError
 from .files import parse_json, read_yaml
-from .layer_tensors import SUFFIX_PROJECTION, LayerTensors, query_widths
 from .settings import RouterSettings
 
-#: Router settings: our name → the name in the reference's network_kwargs, "" where it has none.
-_ROUTER_FIELDS = {
+#: Our name → the name in the reference's network_kwargs, "" where it has none (`rank` is `linear`, beside them).
+_REFERENCE_NAMES = {
     "activation": "lora_softmax",
     "heads": "lora_heads",
     "reduction": "mixing_coeffs_type",
     "query_mode": "query_mode",
     "encoder": "external_query_model",
     "base_model": "",
-}
-#: Facts that the tensors decide; `rank` is `linear`, beside the network_kwargs.
-_TENSOR_FIELDS = {
+    # The tensors decide the rest, and a source that differs is reported.
     "basis_size": "loras_num",
     "rank": "",
     "key_dim": "lora_keys_dim",
     "query_projection": "query_projection_type",
     "external_query": "external_query",
 }
-_REFERENCE_NAMES = {ours: theirs for ours, theirs in (_ROUTER_FIELDS | _TENSOR_FIELDS).items() if theirs}
-_SIZE_LETTERS = {"basis_size": "N", "rank": "r", "key_dim": "K"}
+_SIZES = ("basis_size", "rank", "key_dim")
+_FACTS = (*_SIZES, "query_projection", "external_query")
 #: Settings without which coefficients would be guesses.
 _NEEDED = ("activation", "heads", "reduction", "query_mode", "encoder_id")
 
@@ -64,121 +60,99 @@ PIPELINE_TOKENS = 512
 _SINGLE_EMBEDDING_WIDTHS = (768, 1152)
 
 
-@dataclass(frozen=True)
-class StatedSettings:
-    """What one source says; anything may be missing.
-
-    `source` names it in messages, `router` holds fields of `RouterSettings`, `facts` what the tensors decide.
-    """
-
-    source: str
-    router: Mapping[str, Any] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ResolvedSettings:
-    """Settings, the sources they came from (for people), and lines that say what was assumed or disagreed."""
-
-    settings: RouterSettings
-    source: str
-    report: tuple[str, ...]
-
-
 def resolve_settings(
-    path: Path,
-    metadata: Mapping[str, str],
-    layers: Mapping[str, LayerTensors],
-    explicit: RouterSettings | Path | None,
-) -> ResolvedSettings:
-    """Return the settings of a basis file; sidecars are looked for beside it.
+    path: Path, metadata: Mapping[str, str], layers: Mapping[str, LayerBasis], explicit: Path | None
+) -> tuple[RouterSettings, str, tuple[str, ...]]:
+    """Return the settings of a basis file, their sources (for people), and lines on what was assumed or disagreed.
 
-    `explicit` settings replace all others; the entries of an explicit YAML file go before those of the other sources.
-    Raises SettingsError, CheckpointError or FileError for a source that is unusable or asks for an internal query.
+    Sidecars are looked for beside the file; the entries of an `explicit` YAML file go first. Raises SettingsError,
+    CheckpointError or FileError for a source that is unusable or asks for an internal query.
     """
-    if isinstance(explicit, RouterSettings):
-        require_fitting(explicit, layers)
-        return ResolvedSettings(explicit, "argument", ())
     report = []
-    sources = [] if explicit is None else [read_settings_file(explicit)]
-    if explicit is not None and not sources[0].router:
-        raise SettingsError(f"{explicit.name} states no router settings. Name the config.yaml of the basis.")
-    header = _read_header_settings(metadata, path.name)
-    sources += [header] if header else []
+    sources: list[tuple[str, dict[str, Any]]] = []
+    if explicit is not None:
+        sources.append((f"settings file {explicit.name}", read_settings_file(explicit)))
+        if not set(sources[0][1]) - set(_FACTS):
+            raise SettingsError(f"{explicit.name} states no router settings. Name the config.yaml of the basis.")
+    if METADATA_KEY in metadata:
+        sources.append((f"the header of {path.name}", _read_header_settings(metadata[METADATA_KEY], path.name)))
     sidecar = find_sidecar(path)
     if sidecar:
         try:
-            sources.append(read_settings_file(sidecar))
+            sources.append((f"settings file {sidecar.name}", read_settings_file(sidecar)))
         except (FileError, SettingsError) as error:
-            if not all(any(name in stated.router for stated in sources) for name in _NEEDED):
+            if not all(any(name in stated for _, stated in sources) for name in _NEEDED):
                 raise
             report.append(f"{path.name}: {sidecar.name} was not needed and is unusable: {error}")
 
-    projections = {"linear" if SUFFIX_PROJECTION in layer.suffixes else "none" for layer in layers.values()}
-    facts: dict[str, list[Any]] = {**sizes_of(layers)}
-    facts |= {"query_projection": sorted(projections), "external_query": [True]}
+    projections = {"none" if layer.query_projection is None else "linear" for layer in layers.values()}
+    facts: dict[str, list[Any]] = {
+        **_distinct_sizes(layers),
+        "query_projection": sorted(projections),
+        "external_query": [True],
+    }
+    may_be_internal = all(layer.query_dim == layer.in_features for layer in layers.values())
     values: dict[str, Any] = {}
     used: list[str] = []
-    for stated in sources:
-        wrong = {name: value for name, value in stated.facts.items() if value not in facts[name]}
-        may_be_internal = all(layer.sizes["Q"] == layer.sizes["in"] for layer in layers.values())
+    for source, stated in sources:
+        wrong = {name: stated[name] for name in _FACTS if name in stated and stated[name] not in facts[name]}
         if wrong.get("external_query") is False and may_be_internal:
             raise SettingsError(
-                f"{stated.source} says external_query: false: the query is pooled from each layer's own input, and "
-                "the coefficients change with every step. Use a basis whose query comes from an image encoder."
+                f"{source} says external_query: false: the query is pooled from each layer's own input, and the "
+                "coefficients change with every step. Use a basis whose query comes from an image encoder."
             )
         if wrong:
             found = {name: "/".join(map(str, facts[name])) for name in wrong}
-            report.append(f"{path.name}: the tensors have {_list(found)}; {stated.source} says {_list(wrong)}.")
-        overruled = {name: value for name, value in stated.router.items() if values.get(name, value) != value}
+            report.append(f"{path.name}: the tensors have {_list(found)}; {source} says {_list(wrong)}.")
+        router = {name: value for name, value in stated.items() if name not in _FACTS}
+        overruled = {name: value for name, value in router.items() if values.get(name, value) != value}
         if overruled and explicit is None:
-            report.append(f"{path.name}: {stated.source} says {_list(overruled)}, but {used[0]} counts.")
-        added = {name: value for name, value in stated.router.items() if name not in values}
-        values |= added
-        used += [stated.source] if added else []
+            report.append(f"{path.name}: {source} says {_list(overruled)}, but {used[0]} counts.")
+        if not router.keys() <= values.keys():
+            used.append(source)
+        values = router | values
 
-    width = max(query_widths(layers))
+    width = next(iter(layers.values())).query_dim
     is_joined = width % 3 == 0 and width not in _SINGLE_EMBEDDING_WIDTHS
     defaults = asdict(RouterSettings(query_mode="cat-aa'b" if is_joined else "aa'bb'"))
     assumed = {name: defaults[name] for name in _NEEDED if name not in values}
     settings = RouterSettings(**values, **assumed)
     require_fitting(settings, layers)
     if assumed:
-        read = " and ".join(stated.source for stated in sources) or "header or sidecar"
+        read = " and ".join(source for source, _ in sources) or "header or sidecar"
         report.append(
             f"{path.name}: {len(assumed)} settings not stated by {read}; assumed {_list(assumed)}. "
             f"To be sure, put its config.yaml beside it as {path.stem}.yaml."
         )
-    if assumed.get("query_mode") == "aa'bb'":
-        report.append(
-            f"{path.name}: query width {width} is one image embedding; which single-image query mode was trained "
-            "cannot be read from the file."
-        )
-    if assumed and not sidecar and path.with_name("config.yaml").is_file():
-        count = len(_bases_beside(path))
-        report.append(f"{path.name}: config.yaml was not read, since the folder holds {count} .safetensors files.")
-    return ResolvedSettings(settings, " and ".join([*used, "defaults"] if assumed else used), tuple(report))
+        if assumed.get("query_mode") == "aa'bb'":
+            report.append(
+                f"{path.name}: query width {width} is one image embedding; which single-image query mode was trained "
+                "cannot be read from the file."
+            )
+        if not sidecar and path.with_name("config.yaml").is_file():
+            count = len(_bases_beside(path))
+            report.append(f"{path.name}: config.yaml was not read, since the folder holds {count} .safetensors files.")
+        used.append("defaults")
+    return settings, " and ".join(used), tuple(report)
 
 
-def require_fitting(settings: RouterSettings, layers: Mapping[str, LayerTensors]) -> None:
+def require_fitting(settings: RouterSettings, layers: Mapping[str, LayerBasis]) -> None:
     """Raise a SettingsError unless heads divide the keys and the query mode divides the query width."""
     for name, layer in layers.items():
-        if layer.sizes["K"] % settings.heads:
+        if layer.key_dim % settings.heads:
             raise SettingsError(
-                f"heads is {settings.heads}, which does not divide the key width {layer.sizes['K']} of layer {name}. "
+                f"heads is {settings.heads}, which does not divide the key width {layer.key_dim} of layer {name}. "
                 "Correct heads in the settings; the published basis uses 1."
             )
-    width = max(query_widths(layers))
-    if width % settings.embeddings_per_query:
-        raise SettingsError(
-            f"query_mode is {settings.query_mode}, which joins {settings.embeddings_per_query} embeddings of equal "
-            f"width, but the query width is {width}. Set the query_mode that the basis was trained with."
-        )
+        if layer.query_dim % settings.embeddings_per_query:
+            raise SettingsError(
+                f"query_mode is {settings.query_mode}, which joins {settings.embeddings_per_query} embeddings of equal "
+                f"width, but the query width is {layer.query_dim}. Set the query_mode that the basis was trained with."
+            )
 
 
-def sizes_of(layers: Mapping[str, LayerTensors]) -> dict[str, list[int]]:
-    """Return basis_size, rank and key_dim → the values found among the layers."""
-    return {name: sorted({layer.sizes[letter] for layer in layers.values()}) for name, letter in _SIZE_LETTERS.items()}
+def _distinct_sizes(layers: Mapping[str, LayerBasis]) -> dict[str, list[int]]:
+    return {name: sorted({getattr(layer, name) for layer in layers.values()}) for name in _SIZES}
 
 
 def find_sidecar(path: Path) -> Path | None:
@@ -197,78 +171,72 @@ def _list(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {str(value)[:80]}" for name, value in values.items())
 
 
-def read_settings_file(path: Path) -> StatedSettings:
+def read_settings_file(path: Path) -> dict[str, Any]:
     """Return what a YAML file says, in the reference's form or the plain one; nothing when it is about other things.
 
-    Raises FileError when it is unreadable or not YAML, SettingsError for unknown names or unusable values.
+    The names are those of `RouterSettings` and `_FACTS`. Raises FileError when it is unreadable or not YAML,
+    SettingsError for unknown names or unusable values.
     """
     content = read_yaml(path)
     source = f"settings file {path.name}"
-    content = content if isinstance(content, dict) else {}
-    is_reference_form = bool({"config", "job"} & set(content))
-    return _read_plain_form(_from_reference_form(content, source) if is_reference_form else content, source)
-
-
-def _from_reference_form(content: Mapping[Any, Any], source: str) -> dict[str, Any]:
-    """The plain form of a config.yaml, any of whose sections may be missing."""
+    if not isinstance(content, dict):
+        return {}
+    if not {"config", "job"} & set(content):
+        return _read_plain_form(content, source)
+    # The reference's form, any of whose sections may be missing.
     config = content.get("config")
     processes = config.get("process") if isinstance(config, dict) else None
     networks = [process.get("network") for process in processes or () if isinstance(process, dict)]
     network = next((network for network in networks if isinstance(network, dict)), {})
     arguments = network.get("network_kwargs")
     arguments = arguments if isinstance(arguments, dict) else {}
-    plain = {ours: arguments[theirs] for ours, theirs in _REFERENCE_NAMES.items() if arguments.get(theirs) is not None}
+    plain = {ours: arguments.get(theirs) for ours, theirs in _REFERENCE_NAMES.items() if theirs}
     plain["rank"] = network.get("linear")
     for name in ("activation", "external_query"):
-        if name in plain:
+        if plain[name] is not None:
             truth = {"true": True, "1": True, "false": False, "0": False}.get(str(_as_number(plain[name])).lower())
             if truth is None:
                 value = repr(plain[name])[:80]
                 raise SettingsError(f"{source}: {_REFERENCE_NAMES[name]} is {value}. Write true or false.")
             plain[name] = ("softmax" if truth else "tanh") if name == "activation" else truth
-    return plain
+    return _read_plain_form(plain, source)
 
 
-def _read_header_settings(metadata: Mapping[str, str], file_name: str) -> StatedSettings | None:
-    if METADATA_KEY not in metadata:
-        return None
-    content = parse_json(metadata[METADATA_KEY], f"The header key {METADATA_KEY} of {file_name}")
+def _read_header_settings(text: str, file_name: str) -> dict[str, Any]:
+    content = parse_json(text, f"The header key {METADATA_KEY} of {file_name}")
     version = content.get("format_version") if isinstance(content, dict) else None
     if type(version) is not int or version < 1:
-        text = metadata[METADATA_KEY][:80]
         raise CheckpointError(
-            f"The header key {METADATA_KEY} of {file_name} has no format_version: {text!r}. Get the file again."
+            f"The header key {METADATA_KEY} of {file_name} has no format_version: {text[:80]!r}. Get the file again."
         )
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"{file_name} has format_version {version}, and this version reads up to {FORMAT_VERSION}. "
             "Update this node pack."
         )
-    known = {name: value for name, value in content.items() if name in _ROUTER_FIELDS or name in _TENSOR_FIELDS}
+    known = {name: value for name, value in content.items() if name in _REFERENCE_NAMES}
     return _read_plain_form(known, f"the header of {file_name}")
 
 
-def _read_plain_form(content: Mapping[Any, Any], source: str) -> StatedSettings:
-    known = (*_ROUTER_FIELDS, *_TENSOR_FIELDS, "format_version", "training")
+def _read_plain_form(content: Mapping[Any, Any], source: str) -> dict[str, Any]:
+    known = (*_REFERENCE_NAMES, "format_version", "training")
     for name in islice(content, 20):
         nearest = get_close_matches(str(name), known, n=1)
         if name not in known and (nearest or set(known) & set(content)):
             advice = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}."
             raise SettingsError(f"{source} has an unknown field {str(name)[:80]!r}; {advice}")
-    stated = {name: value for name, value in content.items() if value is not None}
-    router = {name: stated[name] for name in _ROUTER_FIELDS if name in stated}
-    if "heads" in router:
-        router["heads"] = _as_number(router["heads"])
-    encoder = router.pop("encoder", None)
+    stated = {name: content[name] for name in _REFERENCE_NAMES if content.get(name) is not None}
+    encoder = stated.pop("encoder", None)
     if isinstance(encoder, dict):
-        router |= {"encoder_id": encoder.get("id"), "encoder_revision": str(encoder.get("revision") or "")}
+        stated |= {"encoder_id": encoder.get("id"), "encoder_revision": str(encoder.get("revision") or "")}
     elif encoder is not None:
-        router["encoder_id"] = encoder
+        stated["encoder_id"] = encoder
+    stated |= {name: _as_number(stated[name]) for name in ("heads", *_FACTS) if name in stated}
     try:
-        RouterSettings(**router)
+        RouterSettings(**{name: value for name, value in stated.items() if name not in _FACTS})
     except SettingsError as error:
         raise SettingsError(f"{source}: {error}") from error
-    return StatedSettings(source, router, {n: _as_number(stated[n]) for n in _TENSOR_FIELDS if n in stated})
+    return stated
 
 
 def _as_number(value: object) -> object:
@@ -281,12 +249,12 @@ def _as_number(value: object) -> object:
 
 
 def encode_header_settings(
-    settings: RouterSettings, sizes: Mapping[str, Collection[int]], training: Mapping[str, Any] | None
+    settings: RouterSettings, layers: Mapping[str, LayerBasis], training: Mapping[str, Any] | None
 ) -> str:
-    """Return the text of the header key: settings, `sizes_of` the layers (null where layers differ), training facts."""
+    """Return the text of the header key: settings, sizes (null where layers differ), training facts."""
     content = {
         "format_version": FORMAT_VERSION,
-        **{name: next(iter(values)) if len(values) == 1 else None for name, values in sizes.items()},
+        **{name: values[0] if len(values) == 1 else None for name, values in _distinct_sizes(layers).items()},
         "heads": settings.heads,
         "activation": settings.activation,
         "reduction": settings.reduction,
@@ -296,24 +264,6 @@ def encode_header_settings(
         "training": dict(training or {}),
     }
     return json.dumps(content, ensure_ascii=False)
-
-
-def reference_config(settings: RouterSettings, *, basis_size: int, rank: int, key_dim: int, projects: bool) -> str:
-    """Return the text of the `config.yaml` that the reference's inference insists on, with all its keys."""
-    arguments = {
-        "lora_keys_dim": key_dim,
-        "lora_heads": settings.heads,
-        "mixing_coeffs_type": settings.reduction,
-        "external_query": True,
-        "pooling_type": "avg",  # without effect here, but the key must exist
-        "query_projection_type": "linear" if projects else "none",
-        "external_query_model": settings.encoder_id,
-        "loras_num": basis_size,
-        "lora_softmax": settings.activation == "softmax",
-        "query_mode": settings.query_mode,
-    }
-    network = {"type": "attlora", "linear": rank, "linear_alpha": rank, "network_kwargs": arguments}
-    return yaml.safe_dump({"config": {"process": [{"network": network}]}}, sort_keys=False)
 
 
 def read_training_facts(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The node pack's register: node id → class and display name. Ids are public: never renamed, only added."""
+"""The nodes of the pack: id → class and display name. Ids are public: never renamed, only added.
+
+The tables are literals because tools that find packs for missing nodes read the ids from the source.
+"""
 
 from .analogy import EncodeAnalogies, EncodeAnalogy
 from .apply import ApplyMixedLoRA

@@ -1,7 +1,7 @@
 """Node Apply Mixed LoRA to Kontext: patches a clone of the model in one of two modes, and reports what it did.
 
-Mode `forward` is right for almost everybody: exact on every weight format, and a new analogy costs nothing. Mode
-`weights` changes the weights themselves, as nodes need that save, merge or extract the model.
+Mode `forward` is the right one for nearly everybody: exact on every weight format, and a new analogy costs nothing.
+Mode `weights` changes the weights themselves, for nodes that save, merge or extract the model.
 """
 
 from __future__ import annotations
@@ -9,37 +9,34 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ..lorweb_core.coefficients import Coefficients, count_mixes, require_coefficients_of
-from ..lorweb_core.settings import RouterSettings
 from ..lorweb_core.settings_sources import trained_text_tokens
 from .forward_mode import patch_forward
-from .sockets import BASIS, COEFFICIENTS, LoadedBasis
-from .targets import Model, Target, find_targets
+from .host import Model
+from .sockets import BASIS, COEFFICIENTS, STRENGTH, LoadedBasis
+from .targets import find_targets
 from .weights_mode import patch_weights
 
 MODES = ("forward", "weights")
-#: T5 tokens per prompt, pads included, unless T5 Tokenizer Options says otherwise.
+#: T5 tokens per prompt, padding included, unless T5 Tokenizer Options changes it.
 _HOST_TEXT_TOKENS = 256
-#: Settings that decide which coefficients an analogy gets.
+#: Settings that determine which coefficients an analogy gets.
 _ROUTER_FIELDS = ("activation", "heads", "reduction", "query_mode")
 
 
 class ApplyMixedLoRA:
-    """Give a Kontext model the edit that the coefficients stand for."""
-
     DESCRIPTION = (
-        "Adds the analogy's mixed LoRA to a FLUX.1-Kontext model. The incoming model is not changed. "
-        "Stacks with ordinary LoRA loaders and with itself, in any order."
+        "Adds the mixed LoRA of the analogy to a FLUX.1-Kontext model. The input model is not changed. Can be combined "
+        "with ordinary LoRA loaders and with other Apply nodes, in any order."
     )
     CATEGORY = "LoRWeB"
     FUNCTION = "apply_and_show"
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("model", "report")
-    OUTPUT_TOOLTIPS = ("The model with the edit.", "Mode, layers matched, memory, what the mode costs.")
+    OUTPUT_TOOLTIPS = ("The model with the edit.", "Mode, matched layers, memory, and what the mode costs.")
     SEARCH_ALIASES: ClassVar[list[str]] = ["analogy", "lora", "lorweb", "kontext", "edit by example"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """Describe the sockets and widgets to the host."""
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "FLUX.1-Kontext in any weight format: bf16, fp8, scaled fp8, GGUF."}),
@@ -48,19 +45,18 @@ class ApplyMixedLoRA:
                 "strength": (
                     "FLOAT",
                     {
-                        "default": 1.0,
-                        "min": -4.0,
-                        "max": 4.0,
-                        "step": 0.05,
-                        "tooltip": "Factor on the edit: 1 as trained, 0 the bare model, negative reverses.",
+                        **STRENGTH,
+                        "tooltip": "Strength of the edit: 1 as trained, 0 the unpatched model; negative values reverse "
+                        "the edit.",
                     },
                 ),
                 "mode": (
                     list(MODES),
                     {
                         "default": "forward",
-                        "tooltip": "forward: add the edit to the layers' outputs, exact on quantized models, one mix "
-                        "per sample possible. weights: patch the weights, for saving, merging or extracting the model.",
+                        "tooltip": "forward: add the edit to the layer outputs; exact on quantized models, and each "
+                        "sample of a batch can have its own mix. weights: patch the weights, for nodes that save, "
+                        "merge or extract the model.",
                     },
                 ),
             }
@@ -84,11 +80,23 @@ class ApplyMixedLoRA:
             return patched, "Strength 0: the model is passed on unchanged."
         if mode == "weights":
             targets = find_targets(model, basis.with_adapters())
-            costs = _describe_weights(targets, patch_weights(patched, targets, mixes, strength=strength))
-        else:
-            size = patch_forward(patched, targets, basis, mixes, strength=strength)
+            patch_bytes = patch_weights(patched, targets, mixes, strength=strength)
             costs = [
-                f"Memory: {size / 1e9:.2f} GB of adapters beside the model; a new analogy reloads nothing",
+                f"Memory: {patch_bytes / 1e9:.2f} GB of patches, and the originals of {len(targets)} weights",
+                f"Slow: a new analogy makes the host patch all {len(targets)} weights again; weights that it streams "
+                "into the GPU are patched again in every step",
+            ]
+            quantized = [target for target in targets if not target.is_plain]
+            if quantized:
+                kind = quantized[0].weight_kind
+                again = (
+                    "adds the edit again in every step" if kind == "GGMLTensor" else "rounds them again with the edit"
+                )
+                costs.append(f"Quantized: {len(quantized)} of {len(targets)} weights ({kind}), and the host {again}")
+        else:
+            bank_bytes = patch_forward(patched, targets, basis, mixes, strength=strength)
+            costs = [
+                f"Memory: {bank_bytes / 1e9:.2f} GB of adapters beside the model; a new analogy reloads nothing",
                 "Weights: unchanged. Nodes that save, merge or extract the model stop; for these use mode weights, "
                 "or Save Mixed LoRA",
             ]
@@ -97,52 +105,30 @@ class ApplyMixedLoRA:
             f"Basis: {basis.basis.name}, id {basis.basis.basis_id}",
             f"Layers: {len(basis.basis.layers)} matched on {len(targets)} weights, none missing",
             f"Mixes: {count_mixes(mixes)}, strength {strength:g}",
-            *_describe_other_router(basis.basis.settings, mixes),
-            *_describe_text(trained_text_tokens(basis.basis.metadata)),
-            *costs,
-            *basis.basis.report,
         ]
-        return patched, "\n".join(lines)
-
-
-def _describe_other_router(settings: RouterSettings, coefficients: Coefficients) -> list[str]:
-    """Return a line when the coefficients come from other router settings than the basis has by now.
-
-    The basis' id does not change with its sidecar, so such coefficients fit in shape and mean another mix.
-    """
-    made_with = coefficients["settings"]
-    others = [
-        f"{name} {made_with[name]} (the basis has {getattr(settings, name)})"
-        for name in _ROUTER_FIELDS
-        if name in made_with and made_with[name] != getattr(settings, name)
-    ]
-    if not others:
-        return []
-    return [f"Coefficients made with other settings: {', '.join(others)}. Encode the analogy again to use the basis'."]
+        # The id of a basis does not change with its sidecar, so coefficients of the same id may mean another mix.
+        settings, made_with = basis.basis.settings, mixes["settings"]
+        others = [
+            f"{name} {made_with[name]} (the basis has {getattr(settings, name)})"
+            for name in _ROUTER_FIELDS
+            if name in made_with and made_with[name] != getattr(settings, name)
+        ]
+        if others:
+            lines.append(
+                f"Coefficients made with other settings: {', '.join(others)}. Encode the analogy again to use the "
+                "settings of the basis."
+            )
+        lines += _describe_text(trained_text_tokens(basis.basis.metadata))
+        return patched, "\n".join([*lines, *costs, *basis.basis.report])
 
 
 def _describe_text(tokens: int | None) -> list[str]:
-    """Return a line on how long prompts were in training, which the prompt nodes before this one have to match."""
+    """Return a line on the prompt length in training, which the prompt nodes before Apply should match."""
     if tokens is None:
         return []
     if tokens == 1:
-        return ["Text: trained without; use Empty Prompt (No Text) as the prompt"]
+        return ["Text: trained without text; use Empty Prompt (No Text) as the prompt"]
     hint = f"T5 Tokenizer Options before the prompt needs min_length {tokens}"
     if tokens == _HOST_TEXT_TOKENS:
         hint = f"no T5 Tokenizer Options is needed, or one with min_length {tokens}"
-    return [f"Text: trained with {tokens} T5 tokens a prompt, ComfyUI pads to {_HOST_TEXT_TOKENS}: {hint}"]
-
-
-def _describe_weights(targets: list[Target], patch_bytes: int) -> list[str]:
-    """Return the report's lines on what mode `weights` costs, where mode `forward` costs nothing."""
-    quantized = [target for target in targets if not target.is_plain]
-    lines = [
-        f"Memory: {patch_bytes / 1e9:.2f} GB of patches, and the originals of {len(targets)} weights",
-        f"Slow: a new analogy makes the host patch all {len(targets)} weights again; weights that it streams into the "
-        "GPU are patched again in every step",
-    ]
-    if quantized:
-        kind = quantized[0].weight_kind
-        rounds = "adds the edit again in every step" if kind == "GGMLTensor" else "rounds them again with the edit"
-        lines.append(f"Quantized: {len(quantized)} of {len(targets)} weights ({kind}), and the host {rounds}")
-    return lines
+    return [f"Text: trained with {tokens} T5 tokens per prompt, ComfyUI pads to {_HOST_TEXT_TOKENS}: {hint}"]

@@ -1,9 +1,10 @@
-"""Node Preview Coefficients: a heat map and a summary on the node."""
+"""Nodes on coefficients: Preview, Save, Load, Blend, Adjust."""
 
 from __future__ import annotations
 
 import base64
 import logging
+import re
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,14 +14,7 @@ from torch import Tensor
 
 from ..lorweb_core.adjustment import PART_NAMES, adjust_coefficients
 from ..lorweb_core.blending import blend_coefficients, sweep_analogies
-from ..lorweb_core.coefficient_summary import (
-    CoefficientTable,
-    compare,
-    describe,
-    describe_comparison,
-    summarize,
-    tabulate,
-)
+from ..lorweb_core.coefficient_summary import compare, describe, describe_comparison, summarize, tabulate
 from ..lorweb_core.coefficients import (
     Coefficients,
     count_mixes,
@@ -30,38 +24,35 @@ from ..lorweb_core.coefficients import (
 )
 from ..lorweb_core.coefficients_file import THUMBNAIL_SIDE_PX, load_coefficients, save_coefficients
 from ..lorweb_core.errors import CheckpointError, SettingsError
-from ..lorweb_core.heat_map import draw_coefficients, draw_comparison
+from ..lorweb_core.heat_map import KIND_COLORS, PART_COLORS, color_values, draw_coefficients, draw_comparison
 from ..lorweb_core.images import from_pil
 from ..lorweb_core.layer_names import parse_layer_name
 from . import host
-from .loaders import fingerprint_file
-from .sockets import BASIS, COEFFICIENTS, LoadedBasis
+from .sockets import BASIS, COEFFICIENTS, STRENGTH, LoadedBasis
 
-#: Each mix is a picture and 63 kB of numbers in the browser; the outputs have all of them.
+#: Each mix is an image and some 200 kB of numbers and colors in the browser; the outputs have all of them.
 MAX_MIXES_SHOWN = 8
 _SEPARATOR = "\n\n"
+_logger = logging.getLogger(__name__)
 
 
 class PreviewCoefficients:
-    """Look at an analogy, or at what two analogies differ in."""
-
     DESCRIPTION = (
-        "Draws the coefficients as a heat map, layer × adapter, with entropy per layer and use per adapter. Move the "
-        "mouse over it for names and numbers. With a second input it shows the difference and the cosine per layer."
+        "Shows the coefficients as a heat map, layer × adapter, with the entropy per layer and the use per adapter. "
+        "Hover over it for names and numbers. With a second input it shows the difference and the cosine per layer."
     )
     CATEGORY = "LoRWeB/coefficients"
     FUNCTION = "preview"
     OUTPUT_NODE = True
     RETURN_TYPES = ("STRING", "IMAGE")
-    RETURN_NAMES = ("summary", "picture")
-    OUTPUT_TOOLTIPS = ("Strongest adapters, evenness, and the difference.", "The heat map; one for each mix.")
+    RETURN_NAMES = ("summary", "image")
+    OUTPUT_TOOLTIPS = ("Strongest adapters, entropy, and the difference.", "The heat map, one image per mix.")
     SEARCH_ALIASES: ClassVar[list[str]] = ["heat map", "plot", "compare", "analogy", "lorweb"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """Describe the sockets to the host."""
         return {
-            "required": {"coefficients": (COEFFICIENTS, {"tooltip": "The analogy to look at."})},
+            "required": {"coefficients": (COEFFICIENTS, {"tooltip": "The analogy to show."})},
             "optional": {
                 "compare_with": (
                     COEFFICIENTS,
@@ -71,109 +62,93 @@ class PreviewCoefficients:
         }
 
     def preview(self, coefficients: Coefficients, compare_with: Coefficients | None = None) -> dict[str, Any]:
-        """Return pictures, numbers for the browser, and the summary."""
+        """Return images, the data of the browser's map, and the summary."""
         whole = require_whole_coefficients(coefficients)
         other = None if compare_with is None else require_whole_coefficients(compare_with)
         count = max(count_mixes(side) for side in (whole, other) if side is not None)
-        views = [_view(whole, other, index) for index in range(count)]
-        shown = views[:MAX_MIXES_SHOWN]
-        texts = [view["text"] for view in views]
-        text = _SEPARATOR.join(texts[: len(shown)])
-        if count > len(shown):
-            text = f"The first {len(shown)} of {count} mixes; the outputs have all.{_SEPARATOR}{text}"
+        texts, images, data = zip(*(_view(whole, other, index) for index in range(count)), strict=True)
+        text = _SEPARATOR.join(texts[:MAX_MIXES_SHOWN])
+        if count > MAX_MIXES_SHOWN:
+            text = f"The first {MAX_MIXES_SHOWN} of {count} mixes; the outputs have all.{_SEPARATOR}{text}"
         return {
             "ui": {
-                "images": host.save_previews([view["picture"] for view in shown], "lorweb_coefficients"),
+                "images": host.save_previews(list(images[:MAX_MIXES_SHOWN]), "lorweb_coefficients"),
                 "text": [text],
-                "lorweb_heat_map": [{**view["data"], "mixes": count} for view in shown],
+                "lorweb_heat_map": [{**view, "mixes": count} for view in data[:MAX_MIXES_SHOWN]],
             },
-            "result": (_SEPARATOR.join(texts), torch.stack([from_pil(view["picture"]) for view in views])),
+            "result": (_SEPARATOR.join(texts), torch.stack([from_pil(image) for image in images])),
         }
 
 
-def _view(coefficients: Coefficients, other: Coefficients | None, mix: int) -> dict[str, Any]:
-    """Return text, picture and the browser's data of one mix."""
+def _view(coefficients: Coefficients, other: Coefficients | None, mix: int) -> tuple[str, Image.Image, dict[str, Any]]:
+    """Return text, image and the browser's data of one mix: numbers for the texts, and colors as the image has them."""
     text = describe(coefficients, mix=min(mix, count_mixes(coefficients) - 1))
     if other is None:
         table = tabulate(coefficients, mix=mix)
         summary = summarize(table)
-        picture = draw_coefficients(table, f"mix {mix + 1}: layer × adapter", summary=summary)
-        return _pack(text, picture, table, strip=summary.entropy, strip_name="entropy")
-    comparison = compare(coefficients, other, mix=mix)
-    text = f"{text}\n{describe_comparison(comparison)}"
-    picture = draw_comparison(comparison, f"mix {mix + 1}: coefficients - compare_with")
-    return _pack(text, picture, comparison.difference, strip=comparison.cosine, strip_name="cosine")
-
-
-def _pack(
-    text: str, picture: Image.Image, table: CoefficientTable, *, strip: Tensor, strip_name: str
-) -> dict[str, Any]:
+        strip, use = summary.entropy, summary.adapter_use
+        image = draw_coefficients(table, f"mix {mix + 1}: layer × adapter", summary=summary)
+    else:
+        comparison = compare(coefficients, other, mix=mix)
+        table, strip = comparison.difference, comparison.cosine
+        use = table.values.nan_to_num(0.0).abs().mean(0)
+        text = f"{text}\n{describe_comparison(comparison)}"
+        image = draw_comparison(comparison, f"mix {mix + 1}: coefficients - compare_with")
+    names = [parse_layer_name(name) for name in table.layer_names]
+    edge = np.array([[KIND_COLORS[name.block_kind], PART_COLORS[name.part]] for name in names], dtype=np.uint8)
     data = {
         "layers": list(table.layer_names),
-        "parts": [parse_layer_name(name).part for name in table.layer_names],
         "basis_size": table.basis_size,
-        "values": _encode_floats(table.values),
-        "strip": _encode_floats(strip),
-        "strip_name": strip_name,
-        "is_difference": strip_name == "cosine",
+        "values": _encode(table.values.numpy().astype("<f4")),  # NaN where there is no adapter
+        "strip": _encode(strip.numpy().astype("<f4")),
+        "use": _encode(use.numpy().astype("<f4")),
+        "cell_colors": _encode(color_values(table.values, is_difference=other is not None)),  # RGB [L, N, 3]
+        "edge_colors": _encode(edge),  # RGB [L, 2, 3]: block list and part
+        "is_difference": other is not None,
     }
-    return {"text": text, "picture": picture, "data": data}
+    return text, image, data
 
 
-def _encode_floats(values: Tensor) -> str:
-    """Return numbers as base64 of little-endian float32, row by row; NaN where there is no adapter."""
-    return base64.b64encode(np.ascontiguousarray(values.numpy(), dtype="<f4").tobytes()).decode("ascii")
-
-
-# Nodes Save Coefficients and Load Coefficients: an analogy as a small file.
-
-
-_logger = logging.getLogger(__name__)
+def _encode(numbers: np.ndarray) -> str:
+    """Return an array as base64 of its bytes, row by row."""
+    return base64.b64encode(np.ascontiguousarray(numbers).tobytes()).decode("ascii")
 
 
 class SaveCoefficients:
-    """Write an analogy as a file of some 0.1 MB."""
-
     DESCRIPTION = (
-        "Writes the coefficients as a small file that others with the same basis can use without your pictures. It "
-        "appears in Load Coefficients after pressing R."
+        "Writes the coefficients to a small file that others with the same basis can use without your images. Press R "
+        "to see it in Load Coefficients."
     )
     CATEGORY = "LoRWeB/coefficients"
     FUNCTION = "save"
     OUTPUT_NODE = True
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("path",)
-    OUTPUT_TOOLTIPS = ("The file written.",)
+    OUTPUT_TOOLTIPS = ("The written file.",)
     SEARCH_ALIASES: ClassVar[list[str]] = ["save analogy", "export", "share", "lorweb"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """Describe the sockets and widgets to the host."""
+        folder = host.COEFFICIENTS_FOLDER
+        where = f"Folder and file name below the output folder. Load Coefficients looks in {folder}."
         return {
             "required": {
                 "coefficients": (COEFFICIENTS, {"tooltip": "One or several mixes; all go into one file."}),
-                "filename_prefix": (
-                    "STRING",
-                    {
-                        "default": f"{host.COEFFICIENTS_FOLDER}/analogy",
-                        "tooltip": "Folder and name below the output folder. Load Coefficients looks into "
-                        f"{host.COEFFICIENTS_FOLDER}.",
-                    },
-                ),
+                "filename_prefix": ("STRING", {"default": f"{folder}/analogy", "tooltip": where}),
                 "note": (
                     "STRING",
                     {
                         "default": "",
                         "multiline": True,
                         "dynamicPrompts": False,  # braces in a note are the user's own
-                        "tooltip": "What the edit does and how strong to use it; kept in the file.",
+                        "tooltip": "What the edit does and which strength works; stored in the file.",
                     },
                 ),
             },
             "optional": {
                 "thumbnail": (
                     "IMAGE",
-                    {"tooltip": f"A result to recognize the edit by; kept in the file at {THUMBNAIL_SIDE_PX} px."},
+                    {"tooltip": f"A result, to recognize the edit; stored in the file at {THUMBNAIL_SIDE_PX} px."},
                 )
             },
         }
@@ -191,78 +166,71 @@ class SaveCoefficients:
 
 
 class LoadCoefficients:
-    """Read an analogy from a file."""
-
     DESCRIPTION = (
-        "Reads coefficients from models/lorweb_coefficients or output/lorweb_coefficients. They work with the basis "
-        "they were made with and no other; connect it to have that checked here instead of in Apply."
+        "Loads coefficients from models/lorweb_coefficients or output/lorweb_coefficients. They only work with the "
+        "basis that they were made with; connect it to check that here rather than in Apply."
     )
     CATEGORY = "LoRWeB/coefficients"
     FUNCTION = "load"
     RETURN_TYPES = (COEFFICIENTS, "STRING", "IMAGE")
     RETURN_NAMES = ("coefficients", "note", "thumbnail")
-    OUTPUT_TOOLTIPS = ("As they were saved.", "The sender's note.", "The file's picture; black when it has none.")
+    OUTPUT_TOOLTIPS = ("As saved.", "The note in the file.", "The thumbnail in the file; black if it has none.")
     SEARCH_ALIASES: ClassVar[list[str]] = ["load analogy", "import", "share", "lorweb"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """Describe the sockets and widgets to the host."""
         tooltip = (
-            "A .safetensors file written by Save Coefficients. Where both folders have a file of one name, the plain "
-            "name is the output folder's and models/… the other."
+            "A .safetensors file written by Save Coefficients. If both folders have a file of the same name, the plain "
+            "name is the one in the output folder, and models/… is the other."
         )
         return {
-            "required": {"file_name": (host.list_coefficients(), {"tooltip": tooltip})},
+            "required": {"file_name": (sorted(host.map_coefficients()), {"tooltip": tooltip})},
             "optional": {"basis": (BASIS, {"tooltip": "Check here that the file belongs to this basis."})},
         }
 
     @classmethod
     def IS_CHANGED(cls, file_name: str | None, basis: None = None) -> tuple[str, int, int]:
-        """Reload when the file is another one.
+        """Reload when the file changes.
 
-        A name that comes over a link is not known yet: then only another name counts. Saved files get new names.
+        While a linked name is unknown, only another name counts: saved files get new names.
         """
         if file_name is None:
-            return ("a name over a link", 0, 0)
-        return fingerprint_file(host.find_coefficients(file_name))
+            return ("a linked name", 0, 0)
+        return host.fingerprint_file(host.map_coefficients().get(file_name))
 
     def load(self, file_name: str, basis: LoadedBasis | None = None) -> dict[str, Any]:
-        """Return the coefficients, the note and the picture [1, H, W, 3]."""
-        path = host.find_coefficients(file_name)
+        """Return the coefficients, the note and the thumbnail [1, H, W, 3]."""
+        known, kept_in = host.map_coefficients(), host.COEFFICIENTS_FOLDER
+        path = known.get(file_name)
         if path is None:
             raise CheckpointError(
-                expected=f"a coefficients file in models/{host.COEFFICIENTS_FOLDER} or the output folder's one",
-                got=f"{file_name!r}, which is not there (any more)",
-                remedy="Put the file there, press R to refresh the lists, and choose it again.",
+                f"The coefficients file {file_name!r} is not in models/{kept_in} or output/{kept_in} (any more). Put "
+                "the file there, press R to refresh the lists, and choose it again."
             )
         file = load_coefficients(path)
         coefficients = file.coefficients
         if basis is not None:
             coefficients = require_coefficients_of(basis.basis, coefficients)
-        blank = torch.zeros(THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX, 3)
-        thumbnail = blank if file.thumbnail is None else from_pil(file.thumbnail)
-        lines = [describe_origin(coefficients), f"From {host.describe_place(path)}"]
-        namesakes = host.list_namesakes(file_name)
+        start = path.parts.index(kept_in) if kept_in in path.parts else len(path.parts) - 2
+        lines = [describe_origin(coefficients), f"From {'/'.join(path.parts[max(start - 1, 0) :])}"]
+        namesakes = [name for name in sorted(known) if re.fullmatch(rf"models(_\d+)?/{re.escape(file_name)}", name)]
         if namesakes:
             lines.append(f"Another file of this name is listed as {', '.join(namesakes)}.")
         shown: dict[str, Any] = {"text": ["\n".join([*lines, file.note]).strip()]}
+        thumbnail = torch.zeros(THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX, 3)
         if file.thumbnail is not None:
+            thumbnail = from_pil(file.thumbnail)
             shown["images"] = host.save_previews([file.thumbnail], "lorweb_thumbnail")
         return {"ui": shown, "result": (coefficients, file.note, thumbnail[None])}
-
-
-# Node Blend Analogies: several coefficients → one.
 
 
 METHODS = ("interpolate", "mean", "sum")
 
 
 class BlendCoefficients:
-    """Make one analogy of two to four: half of one and half of another, or several examples of one edit."""
-
     DESCRIPTION = (
-        "Blends two to four analogies of the same basis. interpolate goes from one to the next with a slider; mean "
-        "and sum take a weight for each. Weights outside of 0…1 exaggerate or take away."
+        "Blends two to four analogies of the same basis. interpolate goes from one to the next with a slider; mean and "
+        "sum take a weight for each. Weights outside 0…1 exaggerate or subtract."
     )
     CATEGORY = "LoRWeB/coefficients"
     FUNCTION = "blend"
@@ -273,48 +241,43 @@ class BlendCoefficients:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """Describe the sockets and widgets to the host."""
-        weight = {"default": 1.0, "min": -4.0, "max": 4.0, "step": 0.05}
+        def weight(which: str) -> tuple[str, dict[str, Any]]:
+            return ("FLOAT", {**STRENGTH, "tooltip": f"For mean and sum: weight of the {which}."})
+
+        position = {"min": -2.0, "max": 5.0, "step": 0.05}
+        first = "First analogy. A single mix is combined with every mix of the others."
         return {
             "required": {
-                "coefficients_1": (COEFFICIENTS, {"tooltip": "First analogy. One mix goes with each mix of others."}),
+                "coefficients_1": (COEFFICIENTS, {"tooltip": first}),
                 "coefficients_2": (COEFFICIENTS, {"tooltip": "Second analogy, of the same basis."}),
                 "method": (
                     list(METHODS),
                     {
                         "default": "interpolate",
-                        "tooltip": "interpolate: use the position. mean: weights, divided by their sum. sum: weights "
-                        "as they are, so two edits at full strength are possible.",
+                        "tooltip": "interpolate: use position. mean: weights, divided by their sum. sum: weights as "
+                        "they are, so that two edits at full strength are possible.",
                     },
                 ),
                 "position": (
                     "FLOAT",
                     {
+                        **position,
                         "default": 0.5,
-                        "min": -2.0,
-                        "max": 5.0,
-                        "step": 0.05,
                         "tooltip": "For interpolate: 0 is the first analogy, 1 the second, 2 the third, 3 the fourth; "
-                        "between and beyond goes straight on. A fourth needs a third.",
+                        "other values interpolate or extrapolate. A fourth analogy needs a third.",
                     },
                 ),
-                "weight_1": ("FLOAT", {**weight, "tooltip": "For mean and sum: weight of the first."}),
-                "weight_2": ("FLOAT", {**weight, "tooltip": "For mean and sum: weight of the second."}),
+                "weight_1": weight("first analogy"),
+                "weight_2": weight("second analogy"),
             },
             "optional": {
                 "coefficients_3": (COEFFICIENTS, {"tooltip": "Third analogy, if any."}),
-                "weight_3": ("FLOAT", {**weight, "tooltip": "For mean and sum: weight of the third, if connected."}),
+                "weight_3": weight("third analogy, if connected"),
                 "coefficients_4": (COEFFICIENTS, {"tooltip": "Fourth analogy, if any."}),
-                "weight_4": ("FLOAT", {**weight, "tooltip": "For mean and sum: weight of the fourth, if connected."}),
+                "weight_4": weight("fourth analogy, if connected"),
                 "position_end": (
                     "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": -2.0,
-                        "max": 5.0,
-                        "step": 0.05,
-                        "tooltip": "For interpolate with several steps: the last position.",
-                    },
+                    {**position, "default": 1.0, "tooltip": "For interpolate with several steps: the last position."},
                 ),
                 "steps": (
                     "INT",
@@ -322,7 +285,7 @@ class BlendCoefficients:
                         "default": 1,
                         "min": 1,
                         "max": 64,
-                        "tooltip": "For interpolate: more than 1 gives one mix for each of so many positions from "
+                        "tooltip": "For interpolate: more than 1 gives one mix for each of this many positions from "
                         "position to position_end, for a latent batch of that size.",
                     },
                 ),
@@ -345,41 +308,26 @@ class BlendCoefficients:
         steps: int = 1,
     ) -> tuple[Coefficients]:
         """Return the blend of all connected analogies."""
-        offered = (
-            (coefficients_1, weight_1),
-            (coefficients_2, weight_2),
-            (coefficients_3, weight_3),
-            (coefficients_4, weight_4),
-        )
-        connected = [(analogy, weight) for analogy, weight in offered if analogy is not None]
-        analogies = [analogy for analogy, _ in connected]
-        if method == "interpolate":
-            _require_no_gap([analogy is not None for analogy, _ in offered])
-            return (sweep_analogies(analogies, position, position_end, steps=steps),)
-        return (blend_coefficients(analogies, [weight for _, weight in connected], method=method),)
-
-
-def _require_no_gap(are_connected: list[bool]) -> None:
-    """Raise when an analogy comes after an empty socket: position 2 would be the fourth."""
-    numbers = [number for number, is_connected in enumerate(are_connected, start=1) if is_connected]
-    if numbers == list(range(1, len(numbers) + 1)):
-        return
-    empty = next(number for number in range(1, 5) if number not in numbers)
-    raise SettingsError(
-        expected="analogies in sockets without a gap, since a position counts them",
-        got=f"coefficients_{', coefficients_'.join(map(str, numbers))} without coefficients_{empty}",
-        remedy=f"Connect coefficients_{numbers[-1]} to coefficients_{empty} instead, or use mean or sum with weights.",
-    )
-
-
-# Node Adjust Coefficients: temperature, the strongest adapters only, strength by part of the model.
+        analogies, weights = [coefficients_1, coefficients_2], [weight_1, weight_2]
+        for analogy, weight in ((coefficients_3, weight_3), (coefficients_4, weight_4)):
+            if analogy is not None:
+                analogies.append(analogy)
+                weights.append(weight)
+        if method != "interpolate":
+            return (blend_coefficients(analogies, weights, method=method),)
+        if coefficients_3 is None and coefficients_4 is not None:
+            raise SettingsError(
+                "coefficients_4 is connected without coefficients_3, but a position counts the analogies without a "
+                "gap. Connect coefficients_4 to coefficients_3 instead, or use mean or sum with weights."
+            )
+        return (sweep_analogies(analogies, position, position_end, steps=steps),)
 
 
 _PART_TOOLTIPS = {
-    "modulation": "Layers that scale and shift everything (norm…linear): overall look, color, contrast.",
-    "attention": "Layers that decide what looks at what: layout and reference to the example pair.",
-    "mlp": "Feed-forward layers and a single block's output: texture and content.",
-    "context": "Layers of the double blocks that act on the text stream.",
+    "modulation": "Layers that scale and shift all features (norm…linear): overall look, color, contrast.",
+    "attention": "Attention layers: layout, and reference to the example pair.",
+    "mlp": "Feed-forward layers and the output layer of single blocks: texture and content.",
+    "context": "Layers of the double blocks that process the text stream.",
     "early": "First third of the double blocks and of the single blocks.",
     "middle": "Middle thirds.",
     "late": "Last thirds.",
@@ -389,25 +337,21 @@ _PART_TOOLTIPS = {
 
 
 class AdjustCoefficients:
-    """Shape one analogy."""
-
     DESCRIPTION = (
-        "Changes an analogy in this order: temperature, keep the strongest adapters, strength by part of the model. "
-        "Defaults change nothing. A layer takes the product of the strengths of all parts it belongs to."
+        "Adjusts an analogy in this order: temperature, top-k, strength per part of the model. The defaults change "
+        "nothing. The strength of a layer is the product over all parts that it belongs to."
     )
     CATEGORY = "LoRWeB/coefficients"
     FUNCTION = "adjust"
     RETURN_TYPES = (COEFFICIENTS,)
     RETURN_NAMES = ("coefficients",)
-    OUTPUT_TOOLTIPS = ("The shaped analogy, for Apply Mixed LoRA, Blend, Preview or Save.",)
+    OUTPUT_TOOLTIPS = ("The adjusted analogy, for Apply Mixed LoRA, Blend, Preview or Save.",)
     SEARCH_ALIASES: ClassVar[list[str]] = ["temperature", "top-k", "block weight", "strength", "analogy", "lorweb"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """Describe the sockets and widgets to the host."""
-        strength = {"default": 1.0, "min": -4.0, "max": 4.0, "step": 0.05}
         parts = {
-            name: ("FLOAT", {**strength, "tooltip": f"{_PART_TOOLTIPS[name]} 1 as encoded, 0 off."})
+            name: ("FLOAT", {**STRENGTH, "tooltip": f"{_PART_TOOLTIPS[name]} 1 as encoded, 0 off."})
             for name in PART_NAMES
         }
         return {
@@ -420,7 +364,7 @@ class AdjustCoefficients:
                         "min": 0.05,
                         "max": 10.0,
                         "step": 0.05,
-                        "tooltip": "Below 1: the strongest adapters gain. Above 1: all become more alike. 1 as "
+                        "tooltip": "Below 1: the strongest adapters gain. Above 1: all become more equal. 1 as "
                         "trained. Not for bases with tanh.",
                     },
                 ),
@@ -430,14 +374,14 @@ class AdjustCoefficients:
                         "default": 0,
                         "min": 0,
                         "max": 4096,
-                        "tooltip": "Keep this many adapters per layer, the strongest ones. 0 keeps all.",
+                        "tooltip": "How many adapters to keep per layer, strongest first. 0 keeps all.",
                     },
                 ),
                 "renormalize": (
                     "BOOLEAN",
                     {
                         "default": True,
-                        "tooltip": "After top_k: scale what is kept so that each layer is as strong as before.",
+                        "tooltip": "After top_k: rescale what is kept so that each layer is as strong as before.",
                     },
                 ),
                 **parts,
@@ -445,28 +389,14 @@ class AdjustCoefficients:
         }
 
     def adjust(
-        self,
-        coefficients: Coefficients,
-        temperature: float,
-        top_k: int,
-        renormalize: bool,
-        modulation: float,
-        attention: float,
-        mlp: float,
-        context: float,
-        early: float,
-        middle: float,
-        late: float,
-        double: float,
-        single: float,
+        self, coefficients: Coefficients, temperature: float, top_k: int, renormalize: bool, **part_strengths: float
     ) -> tuple[Coefficients]:
         """Return the adjusted coefficients."""
-        strengths = (modulation, attention, mlp, context, early, middle, late, double, single)
         adjusted = adjust_coefficients(
             coefficients,
             temperature=temperature,
             top_k=top_k,
             renormalize=renormalize,
-            part_strengths=dict(zip(PART_NAMES, strengths, strict=True)),
+            part_strengths=part_strengths,
         )
         return (adjusted,)

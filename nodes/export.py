@@ -9,46 +9,37 @@ from ..lorweb_core.coefficients import Coefficients, count_mixes, require_coeffi
 from ..lorweb_core.errors import printable
 from ..lorweb_core.export import EXPORT_DTYPES, export_mixed_lora
 from . import host
-from .sockets import BASIS, COEFFICIENTS, LoadedBasis
+from .sockets import BASIS, COEFFICIENTS, STRENGTH, LoadedBasis
 
 _logger = logging.getLogger(__name__)
 
 
 class SaveMixedLoRA:
-    """Write the analogy's mixed LoRA as a file for any LoRA loader."""
-
     DESCRIPTION = (
         "Writes the mixed LoRA of each analogy as an ordinary LoRA file below the output folder. Move it to "
-        "models/loras; stock LoRA loaders (also Nunchaku's) and diffusers read it, without basis or pictures."
+        "models/loras; any LoRA loader (also Nunchaku's) and diffusers can read it, without the basis or the images."
     )
     CATEGORY = "LoRWeB"
     FUNCTION = "save"
     OUTPUT_NODE = True
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("path",)
-    OUTPUT_TOOLTIPS = ("The file written; one line for each analogy.",)
+    OUTPUT_TOOLTIPS = ("The written files, one line per analogy.",)
     SEARCH_ALIASES: ClassVar[list[str]] = ["save lora", "export lora", "analogy", "lorweb"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """Describe the sockets and widgets to the host."""
         return {
             "required": {
                 "basis": (BASIS, {"tooltip": "The basis that the coefficients were encoded with."}),
                 "coefficients": (COEFFICIENTS, {"tooltip": "From Encode Analogy (CLIP)."}),
                 "filename_prefix": (
                     "STRING",
-                    {"default": "loras/lorweb", "tooltip": "Folder and name below the host's output folder."},
+                    {"default": "loras/lorweb", "tooltip": "Folder and file name below the output folder."},
                 ),
                 "strength": (
                     "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": -4.0,
-                        "max": 4.0,
-                        "step": 0.05,
-                        "tooltip": "Written into the file; the LoRA loader's own strength multiplies it.",
-                    },
+                    {**STRENGTH, "tooltip": "Written into the file; the strength of the LoRA loader multiplies it."},
                 ),
                 "rank": (
                     "INT",
@@ -57,10 +48,10 @@ class SaveMixedLoRA:
                         "min": 0,
                         "max": 256,
                         "tooltip": "0 keeps the whole mix (rank N·r). A smaller rank makes a smaller file: the best "
-                        "approximation, by SVD; the report says how much is kept.",
+                        "approximation by SVD; the report says how much is kept.",
                     },
                 ),
-                "dtype": (list(EXPORT_DTYPES), {"default": "bf16", "tooltip": "fp32 is twice as large."}),
+                "dtype": (list(EXPORT_DTYPES), {"default": "bf16", "tooltip": "fp32 files are twice as large."}),
             }
         }
 
@@ -73,7 +64,7 @@ class SaveMixedLoRA:
         rank: int,
         dtype: str,
     ) -> dict[str, Any]:
-        """Write one file for each analogy; return their paths and what was kept."""
+        """Write one file per analogy; return their paths and how much of each mix was kept."""
         mixes = require_coefficients_of(basis.basis, coefficients)
         folder, stem, counter = host.next_output_path(filename_prefix)
         count = count_mixes(mixes)

@@ -1,14 +1,14 @@
-"""Mode `forward`: the mixed LoRA is added to each Linear's output; the base weights stay untouched.
+"""Mode `forward`: the mixed LoRA is added to the output of each Linear; the base weights are not touched.
 
     y = base(x);   h = (x @ downᵀ) ∘ (strength · c);   y[rows of a part] += h_part @ up_part
 
-`down` stacks the parts of a fused module (q, k, v, MLP), so x is read once. One c per sample is possible. Works on
-every weight format, and quantized weights are not rounded again. The adapters live in a bank that the host loads next
-to the model; a new mix only changes c, so nothing is reloaded.
+`down` stacks the parts of a fused module (q, k, v, MLP), so that x is read once. Each sample may have its own c. It
+works on every weight format, and quantized weights are not rounded again. The adapters live in a bank that the host
+loads next to the model; a new mix only changes c, so nothing is reloaded.
 
-The edit is the host's object patch of each Linear's `forward`. It calls the patch of nodes before us, or else the
-class' own forward, and never asks the live module: what stands there may be an injection of another node or an earlier
-prompt, which the host takes away before sampling. Such an injection goes around our patch by itself.
+The edit is the host's object patch of each Linear's `forward`. It calls the patch of an earlier node, or else the
+class' own forward, and never the `forward` of the live module: that may be an injection of another node or of an
+earlier prompt, which the host removes before sampling. Such an injection wraps our patch by itself.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..lorweb_core.coefficients import Coefficients, count_mixes
 from ..lorweb_core.errors import ModelError, ShapeError
 from ..lorweb_core.mixing import expand_to_ranks, per_sample_scale, project_and_scale, stacked_down, stacked_up
 from . import host
+from .host import Model
 from .sockets import LoadedBasis
-from .targets import Linear, Model, Target, find_targets
+from .targets import Linear, Target, find_targets
 
 _ADDITIONAL_MODELS_KEY = "lorweb"
 
 
 class LoRWeBAdapters(torch.nn.ModuleList):
-    """The bank: a `BankEntry` for each target. The host's log calls it by this class name."""
+    """The bank: a `BankEntry` for each target. This class name appears in the host's log."""
 
 
 class BankEntry(torch.nn.Module):
@@ -43,11 +45,12 @@ class BankEntry(torch.nn.Module):
     def __init__(self, target: Target, dtype: torch.dtype) -> None:
         super().__init__()
         downs = [stacked_down(part.layer).to(dtype) for part in target.parts]
-        self.down = _frozen(downs[0] if len(downs) == 1 else torch.cat(downs))
+        self.down = Parameter(downs[0] if len(downs) == 1 else torch.cat(downs), requires_grad=False)
         self.rows: list[tuple[int, int]] = []
         self.ranks: list[int] = []
         for index, part in enumerate(target.parts):
-            self.register_parameter(f"up_{index}", _frozen(stacked_up(part.layer).to(dtype)))
+            up = stacked_up(part.layer).to(dtype)
+            self.register_parameter(f"up_{index}", Parameter(up, requires_grad=False))
             self.rows.append((part.start, part.length))
             self.ranks.append(part.layer.total_rank)
 
@@ -68,7 +71,7 @@ class BankEntry(torch.nn.Module):
 
 
 class Contribution:
-    """What one Apply adds to one Linear: a bank entry, and this Apply's own coefficients.
+    """What one Apply adds to one Linear: a bank entry with this Apply's own coefficients.
 
     Args:
         entry: the adapters.
@@ -78,10 +81,8 @@ class Contribution:
 
     def __init__(self, entry: BankEntry, scale: Tensor, bias: Tensor | None) -> None:
         self._entry = entry
-        self._scale = scale
-        self._bias = bias
-        self._cast_scale = scale
-        self._cast_bias = bias
+        self._scale = self._cast_scale = scale
+        self._bias = self._cast_bias = bias
 
     def add_to(self, output: Tensor, x: Tensor) -> Tensor:
         """Return output + contribution for the Linear's input x."""
@@ -95,15 +96,10 @@ class Contribution:
 def patch_forward(
     model: Model, targets: list[Target], loaded: LoadedBasis, coefficients: Coefficients, *, strength: float
 ) -> int:
-    """Wrap the forward of every target of a cloned model.
+    """Wrap the forward of every target of a cloned model; wraps of earlier nodes are kept inside ours.
 
-    Args:
-        model: a clone that may be changed; wraps of nodes before us are kept inside ours.
-        targets: what to wrap.
-        loaded: the basis and its banks; a bank is made when there is none for this model's devices and dtype.
-        coefficients: of one analogy, or one per sample of the latent batch.
-        strength: factor on the contribution.
-    Returns: bytes of the bank that the host loads beside the model.
+    The coefficients are of one analogy, or one per sample of the latent batch. A bank is made if `loaded` has none for
+    this model's devices and dtype. Returns the bytes of the bank that the host loads beside the model.
     """
     bank = _find_or_make_bank(model, targets, loaded)
     for target, entry in zip(targets, bank.model, strict=True):
@@ -130,10 +126,24 @@ def _wrap_forward(
     return forward_with_contribution
 
 
-def _require_latent_per_mix(batch: int, mixes: int) -> None:
-    """Have a sampling step refuse any other number of latents than mixes: only then is mix i surely latent i's own.
+def _make_contribution(target: Target, entry: BankEntry, coefficients: Coefficients, strength: float) -> Contribution:
+    mixes = {part.layer_name: strength * coefficients["layers"][part.layer_name] for part in target.parts}
+    scale = torch.cat([expand_to_ranks(part.layer, mixes[part.layer_name]) for part in target.parts], dim=-1)
+    if all(part.layer.lora_bias is None for part in target.parts):
+        return Contribution(entry, scale, None)
+    bias = torch.zeros(scale.shape[0], target.module.out_features)
+    for part in target.parts:
+        if part.layer.lora_bias is not None:
+            rows = slice(part.start, part.start + part.length)
+            bias[:, rows] = mixes[part.layer_name] @ part.layer.lora_bias.float()
+    return Contribution(entry, scale, bias)
 
-    Of a batch that was picked out of a larger one, the model does not learn which rows they were.
+
+def _require_latent_per_mix(batch: int, mixes: int) -> None:
+    """Refuse a sampling step with any other number of latents than mixes.
+
+    Only with equal numbers is mix i certainly for latent i: the model does not learn which rows of a larger batch it
+    is given.
     """
     if batch != mixes:
         raise ShapeError(
@@ -157,19 +167,6 @@ def _refuse_multigpu(*_args: object, **_kwargs: object) -> NoReturn:
     )
 
 
-def _make_contribution(target: Target, entry: BankEntry, coefficients: Coefficients, strength: float) -> Contribution:
-    mixes = {part.layer_name: strength * coefficients["layers"][part.layer_name] for part in target.parts}
-    scale = torch.cat([expand_to_ranks(part.layer, mixes[part.layer_name]) for part in target.parts], dim=-1)
-    if all(part.layer.lora_bias is None for part in target.parts):
-        return Contribution(entry, scale, None)
-    bias = torch.zeros(scale.shape[0], target.module.out_features)
-    for part in target.parts:
-        if part.layer.lora_bias is not None:
-            rows = slice(part.start, part.start + part.length)
-            bias[:, rows] = mixes[part.layer_name] @ part.layer.lora_bias.float()
-    return Contribution(entry, scale, bias)
-
-
 def _find_or_make_bank(model: Model, targets: list[Target], loaded: LoadedBasis) -> Model:
     dtype = host.compute_dtype(model)
     key = (dtype, str(model.load_device), str(model.offload_device), tuple(target.module_name for target in targets))
@@ -180,13 +177,9 @@ def _find_or_make_bank(model: Model, targets: list[Target], loaded: LoadedBasis)
             entries.append(BankEntry(target, dtype))
             progress.step()
         bank = host.make_model_patcher(entries, load_device=model.load_device, offload_device=model.offload_device)
-        bank.cached_patcher_init = (_refuse_multigpu, ())  # what the host makes copies for other GPUs with
+        bank.cached_patcher_init = (_refuse_multigpu, ())  # with which the host makes copies for other GPUs
         itself = weakref.ref(bank)
-        bank.clone = lambda *_args, **_kwargs: itself()  # nothing ever patches a bank, and the host loses its clones
+        bank.clone = lambda *_args, **_kwargs: itself()  # nothing patches a bank, and the host would lose its clones
         loaded.banks[key] = bank
         loaded.drop_adapters()
     return loaded.banks[key]
-
-
-def _frozen(tensor: Tensor) -> torch.nn.Parameter:
-    return torch.nn.Parameter(tensor, requires_grad=False)

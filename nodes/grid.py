@@ -1,4 +1,4 @@
-"""Nodes Build Analogy Grid and Crop Analogy Result: pictures → the 2×2 context picture, and back."""
+"""Nodes Build Analogy Grid and Crop Analogy Result: images → the 2×2 context image, and back."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from .sockets import LAYOUT
 
 
 class BuildGrid:
-    """Lay the three pictures out as the model expects them: a | a' above b | b."""
-
     DESCRIPTION = (
-        "Builds the 2×2 context picture a | a' over b | b. Every quadrant is a multiple of 16 px and has b's aspect, "
-        "so no token straddles two pictures. Leave FluxKontextImageScale out: it would crop the quadrants."
+        "Builds the 2×2 context image: a | a' over b | b. Each quadrant has b's aspect ratio and is a multiple of "
+        "16 px, so that no token covers two images. Do not add FluxKontextImageScale: it would crop the quadrants."
     )
     CATEGORY = "LoRWeB"
     FUNCTION = "build"
     RETURN_TYPES = ("IMAGE", LAYOUT, "INT", "INT")
     RETURN_NAMES = ("grid", "layout", "width", "height")
     OUTPUT_TOOLTIPS = (
-        "The context picture, for VAE Encode.",
-        "How to undo it, for Crop Analogy Result.",
+        "The context image, for VAE Encode.",
+        "How to undo the grid, for Crop Analogy Result.",
         "Width of the grid in px, for ModelSamplingFlux and the empty latent.",
         "Height of the grid in px.",
     )
@@ -31,12 +29,11 @@ class BuildGrid:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """Describe the sockets and widgets to the host."""
         return {
             "required": {
-                "image_a": ("IMAGE", {"tooltip": "Before. One picture, or one for each b."}),
-                "image_a_prime": ("IMAGE", {"tooltip": "After: the same picture with the edit."}),
-                "image_b": ("IMAGE", {"tooltip": "The picture to edit. A batch gives a batch of grids."}),
+                "image_a": ("IMAGE", {"tooltip": "The example before the edit. One image, or one per b."}),
+                "image_a_prime": ("IMAGE", {"tooltip": "The example after the edit."}),
+                "image_b": ("IMAGE", {"tooltip": "The image to edit. A batch gives a batch of grids."}),
                 "megapixels": (
                     "FLOAT",
                     {
@@ -44,16 +41,16 @@ class BuildGrid:
                         "min": MEGAPIXELS_RANGE[0],
                         "max": MEGAPIXELS_RANGE[1],
                         "step": 0.05,
-                        "tooltip": "Size of the whole grid; the answer is a quarter of it. 1.0 is what Kontext knows "
-                        "best; more is slower and sharper.",
+                        "tooltip": "Size of the whole grid; b' is a quarter of it. 1.0 suits Kontext best; larger is "
+                        "slower and sharper.",
                     },
                 ),
                 "fit": (
                     list(FITS),
                     {
                         "default": "pad",
-                        "tooltip": "What to do with a and a' when their aspect differs from b's by 15 % or more "
-                        "(below that they are cropped). pad repeats their edges, crop trims, stretch distorts.",
+                        "tooltip": "What to do with a and a' if their aspect ratio differs from b's by 15 % or more "
+                        "(below that they are cropped). pad repeats the edges, crop trims, stretch distorts.",
                     },
                 ),
             }
@@ -68,9 +65,7 @@ class BuildGrid:
 
 
 class CropResult:
-    """Take b' out of the sampled grid."""
-
-    DESCRIPTION = "Crops the bottom right quadrant, removes the padding and brings b' to b's exact size."
+    DESCRIPTION = "Crops the bottom right quadrant, removes the padding and resizes b' to the exact size of b."
     CATEGORY = "LoRWeB"
     FUNCTION = "crop"
     RETURN_TYPES = ("IMAGE",)
@@ -80,14 +75,13 @@ class CropResult:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """Describe the sockets and widgets to the host."""
         return {
             "required": {
                 "image": ("IMAGE", {"tooltip": "The decoded grid."}),
                 "layout": (LAYOUT, {"tooltip": "From Build Analogy Grid."}),
                 "restore_size": (
                     "BOOLEAN",
-                    {"default": True, "tooltip": "Resize b' to b's size. Off: keep the pixels as they were sampled."},
+                    {"default": True, "tooltip": "Resize b' to the size of b. Off: keep the pixels as sampled."},
                 ),
             }
         }

@@ -1,8 +1,8 @@
-"""What travels on sockets, and what every node checks at its border.
+"""The values on our sockets, and the check of inputs that every node does first.
 
 `LORWEB_BASIS` carries a `LoadedBasis`, `LORWEB_COEFFICIENTS` the plain dict of `lorweb_core.coefficients`, and
-`LORWEB_LAYOUT` a `lorweb_core.grid.Layout`. The host checks the types of links but takes any literal that is posted
-for a socket, and anything over a link of a node whose output fits every type.
+`LORWEB_LAYOUT` a `lorweb_core.grid.Layout`. The host checks the types of links, but accepts any literal that is posted
+for a socket, and anything from a node whose output type matches every other.
 """
 
 from __future__ import annotations
@@ -26,21 +26,23 @@ from ..lorweb_core.grid import Layout
 BASIS = "LORWEB_BASIS"
 COEFFICIENTS = "LORWEB_COEFFICIENTS"
 LAYOUT = "LORWEB_LAYOUT"
+#: Widget options of everything that scales an edit.
+STRENGTH = {"default": 1.0, "min": -4.0, "max": 4.0, "step": 0.05}
 
 
 class LoadedBasis(list[Tensor]):
-    """A basis and the adapter banks made from it; both go when the loader's output goes.
+    """A basis and the adapter banks made from it; both are freed together with the loader's output.
 
-    Once a bank holds the adapters they are dropped here, and read again by whoever needs them otherwise. A list of all
-    its tensors, because the host's cache counts the tensors that it finds in lists.
+    Once a bank holds the adapters, they are dropped here and read from the file again when something else needs them.
+    It is a list of all its tensors because the host's cache measures the tensors that it finds in lists.
 
     Args:
         basis: the tensors and settings.
-        read_again: returns the same basis from its file, or raises; None keeps the adapters.
+        read_again: returns the same basis from its file, or raises; None keeps the adapters in memory.
 
     Attributes:
         basis: keys, projections and settings; the adapters may be shapes only (on the meta device).
-        banks: what `forward_mode` keeps so that a new mix reloads nothing; key → the host's patcher of a bank.
+        banks: key → the host's patcher of a bank of adapters, made by `forward_mode`.
     """
 
     def __init__(self, basis: Basis, read_again: Callable[[], Basis] | None = None) -> None:
@@ -52,13 +54,12 @@ class LoadedBasis(list[Tensor]):
 
     def with_adapters(self) -> Basis:
         """Return the basis with its adapters in memory."""
-        layers = self.basis.layers.values()
-        if self._read_again is None or not any(layer.lora_down.is_meta for layer in layers):
+        if self._read_again is None or not any(layer.lora_down.is_meta for layer in self.basis.layers.values()):
             return self.basis
         return replace(self.basis, layers=self._read_again().layers)
 
     def drop_adapters(self) -> None:
-        """Leave the adapters to the banks."""
+        """Keep the shapes of the adapters only; the banks have the numbers."""
         if self._read_again is not None:
             layers = {
                 name: replace(layer, lora_down=layer.lora_down.to("meta"), lora_up=layer.lora_up.to("meta"))
@@ -73,11 +74,7 @@ class LoadedBasis(list[Tensor]):
         self[:] = own + [parameter for bank in self.banks.values() for parameter in bank.model.parameters()]
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
-
-
-#: Socket or widget type → what it needs, and whether a value is that.
+#: Socket or widget type → what it needs, in words, and whether a value is that.
 _NEEDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     BASIS: ("the output of Load LoRWeB Basis", lambda value: isinstance(value, LoadedBasis)),
     COEFFICIENTS: ("coefficients, such as those of Encode Analogy", lambda value: isinstance(value, Mapping)),
@@ -85,7 +82,7 @@ _NEEDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "IMAGE": ("images, such as those of Load Image", lambda value: isinstance(value, torch.Tensor)),
     "MODEL": ("a model, such as that of Load Diffusion Model", lambda value: hasattr(value, "model_options")),
     "CLIP_VISION": ("an image encoder from Load CLIP Vision", lambda value: hasattr(value, "encode_image")),
-    "FLOAT": ("a finite number", _is_finite),
+    "FLOAT": ("a finite number", lambda value: isinstance(value, Real) and math.isfinite(value)),
     "INT": ("a whole number", lambda value: isinstance(value, Integral)),
     "STRING": ("a text", lambda value: isinstance(value, str)),
     "BOOLEAN": ("true or false", lambda value: isinstance(value, Integral)),
@@ -93,9 +90,9 @@ _NEEDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def guard(node: type[Any], title: str) -> None:
-    """Have a node's function check first what its sockets received, and say so when memory runs out.
+    """Make a node's function check the values on its sockets first, and explain an out-of-memory error.
 
-    An out-of-memory error of the GPU passes: the host answers it by unloading its models.
+    Only for RAM: an out-of-memory error of the GPU passes, since the host answers it by unloading its models.
     """
     function = getattr(node, node.FUNCTION)
     signature = inspect.signature(function)
@@ -103,13 +100,14 @@ def guard(node: type[Any], title: str) -> None:
     @functools.wraps(function)
     def guarded(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401
         try:
-            inputs = signature.bind(*arguments, **named).arguments
+            bound = signature.bind(*arguments, **named)
         except TypeError as error:  # the host passes a link to an input that the node does not have
             raise LoRWeBError(f"{title} {error}. Delete the node from the workflow and add it again.") from error
+        inputs = {**bound.arguments, **bound.kwargs}
         for section, specs in node.INPUT_TYPES().items():
             for name, (kind, *_) in specs.items():
                 if section == "required" or inputs.get(name) is not None:
-                    _require_kind(name, kind, inputs[name], is_list=hasattr(node, "INPUT_IS_LIST"))
+                    _require_kind(name, kind, inputs.get(name), is_list=hasattr(node, "INPUT_IS_LIST"))
         try:
             return function(*arguments, **named)
         except (MemoryError, RuntimeError) as error:
@@ -124,14 +122,14 @@ def guard(node: type[Any], title: str) -> None:
     setattr(node, node.FUNCTION, guarded)
 
 
-def _require_kind(name: str, kind: Any, value: Any, *, is_list: bool) -> None:  # noqa: ANN401
+def _require_kind(name: str, kind: str | list[str], value: object, *, is_list: bool) -> None:
     """Raise unless a value, or each of a list of them, is what the socket's type says."""
     if isinstance(kind, list):
         choices = ", ".join(kind[:10]) or "(nothing yet: add a file and press R)"
         needed, fits = f"one of the list: {choices}{' …' if len(kind) > 10 else ''}", kind.__contains__
     else:
         needed, fits = _NEEDS[kind]
-    values = value if is_list else [value]
+    values = value if is_list and isinstance(value, list) else [value]
     wrong = [item for item in values if not fits(item)]
     if wrong or not values:
         got = printable(reprlib.repr(wrong[0])) if wrong else "an empty list"

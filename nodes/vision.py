@@ -1,7 +1,7 @@
-"""CLIP_VISION, the host's or ours: pictures → image embeddings for the router.
+"""CLIP_VISION, the host's or ours: images → image embeddings for the router.
 
-Preprocessing is always ours (`lorweb_core.preprocessing`): the host's resize is off by up to half a pixel on pictures
-that are not square. The host's encoder gets pictures that already have its size, so it resizes nothing.
+Preprocessing is always ours (`lorweb_core.preprocessing`), because the host's resize is off by up to half a pixel on
+images that are not square. The host's encoder receives images of its own size, so that it resizes nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from ..lorweb_core.errors import ModelError
 from ..lorweb_core.preprocessing import CLIP_PREPROCESSING, Preprocessing, preprocess_images
 from . import host
 
+ClipVision = Any  # the host's ClipVisionModel, or a TransformersClipVision
+
 
 class _ManagedEncoder(torch.nn.Module):
-    """The encoder for the host's patcher, which sets `device` on its module; on a transformers model that raises."""
+    """The encoder for the host's patcher, which sets `device` on its module; a transformers model does not allow it."""
 
     def __init__(self, encoder: torch.nn.Module) -> None:
         super().__init__()
@@ -31,7 +33,7 @@ class _ManagedEncoder(torch.nn.Module):
 class TransformersClipVision:
     """A transformers image encoder that behaves like the host's CLIP_VISION, memory management included.
 
-    Attributes as other nodes expect them: `model`, `patcher`, `load_device`, `dtype`, `image_size`.
+    Attributes that other nodes use: `model`, `patcher`, `load_device`, `dtype`, `image_size`.
     """
 
     def __init__(self, encoder: ImageEncoder) -> None:
@@ -45,18 +47,18 @@ class TransformersClipVision:
         )
 
     def load(self) -> None:
-        """Bring the whole model to its load device."""
+        """Move the whole model to its load device."""
         host.load_patchers([self.patcher])
-        # Short of memory, the host leaves modules behind that are not of its own classes: those cannot stream weights.
+        # When memory is short, the host leaves some modules behind, but only its own classes can stream weights.
         self.model.to(self.load_device)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return image embeddings [B, P] float32 on the CPU for pictures [B, H, W, C], float 0–1."""
+        """Return image embeddings [B, P] float32 on the CPU for images [B, H, W, C], float 0–1."""
         self.load()
         return self.encoder.embed(images, on_progress=lambda *_: host.raise_if_interrupted())
 
     def encode_image(self, image: Tensor, crop: bool | str = True) -> Any:  # noqa: ANN401 - the host's output class
-        """Return the host's CLIP_VISION_OUTPUT for pictures [B, H, W, C]; crop False or "none" squeezes them."""
+        """Return the host's CLIP_VISION_OUTPUT for images [B, H, W, C]; crop False or "none" squeezes them."""
         self.load()
         preprocessing = self.encoder.preprocessing
         if crop in (False, "none"):
@@ -75,62 +77,56 @@ class TransformersClipVision:
 def load_clip_vision(folder: Path) -> TransformersClipVision:
     """Return the image encoder of a model folder as CLIP_VISION.
 
-    Raises: ModelError: when it is no CLIP or SigLIP vision tower with safetensors weights.
+    Raises ModelError if it is not a CLIP or SigLIP vision tower with safetensors weights.
     """
     return TransformersClipVision(load_image_encoder(folder, dtype=torch.float32))
 
 
-def preprocessing_of(clip_vision: Any) -> Preprocessing:  # noqa: ANN401
-    """Return how pictures are brought to the encoder's input size: ours says it itself, the host's is CLIP's."""
+def preprocessing_of(clip_vision: ClipVision) -> Preprocessing:
+    """Return how images are brought to the encoder's input size: ours knows it, the host's is CLIP's."""
     if isinstance(clip_vision, TransformersClipVision):
         return clip_vision.encoder.preprocessing
     return CLIP_PREPROCESSING
 
 
-def embed_images(clip_vision: Any, images: Tensor, basis: Basis) -> Tensor:  # noqa: ANN401
-    """Return the image embeddings [B, P], float32 on the CPU, of fitted pictures, all run as one batch.
+def embed_images(clip_vision: ClipVision, images: Tensor, basis: Basis) -> Tensor:
+    """Return the image embeddings [B, P], float32 on the CPU, of images that already have the encoder's size.
 
     Args:
         clip_vision: the host's CLIP_VISION or a `TransformersClipVision`.
-        images: [B, S, S, 3], float 0–1, fitted with `preprocessing_of(clip_vision)`.
-        basis: says which encoder and width are wanted.
-    Raises: ModelError: when the encoder is not the one that the basis was trained with.
+        images: [B, S, S, 3], float 0–1, preprocessed with `preprocessing_of(clip_vision)`; run as one batch.
+        basis: determines the encoder and the width.
+
+    Raises ModelError if the encoder is not the one that the basis was trained with.
     """
-    _require_kind(clip_vision, basis)
-    if isinstance(clip_vision, TransformersClipVision):
-        embeddings = clip_vision.embed(images)
-    else:
-        embeddings = clip_vision.encode_image(images)["image_embeds"].float().cpu()
-    if embeddings.shape[-1] != basis.embedding_dim:
-        raise _wrong_encoder(basis, f"width {embeddings.shape[-1]}")
-    if not bool(torch.isfinite(embeddings).all()) or not bool(embeddings.any(-1).all()):
-        # Hosts before mid-2026 give a projection that is not in the file whatever lies in memory, zeros as a rule.
-        raise _wrong_encoder(basis, "NaN, infinity or only zeros (a file without its projection gives such)")
-    return embeddings
-
-
-def _require_kind(clip_vision: Any, basis: Basis) -> None:  # noqa: ANN401
     family = family_of(basis.settings.encoder_id)
     if isinstance(clip_vision, TransformersClipVision):
         encoder = clip_vision.encoder
         if encoder.family != family:
-            raise _wrong_encoder(basis, f"the {encoder.family} model {encoder.encoder_id}")
-        return
-    if family == SIGLIP_FAMILY:
-        raise _wrong_encoder(basis, "a model of the host's own CLIP Vision loader")
-    size_px = getattr(clip_vision, "image_size", CLIP_PREPROCESSING.size_px)
-    if size_px != CLIP_PREPROCESSING.size_px:
-        raise _wrong_encoder(basis, f"one for pictures of {size_px} px")
+            raise _wrong_encoder(basis, f"is the {encoder.family} model {encoder.encoder_id}")
+        embeddings = clip_vision.embed(images)
+    else:
+        size_px = getattr(clip_vision, "image_size", CLIP_PREPROCESSING.size_px)
+        if family == SIGLIP_FAMILY:
+            raise _wrong_encoder(basis, "comes from Load CLIP Vision, which has no SigLIP2")
+        if size_px != CLIP_PREPROCESSING.size_px:
+            raise _wrong_encoder(basis, f"takes images of {size_px} px")
+        embeddings = clip_vision.encode_image(images)["image_embeds"].float().cpu()
+    if embeddings.shape[-1] != basis.embedding_dim:
+        raise _wrong_encoder(basis, f"gives width {embeddings.shape[-1]}")
+    if not bool(torch.isfinite(embeddings).all()) or not bool(embeddings.any(-1).all()):
+        # Hosts before mid-2026 do not initialize a projection that is missing in the file: mostly zeros, or anything.
+        raise _wrong_encoder(basis, "gives NaN, infinity or only zeros, as a file without its projection does")
+    return embeddings
 
 
-def _wrong_encoder(basis: Basis, got: str) -> ModelError:
-    wants_siglip = family_of(basis.settings.encoder_id) == SIGLIP_FAMILY
-    loader = "Load Image Encoder (transformers)" if wants_siglip else "Load CLIP Vision"
-    files = "its Hugging Face folder" if wants_siglip else "clip_vision_l.safetensors (CLIP ViT-L/14, 224 px)"
+def _wrong_encoder(basis: Basis, problem: str) -> ModelError:
+    loader, files = "Load CLIP Vision", "clip-vit-large-patch14.safetensors (CLIP ViT-L/14, 224 px)"
+    if family_of(basis.settings.encoder_id) == SIGLIP_FAMILY:
+        loader, files = "Load Image Encoder (transformers)", "its Hugging Face folder"
     if basis.embedding_dim != 768:
         loader, files = "Load Image Encoder (transformers)", "the encoder that came with the basis"
     return ModelError(
-        expected=f"embeddings of width {basis.embedding_dim} from {basis.settings.encoder_id}, which the basis learned",
-        got=got,
-        remedy=f"Load {files} with {loader}.",
+        f"This basis needs image embeddings of width {basis.embedding_dim} from {basis.settings.encoder_id}, but the "
+        f"connected clip_vision {problem}. Load {files} with {loader}."
     )

@@ -1,7 +1,7 @@
 """Mode `weights`: the mixed LoRA becomes a patch of the host's weights, W + up @ down.
 
-Nodes that save, merge or extract a model see it. The host keeps the originals of all patched weights in memory, patches
-every target again whenever the mix changes, and rounds the result to the weights' own number format.
+Nodes that save, merge or extract a model see it. The host keeps the original of every patched weight in memory, patches
+all of them again whenever the mix changes, and rounds the result to the weights' own number format.
 """
 
 from __future__ import annotations
@@ -12,19 +12,15 @@ from ..lorweb_core.coefficients import Coefficients, count_mixes
 from ..lorweb_core.errors import ModelError
 from ..lorweb_core.mixing import mix_layer
 from . import host
-from .targets import Model, Target
+from .host import Model
+from .targets import Target
 
 
 def patch_weights(model: Model, targets: list[Target], coefficients: Coefficients, *, strength: float) -> int:
-    """Add the mixed LoRA of the first (only) mix to a cloned model's patches.
+    """Add the mixed LoRA of the only mix to a cloned model's patches, with `strength` as the patches' strength.
 
-    Args:
-        model: a clone that may be changed.
-        targets: what to patch.
-        coefficients: of one analogy.
-        strength: handed to the host as the patches' strength.
-    Returns: bytes that the patches hold beyond the basis itself (the folded sides).
-    Raises: ModelError: for several mixes, or when the host did not take every patch.
+    Returns the bytes that the patches hold beyond the basis itself (the sides with the coefficients folded in).
+    Raises ModelError for several mixes, or if the host did not take every patch.
     """
     if count_mixes(coefficients) > 1:
         raise ModelError(

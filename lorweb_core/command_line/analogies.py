@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -110,15 +108,13 @@ def _read_strengths(parts: list[str]) -> dict[str, float]:
     strengths: dict[str, float] = {}
     for text in parts:
         name, _, number = text.partition("=")
+        name = name.strip()
+        if name in strengths:
+            raise SettingsError(f"--part is given more than once for {name}. Give one strength per part.")
         try:
-            strengths[name.strip()] = float(number)
+            strengths[name] = float(number)
         except ValueError:
             raise SettingsError(f"--part {text} is not NAME=STRENGTH, such as attention=0.5.") from None
-        if not math.isfinite(strengths[name.strip()]):
-            raise SettingsError(f"--part {text} is not a finite number.")
-    repeated = [name for name, count in Counter(text.partition("=")[0].strip() for text in parts).items() if count > 1]
-    if repeated:
-        raise SettingsError(f"--part is given more than once for {', '.join(repeated)}. Give one strength per part.")
     return strengths
 
 

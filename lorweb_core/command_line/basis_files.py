@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from torch import Tensor
+import yaml
 
-from ..basis import Basis, LayerBasis
+from ..basis import Basis
 from ..checkpoint import save_basis
-from ..errors import CheckpointError, OutputError
+from ..errors import CheckpointError, FileError, OutputError
 from ..export import EXPORT_DTYPES
-from ..files import write_text_atomically
+from ..files import read_bytes, write_text_atomically
 from ..layer_names import parse_layer_name
-from ..settings_sources import METADATA_KEY, find_sidecar, read_training_facts, reference_config
+from ..settings_sources import METADATA_KEY, find_sidecar, read_training_facts
 from .options import Settings, load_with_progress, progress_bar, require_separate, safetensors_path, show
 
-INSPECT_EXAMPLES = """\
-  python -m lorweb_core inspect basis.safetensors
-  python -m lorweb_core inspect basis.safetensors --json"""
+INSPECT_EXAMPLES = "  python -m lorweb_core inspect basis.safetensors"
 CONVERT_EXAMPLES = """\
   python -m lorweb_core convert published.safetensors basis.safetensors --dtype bf16
   python -m lorweb_core convert published.safetensors basis.safetensors --settings config.yaml
@@ -33,90 +28,40 @@ CONVERT_EXAMPLES = """\
 _STALE_METADATA = (METADATA_KEY, "ss_base_model_version", "sshs_model_hash", "sshs_legacy_hash", "format")
 
 
-def inspect(
-    basis: Annotated[Path, typer.Argument(metavar="BASIS", help="Basis file (.safetensors).")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
-) -> None:
+def inspect(path: Annotated[Path, typer.Argument(metavar="BASIS", help="Basis file (.safetensors).")]) -> None:
     """Print what a basis file holds. Reads every tensor, so a file that passes is usable."""
-    facts = describe_basis(load_with_progress(basis, None), basis)
-    show(json.dumps(facts, indent=2) if as_json else format_facts(facts))
-
-
-def describe_basis(basis: Basis, path: Path) -> dict[str, Any]:
-    """All facts about a basis as JSON-ready values; sizes are lists, with one entry if all layers agree."""
-    layers = list(basis.layers.values())
-    tensors = [tensor for layer in layers for tensor in _tensors(layer)]
+    basis = load_with_progress(path, None)
+    layers, settings = list(basis.layers.values()), basis.settings
+    tensors = [tensor for layer in layers for tensor in vars(layer).values() if tensor is not None]
     parsed = [parse_layer_name(name) for name in basis.layers]
-    return {
-        "file": str(path),
-        "bytes": path.stat().st_size,
-        "basis_id": basis.basis_id,
-        "layer_count": len(layers),
-        "layers_per_part": dict(Counter(f"{n.part} (text stream)" if n.is_context else n.part for n in parsed)),
-        "parameters": sum(tensor.numel() for tensor in tensors),
-        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}),
-        "basis_size": _distinct(layer.basis_size for layer in layers),
-        "rank": _distinct(layer.rank for layer in layers),
-        "key_dim": _distinct(layer.key_dim for layer in layers),
-        "query_dim": basis.query_dim,
-        "embedding_dim": basis.embedding_dim,
-        "layers_with_query_projection": sum(layer.query_projection is not None for layer in layers),
-        "layers_with_bias": sum(layer.lora_bias is not None for layer in layers),
-        "settings": asdict(basis.settings),
-        "settings_source": basis.settings_source,
-        "assumptions": list(basis.report),
-        "training": read_training_facts(basis.metadata),
-        "metadata": dict(basis.metadata),
-        "layers": {
-            name: {
-                "in": layer.in_features,
-                "out": layer.out_features,
-                "basis_size": layer.basis_size,
-                "rank": layer.rank,
-                "key_dim": layer.key_dim,
-            }
-            for name, layer in basis.layers.items()
-        },
-    }
+    parts = Counter(f"{name.part} (text stream)" if name.is_context else name.part for name in parsed)
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
+    biased = sum(layer.lora_bias is not None for layer in layers)
 
+    def distinct(name: str) -> str:
+        numbers = sorted({getattr(layer, name) for layer in layers})
+        return ", ".join(map(str, numbers)) + (" (differs between layers)" if len(numbers) > 1 else "")
 
-def format_facts(facts: dict[str, Any]) -> str:
-    """The facts of `describe_basis` as lines of text."""
-    settings = facts["settings"]
-    count, biased = facts["layer_count"], facts["layers_with_bias"]
-    parts = ", ".join(f"{part} {number}" for part, number in facts["layers_per_part"].items())
     lines = {
-        "File": f"{facts['file']} ({facts['bytes'] / 1e6:,.1f} MB, {', '.join(facts['dtypes'])})",
-        "Basis id": facts["basis_id"],
-        "Layers": f"{count} ({parts})",
-        "Parameters": f"{facts['parameters']:,}",
-        "Basis size N": _join(facts["basis_size"]),
-        "Rank r": _join(facts["rank"]),
-        "Key width": _join(facts["key_dim"]),
-        "Query width": f"{facts['query_dim']} ({settings['query_mode']}, image embeddings of {facts['embedding_dim']})",
-        "Projections": f"{facts['layers_with_query_projection']} of {count} layers",
-        "Biases": f"{biased} of {count} layers" if biased else "none",
-        "Coefficients": f"{settings['activation']}, heads {settings['heads']}, {settings['reduction']} over heads",
-        "Encoder": " ".join(filter(None, (settings["encoder_id"], settings["encoder_revision"]))),
-        "Base model": settings["base_model"],
-        "Settings from": facts["settings_source"],
+        "File": f"{path} ({path.stat().st_size / 1e6:,.1f} MB, {', '.join(dtypes)})",
+        "Basis id": basis.basis_id,
+        "Layers": f"{len(layers)} ({', '.join(f'{part} {count}' for part, count in parts.items())})",
+        "Parameters": f"{sum(tensor.numel() for tensor in tensors):,}",
+        "Basis size N": distinct("basis_size"),
+        "Rank r": distinct("rank"),
+        "Key width": distinct("key_dim"),
+        "Query width": f"{basis.query_dim} ({settings.query_mode}, image embeddings of {basis.embedding_dim})",
+        "Projections": f"{sum(layer.query_projection is not None for layer in layers)} of {len(layers)} layers",
+        "Biases": f"{biased} of {len(layers)} layers" if biased else "none",
+        "Coefficients": f"{settings.activation}, heads {settings.heads}, {settings.reduction} over heads",
+        "Encoder": f"{settings.encoder_id} {settings.encoder_revision}".rstrip(),
+        "Base model": settings.base_model,
+        "Settings from": basis.settings_source,
     }
-    if facts["training"]:
-        lines["Training"] = ", ".join(f"{key} {value}" for key, value in facts["training"].items())
-    return "\n".join(f"{title + ':':<15}{text}" for title, text in lines.items())
-
-
-def _tensors(layer: LayerBasis) -> list[Tensor]:
-    tensors = (layer.lora_down, layer.lora_up, layer.keys, layer.query_projection, layer.lora_bias)
-    return [tensor for tensor in tensors if tensor is not None]
-
-
-def _distinct(numbers: Iterable[int]) -> list[int]:
-    return sorted(set(numbers))
-
-
-def _join(numbers: list[int]) -> str:
-    return str(numbers[0]) if len(numbers) == 1 else f"{', '.join(map(str, numbers))} (differs between layers)"
+    facts = read_training_facts(basis.metadata)
+    if facts:
+        lines["Training"] = ", ".join(f"{key} {value}" for key, value in facts.items())
+    show("\n".join(f"{title + ':':<15}{text}" for title, text in lines.items()))
 
 
 def convert(
@@ -140,11 +85,10 @@ def convert(
     config = _config_for_reference(basis) if for_reference else None
     config_path = target.with_name("config.yaml")
     if config is not None and config_path.exists():
-        is_the_same = (
-            config_path.is_file()
-            and config_path.stat().st_size == len(config.encode())
-            and config_path.read_bytes() == config.encode()
-        )
+        try:
+            is_the_same = read_bytes(config_path, len(config.encode())) == config.encode()
+        except FileError:  # longer, or no regular file
+            is_the_same = False
         if not is_the_same:
             raise OutputError(
                 f"{config_path} already exists with other content, and the reference reads the config.yaml beside the "
@@ -167,12 +111,13 @@ def convert(
 
 
 def _config_for_reference(basis: Basis) -> str:
+    """Return the text of the `config.yaml` that the reference's inference insists on, with all its keys."""
     layers = list(basis.layers.values())
-    shapes = {(layer.basis_size, layer.rank, layer.key_dim, layer.query_projection is not None) for layer in layers}
+    sizes = {(layer.basis_size, layer.rank, layer.key_dim, layer.query_projection is not None) for layer in layers}
     biased = sum(layer.lora_bias is not None for layer in layers)
     obstacle = ""
-    if len(shapes) > 1:
-        obstacle = f"{len(shapes)} different combinations of basis size, rank, key width and projection"
+    if len(sizes) > 1:
+        obstacle = f"{len(sizes)} different combinations of basis size, rank, key width and projection"
     elif biased:
         obstacle = f"per-adapter biases in {biased} layers"
     elif len(layers) == 1:
@@ -182,5 +127,18 @@ def _config_for_reference(basis: Basis) -> str:
             f"The reference cannot read a basis with {obstacle}: it needs two or more layers of equal sizes without "
             "biases. Leave out --for-reference."
         )
-    basis_size, rank, key_dim, projects = shapes.pop()
-    return reference_config(basis.settings, basis_size=basis_size, rank=rank, key_dim=key_dim, projects=projects)
+    basis_size, rank, key_dim, has_projection = sizes.pop()
+    arguments = {
+        "lora_keys_dim": key_dim,
+        "lora_heads": basis.settings.heads,
+        "mixing_coeffs_type": basis.settings.reduction,
+        "external_query": True,
+        "pooling_type": "avg",  # without effect here, but the key must exist
+        "query_projection_type": "linear" if has_projection else "none",
+        "external_query_model": basis.settings.encoder_id,
+        "loras_num": basis_size,
+        "lora_softmax": basis.settings.activation == "softmax",
+        "query_mode": basis.settings.query_mode,
+    }
+    network = {"type": "attlora", "linear": rank, "linear_alpha": rank, "network_kwargs": arguments}
+    return yaml.safe_dump({"config": {"process": [{"network": network}]}}, sort_keys=False)

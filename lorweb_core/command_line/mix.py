@@ -1,96 +1,72 @@
-"""`mix BASIS …`: embeddings or three images → coefficients → ordinary LoRA files, one per analogy."""
+"""`mix BASIS …`: three images or a coefficients file → ordinary LoRA files, one per analogy."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import torch
 import typer
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from tqdm import tqdm
 
 from ..basis import Basis
-from ..coefficients import count_mixes, encode_coefficients, require_coefficients_of
+from ..coefficients import Coefficients, count_mixes, encode_coefficients, require_coefficients_of
 from ..coefficients_file import load_coefficients, save_coefficients
-from ..errors import CheckpointError, ModelError, SettingsError
+from ..errors import ModelError, SettingsError
 from ..export import EXPORT_DTYPES, export_mixed_lora
-from ..files import write_text_atomically
 from ..images import from_pil, read_image
-from ..layer_tensors import FLOAT_DTYPES
-from ..safetensors_file import read_header
-from .options import Output, Settings, finite, load_with_progress, require_separate, show
+from .options import Output, Settings, finite, load_with_progress, require_separate, safetensors_path, show
 
 MIX_EXAMPLES = """\
   python -m lorweb_core mix basis.safetensors --a a.png --a-prime a2.png --b b.png --encoder clip-vit-large-patch14 \\
-      -o analogy.safetensors
-  python -m lorweb_core mix basis.safetensors --embeddings embeddings.safetensors -o analogy.safetensors --rank 16 \\
-      --coefficients-out coefficients.json
+      -o analogy.safetensors --rank 16 --coefficients-out coefficients.safetensors
   python -m lorweb_core mix basis.safetensors --coefficients blended.safetensors -o analogy.safetensors"""
-EMBEDDING_NAME = "query_embedding"
-_EMBEDDINGS_HELP = f".safetensors with one tensor {EMBEDDING_NAME}, [B, images, width] or [B, width]."
-_COEFFICIENTS_OUT_HELP = (
-    "Also write the coefficients: .safetensors, or under any other name JSON (layer name: B lists)."
-)
 
 
 def mix(
     basis_path: Annotated[Path, typer.Argument(metavar="BASIS", help="Basis file (.safetensors).")],
     output: Output,
-    embeddings: Annotated[Path | None, typer.Option(metavar="FILE", help=_EMBEDDINGS_HELP)] = None,
-    coefficients_path: Annotated[
-        Path | None, typer.Option("--coefficients", metavar="FILE", help="Coefficients file of this basis.")
-    ] = None,
     a: Annotated[Path | None, typer.Option(metavar="IMG", help="Image before the edit.")] = None,
     a_prime: Annotated[Path | None, typer.Option(metavar="IMG", help="The same image after the edit.")] = None,
     b: Annotated[Path | None, typer.Option(metavar="IMG", help="Image to edit in the same way.")] = None,
     encoder: Annotated[Path | None, typer.Option(metavar="DIR", help="Image encoder folder (transformers).")] = None,
+    coefficients_path: Annotated[
+        Path | None, typer.Option("--coefficients", metavar="FILE", help="Coefficients file of this basis.")
+    ] = None,
     settings: Settings = None,
     strength: Annotated[float, typer.Option(callback=finite, help="Factor on the edit.")] = 1.0,
     rank: Annotated[int, typer.Option(min=0, help="Ranks kept per layer; 0 keeps all.")] = 0,
     dtype: Annotated[Literal["bf16", "fp16", "fp32"], typer.Option(help="Number type of OUT.")] = "bf16",
-    coefficients_out: Annotated[Path | None, typer.Option(metavar="C", help=_COEFFICIENTS_OUT_HELP)] = None,
+    coefficients_out: Annotated[
+        Path | None, typer.Option(metavar="FILE", callback=safetensors_path, help="Also write a coefficients file.")
+    ] = None,
 ) -> None:
     """Make the mixed LoRA of an analogy. Several analogies become OUT-000.safetensors, OUT-001.safetensors …"""
     from_images = {"--a": a, "--a-prime": a_prime, "--b": b, "--encoder": encoder}
     missing = [name for name, path in from_images.items() if path is None]
-    sources = [embeddings is not None, coefficients_path is not None, len(missing) < len(from_images)]
-    if sum(sources) != 1 or (sources[2] and missing):
-        problem = f"missing: {', '.join(missing)}" if sum(sources) < 2 else "they exclude each other"
-        raise SettingsError(
-            f"Give either --embeddings, or --coefficients, or --a, --a-prime, --b and --encoder ({problem})."
-        )
-    inputs = [basis_path, embeddings, coefficients_path, a, a_prime, b, settings]
+    if (coefficients_path is None and missing) or (coefficients_path is not None and len(missing) < len(from_images)):
+        problem = f"missing: {', '.join(missing)}" if coefficients_path is None else "they exclude each other"
+        raise SettingsError(f"Give either --coefficients, or --a, --a-prime, --b and --encoder ({problem}).")
+    inputs = [basis_path, coefficients_path, a, a_prime, b, settings]
     more_outputs = [] if coefficients_out is None else [coefficients_out]
     require_separate([output, *more_outputs], inputs)
-    embedding = None if embeddings is None else read_embeddings(embeddings)
     basis = load_with_progress(basis_path, settings)
     if coefficients_path is not None:
         coefficients = require_coefficients_of(basis, load_coefficients(coefficients_path).coefficients)
     else:
-        if embedding is None:
-            embedding = _embed_images(basis, [path for path in (a, a_prime, b) if path], encoder or Path())
-        coefficients = encode_coefficients(basis, embedding)
+        coefficients = _encode_images(basis, [path for path in (a, a_prime, b) if path], encoder or Path())
     count = count_mixes(coefficients)
     numbered = [output.with_name(f"{output.stem}-{index:03d}{output.suffix}") for index in range(count)]
     outputs = [output] if count == 1 else numbered
     require_separate([*outputs, *more_outputs], inputs)
     if coefficients_out is not None:
-        if coefficients_out.suffix == ".safetensors":
-            save_coefficients(coefficients_out, coefficients)
-        else:
-            lists = {name: values.tolist() for name, values in coefficients["layers"].items()}
-            write_text_atomically(coefficients_out, json.dumps(lists) + "\n")
+        save_coefficients(coefficients_out, coefficients)
         show(f"Wrote {coefficients_out}")
     for index, path in enumerate(outputs):
-        bar = tqdm(total=len(basis.layers), desc=path.name, unit="layer", disable=None, leave=False)
-
-        def on_layer(bar: tqdm[NoReturn] = bar) -> None:
-            bar.update()
-
-        with bar, torch.inference_mode():
+        with (
+            tqdm(total=len(basis.layers), desc=path.name, unit="layer", disable=None, leave=False) as bar,
+            torch.inference_mode(),
+        ):
             report = export_mixed_lora(
                 path,
                 basis,
@@ -98,31 +74,12 @@ def mix(
                 strength=strength,
                 rank=rank,
                 dtype=EXPORT_DTYPES[dtype],
-                on_layer=on_layer,
+                on_layer=bar.update,
             )
         show(f"Wrote {path}: {report.describe()}")
 
 
-def read_embeddings(path: Path) -> Tensor:
-    """The one tensor `query_embedding` of a .safetensors file; the router checks its width.
-
-    Raises CheckpointError if the file is damaged or holds anything else.
-    """
-    entries = read_header(path).entries
-    if list(entries) != [EMBEDDING_NAME] or entries[EMBEDDING_NAME].dtype not in FLOAT_DTYPES:
-        found = ", ".join(f"{name} ({entry.dtype})" for name, entry in list(entries.items())[:3]) or "no tensor"
-        raise CheckpointError(
-            f"{path.name} has {found}, not one floating-point tensor {EMBEDDING_NAME}. Save the joined image "
-            f"embeddings as {EMBEDDING_NAME} [B, images, width] or [B, width]."
-        )
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            return file.get_tensor(EMBEDDING_NAME).float().clone()
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.name} changed while it was read ({error}). Write it again.") from error
-
-
-def _embed_images(basis: Basis, paths: list[Path], encoder_folder: Path) -> Tensor:
+def _encode_images(basis: Basis, paths: list[Path], encoder_folder: Path) -> Coefficients:
     from transformers.utils import logging as transformers_logging  # seconds to import
 
     from ..encoder import family_of, load_image_encoder
@@ -144,4 +101,5 @@ def _embed_images(basis: Basis, paths: list[Path], encoder_folder: Path) -> Tens
             f"the {encoder.family} model {encoder.encoder_id} gives {encoder.embedding_dim}. Pass the folder of "
             f"{encoder_id} as --encoder."
         )
-    return embed_analogy(basis.settings, encoder.embed, *images, preprocessing=encoder.preprocessing)
+    embedding = embed_analogy(basis.settings, encoder.embed, *images, preprocessing=encoder.preprocessing)
+    return encode_coefficients(basis, embedding)

@@ -25,9 +25,9 @@ def finite(value: float | list[float] | None) -> float | list[float] | None:
     return value
 
 
-def safetensors_path(path: Path) -> Path:
+def safetensors_path(path: Path | None) -> Path | None:
     """Check the name of a file to write; typer callback."""
-    if path.suffix != ".safetensors":
+    if path is not None and path.suffix != ".safetensors":
         raise typer.BadParameter(f"{path} does not end in .safetensors.")
     return path
 

@@ -6,16 +6,9 @@ import pytest
 import torch
 
 from benchmarks.synthetic_basis import layer_sizes
-from lorweb_core.adjustment import (
-    PART_NAMES,
-    adjust_coefficients,
-    keep_strongest,
-    part_factors,
-    parts_of_layer,
-)
+from lorweb_core.adjustment import PART_NAMES, adjust_coefficients, parts_of_layers
 from lorweb_core.coefficients import encode_coefficients, require_coefficients_of, with_layers
 from lorweb_core.errors import SettingsError, ShapeError
-from lorweb_core.layer_names import parse_layer_name
 from lorweb_core.mixing import layer_delta
 from lorweb_core.settings import RouterSettings
 from tests.synthetic import make_basis
@@ -93,16 +86,6 @@ def test_top_k_keeps_the_largest_magnitudes_and_of_equal_ones_the_first():
     torch.testing.assert_close(scaled, torch.tensor([[0, -0.4 / 0.7, 0.3 / 0.7, 0], [0.5, 0.5, 0, 0]]))
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 5, 31])
-def test_top_k_keeps_what_a_stable_sort_has_first_also_among_equal_ones(top_k):
-    generator = torch.Generator().manual_seed(0)
-    plain = torch.randn(7, 3, 32, generator=generator)
-    for values in (plain, plain.round(), plain.round() * 0):
-        order = values.abs().argsort(dim=-1, descending=True, stable=True)[..., :top_k]
-        expected = torch.zeros_like(values).scatter(-1, order, values.gather(-1, order))
-        assert torch.equal(keep_strongest(values, top_k, renormalize=False), expected)
-
-
 def test_renormalized_layers_keep_their_sum():
     for options in ({"top_k": 1}, {"top_k": 3}, {"temperature": 0.3, "top_k": 2}):
         for mix in adjust_coefficients(analogy(), **options)["layers"].values():
@@ -115,30 +98,35 @@ def test_layers_of_zeros_stay_zero():
 
 
 def test_every_part_strength_scales_the_delta_of_its_layers_and_no_other():
+    parts = parts_of_layers(BASIS.layers)
     for part in PART_NAMES:
         adjusted = adjust_coefficients(analogy(), part_strengths={part: -0.5})
         for name, layer in BASIS.layers.items():
-            factor = -0.5 if part in parts_of_layer(parse_layer_name(name), block_count=1) else 1.0
+            factor = -0.5 if part in parts[name] else 1.0
             before, after = (layer_delta(layer, c["layers"][name][0]) for c in (analogy(), adjusted))
             torch.testing.assert_close(after, factor * before)
 
 
 def test_parts_of_the_full_model_are_those_of_its_names():
-    factors = part_factors(
-        FULL_MODEL, {"modulation": 2, "context": 3, "early": 5, "middle": 7, "late": 11, "single": 13}
-    )
-    assert factors["transformer_blocks.0.norm1_context.linear"] == 2 * 3 * 5
-    assert factors["transformer_blocks.5.attn.to_q"] == 5 and factors["transformer_blocks.6.attn.to_q"] == 7
-    assert factors["transformer_blocks.12.ff.net.2"] == 7 and factors["transformer_blocks.13.ff.net.2"] == 11
-    assert factors["single_transformer_blocks.12.proj_out"] == 5 * 13
-    assert factors["single_transformer_blocks.13.proj_mlp"] == 7 * 13
-    assert factors["single_transformer_blocks.37.norm.linear"] == 2 * 11 * 13
-    assert part_factors(["proj_out", "x_embedder"], dict.fromkeys(PART_NAMES, 9.0)) == {"proj_out": 1, "x_embedder": 1}
+    parts = parts_of_layers([*FULL_MODEL, "proj_out", "x_embedder"])
+    for name, expected in {
+        "transformer_blocks.0.norm1_context.linear": "modulation context early double",
+        "transformer_blocks.5.attn.to_q": "attention early double",
+        "transformer_blocks.6.attn.to_q": "attention middle double",
+        "transformer_blocks.12.ff.net.2": "mlp middle double",
+        "transformer_blocks.13.ff.net.2": "mlp late double",
+        "single_transformer_blocks.12.proj_out": "mlp early single",
+        "single_transformer_blocks.13.proj_mlp": "mlp middle single",
+        "single_transformer_blocks.37.norm.linear": "modulation late single",
+        "proj_out": "",
+        "x_embedder": "",
+    }.items():
+        assert parts[name] == expected.split()
 
 
 def test_thirds_of_a_block_list_are_equal_up_to_one_block():
     for kind, count in (("transformer_blocks", 19), ("single_transformer_blocks", 38)):
-        parts = [parts_of_layer(parse_layer_name(f"{kind}.{i}.attn.to_q"), block_count=count) for i in range(count)]
+        parts = parts_of_layers([f"{kind}.{index}.attn.to_q" for index in range(count)]).values()
         sizes = [sum(third in part for part in parts) for third in ("early", "middle", "late")]
         assert sum(sizes) == count and max(sizes) - min(sizes) <= 1
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from lorweb_core.averaging import average_analogies
+from lorweb_core.basis import Basis, LayerBasis
 from lorweb_core.coefficients import encode_coefficients
 from lorweb_core.errors import SettingsError, ShapeError
+from lorweb_core.settings import RouterSettings
 from tests.synthetic import make_basis
 
 BASIS = make_basis()
@@ -53,6 +55,15 @@ def test_a_pair_that_shows_another_edit_is_named():
     assert spread.outliers == ("pair 4",)
     first_line, worst, *_ = spread.describe().splitlines()
     assert "6 pairs" in first_line and "pair 4  <- outlier" in worst
+
+
+def test_a_pair_a_little_further_away_than_equal_ones_is_no_outlier():
+    layer = LayerBasis(torch.ones(6, 1, 2), torch.ones(6, 2, 1), keys=torch.eye(6))
+    basis = Basis({"layer": layer}, RouterSettings(query_mode="caa'"), basis_id="0")
+    given = [2.0 * row[None] for row in torch.eye(6)]  # each pair uses an adapter of its own
+    given[5] *= 1.2
+    _, spread = average_analogies(basis, given, names=names(6))
+    assert max(spread.distances) == spread.distances[5] > 1.1 * spread.distances[0] and spread.outliers == ()
 
 
 def test_few_pairs_are_not_called_outliers():

@@ -43,6 +43,10 @@ BAD_TENSORS = {
         lambda tensors: tensors | {f"x{i}": torch.ones(1) for i in range(4)},
         r"has 4 unexpected tensors \(x0, x1, x2, …\) beside those of 4 layers",
     ),
+    "no layer name": (
+        lambda tensors: tensors | {"transformer.lora_A": torch.ones(4, 2, 2)},
+        r"has 1 unexpected tensors \(transformer.lora_A\)",
+    ),
     "no prefix": (
         lambda tensors: {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()},
         "has 16 other tensors",
@@ -56,13 +60,13 @@ BAD_TENSORS = {
     "query widths": (reshaped("att_lora_to_q.weight", 8, 9), rf"width 18, but 1 of 4 another \({FIRST}\)\."),
     "rank": (
         reshaped("lora_B", 4, 3, 12),
-        rf"lora_B of layer {FIRST} is \[4, 3, 12\]; as \[N,r,out\] with r = 2 in lora_A it does not fit",
+        rf"In layer {FIRST} of .*, lora_up is \[4, 12, 3\], not \[N, out, r\] with r = 2 as in lora_down",
     ),
-    "basis size": (reshaped("lora_keys", 5, 8), r"lora_keys .* is \[5, 8\]; as \[N,K\] with N = 4 in lora_A"),
-    "key width": (reshaped("att_lora_to_q.weight", 7, 18), r"is \[7, 18\]; .* with K = 8 in lora_keys"),
-    "bias": (reshaped("lora_B_bias", 4, 11), r"is \[4, 11\]; .* with out = 12 in lora_B"),
-    "two-dimensional lora_A": (reshaped("lora_A", 12, 2), r"lora_A .* is \[12, 2\], not \[N,in,r\]"),
-    "empty": (reshaped("lora_A", 0, 12, 2), r"is \[0, 12, 2\], not"),
+    "basis size": (reshaped("lora_keys", 5, 8), r"keys is \[5, 8\], not \[N, K\] with N = 4 as in lora_down"),
+    "key width": (reshaped("att_lora_to_q.weight", 7, 18), r"is \[7, 18\], not .* with K = 8 as in keys"),
+    "bias": (reshaped("lora_B_bias", 4, 11), r"is \[4, 11\], not .* with out = 12 as in lora_up"),
+    "two-dimensional lora_A": (reshaped("lora_A", 12, 2), r"lora_down is \[12, 2\], not \[N, r, in\]"),
+    "empty": (reshaped("lora_A", 0, 12, 2), r"is \[0, 2, 12\], not"),
     "NaN": (with_number("lora_A", float("nan")), rf"1 of 96 numbers of transformer.{FIRST}.lora_A are NaN or"),
     "infinity": (with_number("lora_B", float("inf")), "1 of 96 numbers of .*lora_B"),
     "negative infinity": (with_number("lora_keys", -float("inf")), "1 of 32 numbers of .*lora_keys"),
@@ -144,7 +148,7 @@ OTHER_FILES = {
 
 
 @pytest.mark.parametrize(("write", "message"), OTHER_FILES.values(), ids=OTHER_FILES)
-def test_other_files_are_told_apart(tmp_path, write, message):
+def test_other_kinds_of_files_are_recognized_and_refused(tmp_path, write, message):
     path = tmp_path / "bad.safetensors"
     write(path)
     with pytest.raises((CheckpointError, FileError), match=message):

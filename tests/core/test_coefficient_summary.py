@@ -131,15 +131,6 @@ def test_one_mix_is_compared_with_each_of_several():
             assert torch.equal(compared.cosine, expected.cosine) and compared.distance == expected.distance > 0
 
 
-def test_a_comparison_looks_at_one_mix_of_a_batch_only():
-    damaged = analogy(0, 3)
-    damaged["layers"][FIRST] = torch.full((3, 4), torch.nan)
-    damaged["layers"][FIRST][1] = 0.25
-    assert compare(damaged, analogy(1, 3), mix=1).distance > 0
-    with pytest.raises(ShapeError, match="finite"):
-        compare(damaged, analogy(1, 3), mix=2)
-
-
 def test_mixes_that_do_not_exist_and_other_bases_are_refused():
     with pytest.raises(ShapeError, match=r"no mix 2: these coefficients have 2.*0 … 1"):
         tabulate(analogy(), mix=2)

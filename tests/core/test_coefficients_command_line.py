@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from lorweb_core.adjustment import adjust_coefficients
 from lorweb_core.blending import blend_coefficients, sweep_analogies
@@ -136,18 +135,8 @@ def test_plot_on_a_full_disk_leaves_the_old_image(run, files, tmp_path):
     image = tmp_path / "map.png"
     image.write_text("old")
     with disk_full_after(100):
-        assert_refused(run("plot", files[0], "-o", image), "able to write")
+        assert_refused(run("plot", files[0], "-o", image), "cannot be written")
     assert image.read_text() == "old" and not list(tmp_path.glob("*.tmp"))
-
-
-def test_mix_writes_and_reads_coefficient_files(run, basis_file, tmp_path):
-    embeddings, kept = tmp_path / "embeddings.safetensors", tmp_path / "kept.safetensors"
-    save_file({"query_embedding": torch.randn(1, 18, generator=torch.Generator().manual_seed(0))}, embeddings)
-    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
-    assert run("mix", basis_file, "--embeddings", embeddings, "-o", first, "--coefficients-out", kept)[0] == 0
-    assert run("mix", basis_file, "--coefficients", kept, "-o", second)[0] == 0
-    tensors = load_file(first)
-    assert tensors and all(torch.equal(tensor, load_file(second)[name]) for name, tensor in tensors.items())
 
 
 def test_errors_are_short_messages(run, files, basis_file, tmp_path):
@@ -173,7 +162,6 @@ def test_errors_are_short_messages(run, files, basis_file, tmp_path):
     assert_refused(run("adjust", files[0], "--temperature", "warm", *out), "--temperature")
     assert_refused(run("plot", files[0], "--mix", 2, "-o", tmp_path / "x.png"), "0 … 1", "no mix 2")
     assert_refused(run("plot", files[0], "-o", tmp_path / "x.jpg"), ".png")
-    assert_refused(run("plot", files[0], "-o", tmp_path / "no" / "x.png"), "able to write")
+    assert_refused(run("plot", files[0], "-o", tmp_path / "no" / "x.png"), "cannot be written")
     assert_refused(run("mix", other, "--coefficients", files[0], *out), "other", "basis")
-    assert_refused(run("mix", basis_file, "--coefficients", files[0], "--embeddings", files[0], *out), "either")
     assert not (tmp_path / "out.safetensors").exists()

@@ -176,7 +176,7 @@ def test_layers_whose_names_would_steer_a_terminal_are_refused_without_doing_so(
     assert "\x1b" not in str(raised.value)
 
 
-def test_a_file_without_a_note_or_a_name_of_the_basis_is_welcome(saved):
+def test_a_file_without_a_note_or_a_name_of_the_basis_is_read(saved):
     def strip(header):
         content = json.loads(header["__metadata__"][METADATA_KEY])
         del content["note"], content["settings"]["basis_name"]

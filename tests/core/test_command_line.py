@@ -9,9 +9,11 @@ import pytest
 import torch
 import typer
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from lorweb_core.checkpoint import load_basis
+from lorweb_core.coefficients import encode_coefficients
+from lorweb_core.coefficients_file import load_coefficients, save_coefficients
 from lorweb_core.command_line import COMMANDS, app
 from lorweb_core.mixing import layer_delta
 from lorweb_core.settings import RouterSettings
@@ -24,17 +26,14 @@ GOLDEN = ROOT / "tests" / "golden"
 IMAGES = GOLDEN / "images"
 
 
-@pytest.fixture
-def embeddings(tmp_path):
-    """Write the query embeddings of a golden case and return the file."""
+def write_coefficients(path, basis_path, query):
+    """Write the coefficients that a basis gives for query embeddings, and return the path."""
+    save_coefficients(path, encode_coefficients(load_basis(basis_path), query))
+    return path
 
-    def write(case):
-        path = tmp_path / f"embeddings_{case}.safetensors"
-        query = load_file(GOLDEN / f"io_{case}.safetensors")["in.external_query"]
-        save_file({"query_embedding": query}, path)
-        return path
 
-    return write
+def golden_query(case):
+    return load_file(GOLDEN / f"io_{case}.safetensors")["in.external_query"]
 
 
 def assert_refused(result, *parts):
@@ -101,6 +100,8 @@ def test_inspect_prints_what_a_basis_holds(run):
     assert (code, err) == (0, [])
     for part in (
         "Layers:        40",
+        f"Basis id:      {load_basis(golden_basis('C')).basis_id}",
+        f"Parameters:    {sum(tensor.numel() for tensor in load_file(golden_basis('C')).values()):,}",
         "Basis size N:  4",
         "Rank r:        1",
         "Key width:     8",
@@ -112,30 +113,17 @@ def test_inspect_prints_what_a_basis_holds(run):
         assert part in text
 
 
-def test_inspect_gives_json(run):
-    code, out, _ = run("inspect", golden_basis("C"), "--json")
-    facts = json.loads("\n".join(out))
-    basis = load_basis(golden_basis("C"))
-    assert code == 0
-    assert (facts["basis_id"], facts["layer_count"], facts["basis_size"]) == (basis.basis_id, 40, [4])
-    assert RouterSettings(**facts["settings"]) == basis.settings
-    assert facts["parameters"] == sum(tensor.numel() for tensor in load_file(golden_basis("C")).values())
-    assert facts["layers"]["transformer_blocks.0.ff.net.2"]["in"] == 128
-
-
 @pytest.mark.parametrize("case", "ABCDEFGH")
-def test_mix_reproduces_the_golden_coefficients_and_their_lora(run, tmp_path, embeddings, case):
+def test_mix_reproduces_the_golden_coefficients_and_their_lora(run, tmp_path, case):
     recorded = load_file(GOLDEN / f"io_{case}.safetensors")
-    coefficients_path, output = tmp_path / "c.json", tmp_path / "out.safetensors"
-    code, out, err = run(
-        "mix", golden_basis(case), "--embeddings", embeddings(case), "-o", output, "--dtype", "fp32",
-        "--coefficients-out", coefficients_path,
-    )  # fmt: skip
+    given, output = tmp_path / "given.safetensors", tmp_path / "out.safetensors"
+    write_coefficients(given, golden_basis(case), golden_query(case))
+    code, out, err = run("mix", golden_basis(case), "--coefficients", given, "-o", output, "--dtype", "fp32")
     assert (code, err) == (0, [])
-    coefficients = json.loads(coefficients_path.read_text())
-    batch = len(recorded["in.external_query"])
+    coefficients = load_coefficients(given).coefficients["layers"]
+    batch = len(golden_query(case))
     outputs = [output] if batch == 1 else [tmp_path / f"out-{index:03d}.safetensors" for index in range(batch)]
-    assert len(out) == 1 + batch
+    assert len(out) == batch
     assert sorted(tmp_path.glob("out*")) == outputs
     basis = load_basis(golden_basis(case))
     assert coefficients.keys() == basis.layers.keys()
@@ -143,18 +131,24 @@ def test_mix_reproduces_the_golden_coefficients_and_their_lora(run, tmp_path, em
         deltas = deltas_of(path)
         for name, layer in basis.layers.items():
             expected = recorded[f"coeff.{name}"][index]
-            torch.testing.assert_close(torch.tensor(coefficients[name])[index], expected, atol=2e-6, rtol=0)
+            torch.testing.assert_close(coefficients[name][index], expected, atol=2e-6, rtol=0)
             torch.testing.assert_close(deltas[name], layer_delta(layer, expected), atol=1e-5, rtol=1e-4)
 
 
-def test_mix_takes_flat_embeddings_strength_rank_and_settings(run, tmp_path):
-    basis_path = write_reference(tmp_path / "basis.safetensors")
+def images_of(encoder):
+    """Options of `mix` for three images and a tiny image encoder, which is written into a folder."""
+    write_tiny_clip(encoder)
+    images = (IMAGES / f"q0_{part}.png" for part in ("a", "ap", "b"))
+    return ("--a", next(images), "--a-prime", next(images), "--b", next(images), "--encoder", encoder)
+
+
+def test_mix_takes_strength_rank_and_settings(run, tmp_path):
+    basis_path = write_reference(tmp_path / "basis.safetensors", query_dim=36)
     (tmp_path / "basis.yaml").write_text(
-        "activation: softmax\nheads: 1\nreduction: mean\nquery_mode: cat-aa'b\nencoder: x"
+        "activation: softmax\nheads: 1\nreduction: mean\nquery_mode: cat-aa'b\nencoder: clip"
     )
     (tmp_path / "other.yaml").write_text("activation: tanh")
-    save_file({"query_embedding": torch.ones(1, 18, dtype=torch.bfloat16)}, tmp_path / "e.safetensors")
-    common = ("mix", basis_path, "--embeddings", tmp_path / "e.safetensors", "--dtype", "fp32", "-o")
+    common = ("mix", basis_path, *images_of(tmp_path / "clip"), "--dtype", "fp32", "-o")
     assert run(*common, tmp_path / "a.safetensors")[0] == 0
     assert run(*common, tmp_path / "b.safetensors", "--strength", "-2")[0] == 0
     assert run(*common, tmp_path / "c.safetensors", "--rank", "3")[0] == 0
@@ -167,33 +161,19 @@ def test_mix_takes_flat_embeddings_strength_rank_and_settings(run, tmp_path):
     assert ranks == {3}
 
 
-def test_mix_takes_three_images(run, tmp_path):
-    encoder = tmp_path / "clip"
-    write_tiny_clip(encoder)
-    output, coefficients = tmp_path / "out.safetensors", tmp_path / "c.json"
-    words = ("--a", IMAGES / "q0_a.png", "--a-prime", IMAGES / "q0_ap.png", "--b", IMAGES / "q0_b.png")
-    result = run(
-        "mix", golden_basis("A"), *words, "--encoder", encoder, "-o", output, "--coefficients-out", coefficients
-    )
+def test_mix_takes_three_images_and_keeps_their_coefficients(run, tmp_path):
+    output, kept, again = (tmp_path / f"{name}.safetensors" for name in ("out", "kept", "again"))
+    words = images_of(tmp_path / "clip")
+    result = run("mix", golden_basis("A"), *words, "-o", output, "--coefficients-out", kept)
     assert result[0] == 0, result
     assert len(deltas_of(output)) == 40
     recorded = load_file(GOLDEN / "query.safetensors")
     query = torch.cat([recorded[f"q0.embed.{part}"].flatten() for part in ("a", "ap", "b")])
-    save_file({"query_embedding": query[None]}, tmp_path / "e.safetensors")
-    from_embedding = tmp_path / "c2.json"
-    run(
-        "mix",
-        golden_basis("A"),
-        "--embeddings",
-        tmp_path / "e.safetensors",
-        "-o",
-        output,
-        "--coefficients-out",
-        from_embedding,
-    )
-    first, second = json.loads(coefficients.read_text()), json.loads(from_embedding.read_text())
-    for name in first:
-        torch.testing.assert_close(torch.tensor(first[name]), torch.tensor(second[name]), atol=2e-6, rtol=0)
+    expected = encode_coefficients(load_basis(golden_basis("A")), query[None])["layers"]
+    for name, values in load_coefficients(kept).coefficients["layers"].items():
+        torch.testing.assert_close(values, expected[name], atol=2e-6, rtol=0)
+    assert run("mix", golden_basis("A"), "--coefficients", kept, "-o", again)[0] == 0
+    assert all(torch.equal(tensor, load_file(again)[name]) for name, tensor in load_file(output).items())
 
 
 def test_mix_of_images_reports_every_error(run, tmp_path):
@@ -267,8 +247,10 @@ def test_convert_for_the_reference_refuses_what_the_reference_cannot_read(run, t
     assert_refused(run("convert", biased, output, "--for-reference"), "per-adapter biases in 4 layers")
     single = write_reference(tmp_path / "single.safetensors", sizes={"a": (4, 4)}, metadata={"lorweb": HEADER})
     assert_refused(run("convert", single, output, "--for-reference"), "a single layer")
-    (output.parent / "config.yaml").write_text("mine: true")
-    assert_refused(run("convert", golden_basis("A"), output, "--for-reference"), "already exists with other content")
+    for other in ("mine: true", "# mine" * 1000):
+        (output.parent / "config.yaml").write_text(other)
+        result = run("convert", golden_basis("A"), output, "--for-reference")
+        assert_refused(result, "already exists with other content")
     assert [path.name for path in output.parent.iterdir()] == ["config.yaml"]
 
 
@@ -288,7 +270,7 @@ def test_convert_takes_settings_that_a_file_lacks(run, tmp_path):
     assert load_basis(output).settings == RouterSettings("tanh", 2, "sum", "caa'", "me/mine")
 
 
-def test_an_input_is_never_overwritten(run, tmp_path, embeddings):
+def test_an_input_is_never_overwritten(run, tmp_path):
     basis = write_reference(tmp_path / "basis.safetensors", metadata={"lorweb": HEADER})
     link = tmp_path / "link.safetensors"
     link.symlink_to(basis)
@@ -296,12 +278,12 @@ def test_an_input_is_never_overwritten(run, tmp_path, embeddings):
     assert_refused(run("convert", basis, basis), "also an input", "another name")
     assert_refused(run("convert", basis, link), "also an input")
     numbered = tmp_path / "e-001.safetensors"
-    save_file({"query_embedding": torch.ones(2, 18)}, numbered)
+    write_coefficients(numbered, basis, torch.ones(2, 18))
     content = numbered.read_bytes()
-    assert_refused(run("mix", basis, "--embeddings", numbered, "-o", basis), "also an input")
-    assert_refused(run("mix", basis, "--embeddings", numbered, "-o", tmp_path / "e.safetensors"), "also an input")
+    assert_refused(run("mix", basis, "--coefficients", numbered, "-o", basis), "also an input")
+    assert_refused(run("mix", basis, "--coefficients", numbered, "-o", tmp_path / "e.safetensors"), "also an input")
     same = tmp_path / "x.safetensors"
-    words = ("mix", basis, "--embeddings", numbered, "-o", same, "--coefficients-out", same)
+    words = ("mix", basis, "--coefficients", numbered, "-o", same, "--coefficients-out", same)
     assert_refused(run(*words), "also another output")
     assert basis.read_bytes() == before and numbered.read_bytes() == content
     assert not (tmp_path / "e-000.safetensors").exists()
@@ -312,14 +294,15 @@ def test_an_input_is_never_overwritten(run, tmp_path, embeddings):
     [
         ("blnd", ["No such command 'blnd'"]),
         ("inspect", ["Missing argument 'BASIS'"]),
-        ("mix B -o o.safetensors", ["--embeddings, or --coefficients, or --a", "missing: --a, --a-prime, --b, --enc"]),
+        ("mix B -o o.safetensors", ["either --coefficients, or --a", "missing: --a, --a-prime, --b, --encoder"]),
         ("mix B --a x.png -o o.safetensors", ["missing: --a-prime, --b, --encoder"]),
-        ("mix B --embeddings e --a x -o o.safetensors", ["either --embeddings, or", "exclude each other"]),
-        ("mix B --embeddings e -o o.pt", ["o.pt does not end in .safetensors"]),
-        ("mix B --embeddings e -o o.safetensors --strength nan", ["--strength", "nan is not a finite number"]),
-        ("mix B --embeddings e -o o.safetensors --strength much", ["--strength", "number"]),
-        ("mix B --embeddings e -o o.safetensors --rank -1", ["--rank"]),
-        ("mix B --embeddings e -o o.safetensors --dtype fp8", ["--dtype", "'fp8'"]),
+        ("mix B --coefficients c --a x -o o.safetensors", ["either --coefficients, or", "exclude each other"]),
+        ("mix B --coefficients c -o o.pt", ["o.pt does not end in .safetensors"]),
+        ("mix B --coefficients c -o o.safetensors --coefficients-out c.json", ["c.json does not end in .safetensors"]),
+        ("mix B --coefficients c -o o.safetensors --strength nan", ["--strength", "nan is not a finite number"]),
+        ("mix B --coefficients c -o o.safetensors --strength much", ["--strength", "number"]),
+        ("mix B --coefficients c -o o.safetensors --rank -1", ["--rank"]),
+        ("mix B --coefficients c -o o.safetensors --dtype fp8", ["--dtype", "'fp8'"]),
     ],
 )
 def test_a_usage_error_is_a_short_message(run, words, parts):
@@ -331,25 +314,15 @@ def test_without_a_command_it_prints_its_help(run):
     assert (code, out) == (2, []) and "Commands:" in err
 
 
-def test_wrong_files_are_one_line(run, tmp_path, embeddings):
+def test_wrong_files_are_one_line(run, tmp_path):
     output = ("-o", tmp_path / "o.safetensors")
-    good = embeddings("A")
-    save_file({"embedding": torch.ones(1, 36)}, tmp_path / "name.safetensors")
-    save_file({"query_embedding": torch.ones(1, 36, dtype=torch.int32)}, tmp_path / "integer.safetensors")
-    save_file({"query_embedding": torch.ones(1, 12)}, tmp_path / "narrow.safetensors")
-    save_file({"query_embedding": torch.ones(36)}, tmp_path / "flat.safetensors")
-    save_file({"query_embedding": torch.full((1, 36), float("nan"))}, tmp_path / "nan.safetensors")
+    good = write_coefficients(tmp_path / "good.safetensors", golden_basis("A"), golden_query("A"))
     (tmp_path / "broken.safetensors").write_bytes(b"PK\x03\x04" + b"\x00" * 99)
     (tmp_path / "bad.yaml").write_text("heads: 3")
 
-    def mix(embedding, *words, basis=None):
-        return run("mix", basis or golden_basis("A"), "--embeddings", tmp_path / embedding, *output, *words)
+    def mix(coefficients, *words, basis=None):
+        return run("mix", basis or golden_basis("A"), "--coefficients", tmp_path / coefficients, *output, *words)
 
-    assert_refused(mix("name.safetensors"), "not one floating-point tensor query_embedding", "embedding (F32)")
-    assert_refused(mix("integer.safetensors"), "query_embedding (I32)")
-    assert_refused(mix("narrow.safetensors"), "width 36", "is 12 wide")
-    assert_refused(mix("flat.safetensors"), "shape [36]")
-    assert_refused(mix("nan.safetensors"), "holds NaN or infinity")
     assert_refused(mix("broken.safetensors"), "PyTorch pickle")
     assert_refused(mix("missing.safetensors"), "There is no file")
     assert_refused(mix(good.name, "--settings", tmp_path / "bad.yaml"), "heads is 3, which does not divide")
@@ -357,7 +330,8 @@ def test_wrong_files_are_one_line(run, tmp_path, embeddings):
     assert_refused(mix(good.name, basis=golden_basis("J")), "internal query")
     assert_refused(run("inspect", tmp_path), "is a folder, not a file")
     biased = write_reference(tmp_path / "biased.safetensors", bias=True, query_dim=36, metadata={"lorweb": HEADER})
-    assert_refused(mix(good.name, basis=biased), "4 layers", "per-adapter biases")
+    own = write_coefficients(tmp_path / "own.safetensors", biased, golden_query("A"))
+    assert_refused(mix(own.name, basis=biased), "4 layers", "per-adapter biases")
     missing = tmp_path / "missing" / "o.safetensors"
-    assert_refused(run("convert", golden_basis("A"), missing), "able to write", "No such file", "existing folder")
+    assert_refused(run("convert", golden_basis("A"), missing), "cannot be written", "No such file", "existing folder")
     assert not (tmp_path / "o.safetensors").exists()

@@ -75,10 +75,10 @@ def test_a_folder_describes_its_encoder(tiny_clip):
 
 
 def test_bfloat16_weights_give_float32_embeddings_close_by(tiny_clip):
-    picture = golden_picture("images/q0_a.png")
-    embedding = load_image_encoder(tiny_clip, dtype=torch.bfloat16).embed(picture)
+    image = golden_picture("images/q0_a.png")
+    embedding = load_image_encoder(tiny_clip, dtype=torch.bfloat16).embed(image)
     assert embedding.dtype == torch.float32
-    assert torch.cosine_similarity(embedding, load_image_encoder(tiny_clip).embed(picture)).item() > 0.99
+    assert torch.cosine_similarity(embedding, load_image_encoder(tiny_clip).embed(image)).item() > 0.99
 
 
 def test_a_whole_clip_is_read_without_its_text_tower(whole_clip):

@@ -97,6 +97,16 @@ def test_a_smaller_rank_reports_what_it_keeps(tmp_path):
     assert "4 layers, rank 2, energy kept" in report.describe()
 
 
+def test_a_rank_above_a_layers_width_keeps_that_width_and_the_whole_delta(tmp_path):
+    basis = make_basis(sizes={"transformer_blocks.0.attn.to_q": (4, 6)}, rank=3)
+    mixes = mixes_of(basis)
+    report = export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes, rank=10, dtype=torch.float32)
+    assert report.rank == 4
+    for name, delta in read_deltas(tmp_path / "lora.safetensors").items():
+        expected = layer_delta(basis.layers[name], mixes[name])
+        torch.testing.assert_close(delta, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+
+
 def test_the_header_says_where_the_file_comes_from(tmp_path):
     basis = make_basis()
     export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis), strength=0.5, rank=3)
@@ -131,9 +141,17 @@ def test_a_file_never_holds_nan_or_infinity(tmp_path, rank, strength, dtype):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_delta_beyond_float32_has_no_smaller_rank(tmp_path):
+    basis = make_basis()
+    for layer in basis.layers.values():
+        layer.lora_up.mul_(1e15)
+    with pytest.raises(OutputError, match=r"overflows float32 at strength 1e\+30"):
+        export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis), strength=1e30, rank=1)
+
+
 def test_a_path_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     basis, layers = make_basis(), []
-    with pytest.raises(OutputError, match="to be able to write"):
+    with pytest.raises(OutputError, match="cannot be written"):
         export_mixed_lora(
             tmp_path / "none" / "lora.safetensors", basis, mixes_of(basis), rank=1, on_layer=lambda: layers.append(1)
         )

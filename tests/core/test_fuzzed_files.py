@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from lorweb_core.checkpoint import load_basis
 from lorweb_core.coefficients_file import METADATA_KEY, load_coefficients
 from lorweb_core.command_line import main as core_main
-from lorweb_core.command_line.mix import EMBEDDING_NAME, read_embeddings
 from lorweb_core.errors import LoRWeBError
 from tests.basis_files import write_raw, write_reference
 from tests.synthetic import SIZES
@@ -73,7 +72,6 @@ KINDS = {
         lambda path: load_basis(path.with_name("basis.safetensors"), settings=path),
     ),
     "coefficients.safetensors": (write_coefficients, load_coefficients),
-    "embeddings.safetensors": (lambda path: save_file({EMBEDDING_NAME: torch.ones(1, 6)}, path), read_embeddings),
     "config.yaml": (write(CONFIG), read_config),
     "pairs.jsonl": (write(f"{json.dumps(PAIR)}\n{json.dumps({**PAIR, 'id': '2'})}\n"), PairIndex.read_index),
     "task.toml": (write('caption = "gold"\nweight = 2.0\nsplit = "val"\n'), read_task_settings),
@@ -258,7 +256,7 @@ PLACES = {name: KINDS[name] for name in KINDS if name != "reply.txt"}
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices are POSIX")
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
 @pytest.mark.parametrize("name", PLACES)
-def test_pipes_and_devices_are_refused_or_passed_over(tmp_path, name, make):
+def test_pipes_and_devices_are_refused_or_skipped(tmp_path, name, make):
     path, read = prepare(tmp_path, name)
     path.unlink()
     make(path)

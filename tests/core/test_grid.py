@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lorweb_core.errors import ImageError, SettingsError, ShapeError
-from lorweb_core.grid import CROP_TOLERANCE, FITS, Layout, build_grid, reference_grid, undo_grid
+from lorweb_core.grid import CROP_TOLERANCE, FITS, build_grid, reference_grid, undo_grid
 from lorweb_core.images import from_pil, to_pil
 from tests.images import GOLDEN, golden_image, noise, smooth
 
-GRIDS = json.loads((GOLDEN / "grid.json").read_text())
+GRIDS = [case for case in json.loads((GOLDEN / "grid.json").read_text()) if case["max_size"] is None]
 
 #: The reference run resized with Pillow 13; 12 gives up to 3 of 255 levels more or less in 0.7 % of the values.
 PILLOW_LEVELS = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 3
@@ -27,23 +27,17 @@ megapixels = st.floats(0.05, 0.3)
 
 
 def build(size_a, size_a_prime, size_b, **options):
-    pictures = [noise(*size, seed=seed) for seed, size in enumerate((size_a, size_a_prime, size_b))]
-    return pictures, *build_grid(*pictures, **options)
+    images = [noise(*size, seed=seed) for seed, size in enumerate((size_a, size_a_prime, size_b))]
+    return images, *build_grid(*images, **options)
 
 
 @pytest.mark.parametrize("case", GRIDS, ids=lambda case: case["grid"])
 def test_reference_grid_equals_the_reference_run(case):
-    pictures = (golden_image(case[name]) for name in ("a", "a_prime", "b"))
-    grid = reference_grid(*pictures, max_size=case["max_size"])
+    images = (golden_image(case[name]) for name in ("a", "a_prime", "b"))
+    grid = reference_grid(*images)
     assert list(grid.size) == case["grid_wh"]
     difference = np.abs(np.asarray(grid).astype(int) - np.asarray(golden_image(case["grid"])))
     assert difference.max() <= PILLOW_LEVELS
-
-
-def test_reference_grid_refuses_a_size_at_which_nothing_is_left():
-    strip = golden_image("images/g0_a.png").resize((200, 2))
-    with pytest.raises(ImageError, match="grid of 400×4 px when resized to 20 px"):
-        reference_grid(strip, strip, strip, max_size=20)
 
 
 def test_a_square_b_fills_the_grid_of_one_megapixel_without_padding_or_resampling():
@@ -102,9 +96,8 @@ def test_padding_is_the_repeated_edge_and_is_removed_exactly(size_b, megapixels,
 
 @given(size_a=sizes, size_a_prime=sizes, size_b=sizes, fit=st.sampled_from(FITS))
 @settings(max_examples=60, deadline=None)
-def test_a_layout_survives_json_and_lies_inside_its_images(size_a, size_a_prime, size_b, fit):
+def test_a_layout_lies_inside_its_images(size_a, size_a_prime, size_b, fit):
     _, _, layout = build(size_a, size_a_prime, size_b, megapixels=0.05, fit=fit)
-    assert Layout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
     content = (layout.content_height, layout.content_width)
     for placement, size in ((layout.image_a, size_a), (layout.image_a_prime, size_a_prime)):
         for box, frame in ((placement.source, size), (placement.target, content)):
@@ -191,8 +184,8 @@ def test_one_pair_for_all_b_or_one_per_b_gives_the_grids_of_single_calls(pairs):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_grid_has_the_dtype_of_b(dtype):
-    pictures = [noise(40, 56, seed=seed).to(dtype) for seed in range(3)]
-    grid, layout = build_grid(*pictures, megapixels=0.05)
+    images = [noise(40, 56, seed=seed).to(dtype) for seed in range(3)]
+    grid, layout = build_grid(*images, megapixels=0.05)
     assert grid.dtype == dtype
     assert undo_grid(grid, layout).dtype == dtype
 
@@ -209,11 +202,11 @@ def test_resampling_is_pils_bicubic_without_its_8_bit_rounding(size):
 
 
 def test_the_inputs_are_left_as_they_were():
-    pictures = [noise(40, 56, seed=seed) for seed in range(3)]
-    copies = [picture.clone() for picture in pictures]
-    grid, layout = build_grid(*pictures, megapixels=0.05)
+    images = [noise(40, 56, seed=seed) for seed in range(3)]
+    copies = [image.clone() for image in images]
+    grid, layout = build_grid(*images, megapixels=0.05)
     undo_grid(grid, layout)
-    assert all(torch.equal(picture, copy) for picture, copy in zip(pictures, copies, strict=True))
+    assert all(torch.equal(image, copy) for image, copy in zip(images, copies, strict=True))
 
 
 @pytest.mark.parametrize("factor", [2, 3])
@@ -250,28 +243,22 @@ def test_a_image_of_another_aspect_is_no_grid_of_this_layout(size):
 
 
 def test_bad_options_are_refused():
-    picture = noise(16, 16)
+    image = noise(16, 16)
     for value in (0.009, 4.1, float("nan"), -1.0):
         with pytest.raises(SettingsError, match=rf"megapixels is {value}, but must be between 0.01 and 4.0"):
-            build_grid(picture, picture, picture, megapixels=value)
+            build_grid(image, image, image, megapixels=value)
     with pytest.raises(SettingsError, match=r"fit is 'fill'. Known are pad, crop, stretch"):
-        build_grid(picture, picture, picture, fit="fill")
+        build_grid(image, image, image, fit="fill")
 
 
 def test_bad_images_and_batches_are_refused_by_name():
-    picture = noise(16, 16)
+    image = noise(16, 16)
     with pytest.raises(ImageError, match="image_a_prime has 2 channels"):
-        build_grid(picture, noise(16, 16, channels=2), picture)
+        build_grid(image, noise(16, 16, channels=2), image)
     with pytest.raises(ImageError, match="image_b is 16×1 px"):
-        build_grid(picture, picture, noise(1, 16))
+        build_grid(image, image, noise(1, 16))
     with pytest.raises(ShapeError, match="batches of 2, 1 and 1 images"):
-        build_grid(noise(16, 16, batch=2), picture, picture)
-    _, layout = build_grid(picture, picture, picture)
+        build_grid(noise(16, 16, batch=2), image, image)
+    _, layout = build_grid(image, image, image)
     with pytest.raises(ImageError, match="image holds NaN"):
-        undo_grid(picture * float("nan"), layout)
-
-
-@pytest.mark.parametrize("values", [{}, {"quadrant_height": 3}, {"image_a": 1}])
-def test_a_broken_layout_is_refused(values):
-    with pytest.raises(ShapeError, match=r"not a grid layout with quadrant_height, .*Connect the layout"):
-        Layout.from_dict(values)
+        undo_grid(image * float("nan"), layout)

@@ -49,7 +49,7 @@ WRITTEN = [(mode, format) for format in FORMATS for mode in MODES if is_written(
 
 
 @pytest.mark.parametrize(("mode", "format"), WRITTEN)
-def test_every_mode_and_format_that_pillow_writes_is_read_rightly_or_refused(
+def test_every_mode_and_format_that_pillow_writes_is_read_correctly_or_refused(
     tmp_path: Path, mode: str, format: str
 ) -> None:
     path = tmp_path / "x"
@@ -148,7 +148,7 @@ def test_large_images_are_shrunk_by_a_whole_factor_when_asked(tmp_path: Path, su
         assert np.abs(cells[0] - cells[1]).mean() < 1
 
 
-#: Where the pixel at the top left of the stored picture belongs, by EXIF orientation (the tag's definition).
+#: Where the pixel at the top left of the stored image belongs, by EXIF orientation (the tag's definition).
 TOP_LEFT_BELONGS = {
     1: "top left", 2: "top right", 3: "bottom right", 4: "bottom left",
     5: "top left", 6: "top right", 7: "bottom right", 8: "bottom left",

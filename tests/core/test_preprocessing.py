@@ -33,9 +33,9 @@ sizes = st.tuples(st.integers(2, 700), st.integers(2, 700)).filter(lambda size: 
 
 
 def processed(processor, images):
-    """What Hugging Face makes of pictures [B, H, W, 3] on the 8-bit grid."""
-    pictures = [Image.fromarray(to_8bit(picture)) for picture in images]
-    return torch.from_numpy(np.stack(processor(pictures, return_tensors="np")["pixel_values"]))
+    """What Hugging Face makes of images [B, H, W, 3] on the 8-bit grid."""
+    pil_images = [Image.fromarray(to_8bit(image)) for image in images]
+    return torch.from_numpy(np.stack(processor(pil_images, return_tensors="np")["pixel_values"]))
 
 
 @pytest.mark.parametrize("index", range(3))

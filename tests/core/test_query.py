@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from lorweb_core.encoder import load_image_encoder
-from lorweb_core.errors import ImageError, SettingsError, ShapeError
+from lorweb_core.errors import ImageError, ShapeError
 from lorweb_core.query import embed_analogy, embed_once, join_embeddings, pictures_to_embed
 from lorweb_core.settings import QUERY_MODES, RouterSettings
 from tests.images import GOLDEN, golden_picture, noise, write_tiny_clip
@@ -185,17 +185,6 @@ def test_fitted_and_full_size_images_give_one_query(encoder):
         chosen = RouterSettings(query_mode=mode)
         fitted = embed_analogy(chosen, encoder.embed, *analogy, preprocessing=encoder.preprocessing)
         assert (fitted - embed_analogy(chosen, encoder.embed, *analogy)).abs().max() < 5e-6
-
-
-@pytest.mark.parametrize("mode", ["paa'b", "paa'b3", "cat-paa'b", "cat-paa'b3"])
-def test_patch_token_modes_are_refused_with_their_reason(mode):
-    with pytest.raises(SettingsError, match=f'query_mode is "{mode}". Patch-token modes never worked'):
-        pictures_to_embed(mode, noise(8, 8), noise(8, 8), noise(8, 8))
-
-
-def test_an_unknown_mode_is_refused():
-    with pytest.raises(SettingsError, match=r"query_mode is 'aab'. Known are cat-aa'b, .*correct it"):
-        join_embeddings("aab", [torch.ones(1, 4)])
 
 
 @pytest.mark.parametrize(

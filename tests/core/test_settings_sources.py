@@ -9,7 +9,7 @@ import yaml
 from lorweb_core.checkpoint import load_basis, save_basis
 from lorweb_core.errors import CheckpointError, FileError, SettingsError
 from lorweb_core.settings import CLIP_ENCODER_ID, SIGLIP_ENCODER_ID, RouterSettings
-from lorweb_core.settings_sources import read_settings_file, reference_config
+from lorweb_core.settings_sources import read_settings_file
 from tests.basis_files import write_reference
 from tests.synthetic import make_basis
 
@@ -41,15 +41,12 @@ FULL_SETTINGS = RouterSettings("tanh", 2, "sum", "ca'-ca", SIGLIP_ENCODER_ID)
 @pytest.mark.parametrize("case", "ABCDEFGH")
 def test_golden_sidecars_are_read_as_their_case_says(case):
     manifest = json.loads((GOLDEN / f"case_{case}.json").read_text())["manifest"]
-    stated = read_settings_file(GOLDEN / f"basis_{case}.yaml")
-    assert stated.router == {
+    assert read_settings_file(GOLDEN / f"basis_{case}.yaml") == {
         "activation": "softmax" if manifest["softmax"] else "tanh",
         "heads": manifest["heads"],
         "reduction": manifest["mixing"],
         "query_mode": manifest["query_mode"],
         "encoder_id": CLIP_ENCODER_ID,
-    }
-    assert stated.facts == {
         **{"basis_size": manifest["N"], "rank": manifest["r"], "key_dim": manifest["key_dim"]},
         **{"query_projection": "linear", "external_query": True},
     }
@@ -70,23 +67,11 @@ def test_an_internal_query_is_refused_with_the_reason(tmp_path):
         load_basis(path)
 
 
-def test_the_written_config_is_read_back_and_has_every_key_the_reference_needs(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(reference_config(FULL_SETTINGS, basis_size=4, rank=2, key_dim=8, projects=True))
-    stated = read_settings_file(path)
-    assert RouterSettings(**stated.router) == FULL_SETTINGS
-    assert stated.facts == {**SIZES, "query_projection": "linear", "external_query": True}
-    ours = yaml.safe_load(path.read_text())["config"]["process"][0]["network"]
-    golden = yaml.safe_load((GOLDEN / "basis_A.yaml").read_text())["config"]["process"][0]["network"]
-    assert ours.keys() == golden.keys() and ours["network_kwargs"].keys() == golden["network_kwargs"].keys()
-
-
 def test_the_plain_form_takes_any_subset(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("﻿activation: tanh\nencoder: {id: some/encoder, revision: abc}\nrank: 2\n", encoding="utf-8")
-    stated = read_settings_file(path)
-    assert stated.router == {"activation": "tanh", "encoder_id": "some/encoder", "encoder_revision": "abc"}
-    assert stated.facts == {"rank": 2}
+    encoder = {"encoder_id": "some/encoder", "encoder_revision": "abc"}
+    assert read_settings_file(path) == {"activation": "tanh", **encoder, "rank": 2}
 
 
 BAD_FILES = {
@@ -203,8 +188,7 @@ def test_the_first_source_that_states_a_setting_wins(tmp_path):
     from_file = load_basis(path, settings=tmp_path / "given.yaml")
     assert from_file.settings == RouterSettings(activation="tanh", reduction="sum")
     assert from_file.settings_source == "settings file given.yaml and the header of basis.safetensors"
-    given = load_basis(path, settings=FULL_SETTINGS)
-    assert given.settings == FULL_SETTINGS and given.settings_source == "argument" and given.report == ()
+    assert from_file.report == ()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +209,6 @@ def test_a_sidecar_beside_settings_in_the_header_is_only_reported(tmp_path, text
     assert basis.settings == RouterSettings() and len(basis.report) == (words is not None)
     assert words is None or words in basis.report[0]
     assert basis.settings_source == "the header of basis.safetensors"
-    assert load_basis(path, settings=RouterSettings()).report == ()
 
 
 def test_sizes_in_the_header_that_the_tensors_do_not_have_are_reported(tmp_path):
@@ -233,6 +216,14 @@ def test_sizes_in_the_header_that_the_tensors_do_not_have_are_reported(tmp_path)
     basis = load_basis(write_reference(tmp_path / "basis.safetensors", metadata={"lorweb": text}))
     assert basis.settings == RouterSettings("tanh")
     assert "the tensors have basis_size 4; the header of basis.safetensors says basis_size 5." in basis.report[0]
+
+
+def test_a_given_file_of_the_sidecars_name_does_not_hide_the_sidecar(tmp_path):
+    path = write_reference(tmp_path / "basis.safetensors")
+    (tmp_path / "config.yaml").write_text("heads: 2")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("activation: tanh")
+    assert load_basis(path, settings=tmp_path / "other" / "config.yaml").settings == RouterSettings("tanh", heads=2)
 
 
 def test_a_sidecar_of_its_own_name_goes_before_config_yaml(tmp_path):
@@ -282,5 +273,6 @@ def test_without_any_source_the_query_width_decides_the_mode_with_a_warning(tmp_
 
 def test_a_mode_that_does_not_divide_the_query_width_is_refused(tmp_path):
     path = write_reference(tmp_path / "basis.safetensors", query_dim=16)
+    (tmp_path / "basis.yaml").write_text("query_mode: cat-aa'b")
     with pytest.raises(SettingsError, match=r"query_mode is cat-aa'b, which joins 3 .* but the query width is 16"):
-        load_basis(path, settings=RouterSettings())
+        load_basis(path)

@@ -17,7 +17,7 @@ GGUF_PACK = Path.home() / "comfy" / "ComfyUI-GGUF"
 UNREAD_FILES = (
     "text_encoders/clip_l.safetensors",
     "text_encoders/t5xxl_fp8_e4m3fn_scaled.safetensors",
-    "clip_vision/clip_vision_l.safetensors",
+    "clip_vision/clip-vit-large-patch14.safetensors",
     "loras/lorweb_00001_.safetensors",
 )
 

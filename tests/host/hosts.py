@@ -2,7 +2,10 @@
 
 The host is COMFYUI_PATH, else comfy-cli's default workspace ~/comfy/ComfyUI, else the ComfyUI around this folder;
 its interpreter is COMFYUI_PYTHON, else `.venv` inside it. A second, oldest supported host is COMFYUI_OLD_PATH, else
-~/comfy/ComfyUI-v0.3.43 (slow tests only).
+~/comfy/ComfyUI-v0.3.43 (slow tests only). LORWEB_PACK is the node pack under test, such as an unpacked archive of
+`comfy node pack`; without it, this repository:
+
+    LORWEB_PACK=/tmp/pack LORWEB_REQUIRE_HOST=1 python -m pytest tests/host/test_workflows.py tests/host/test_inside.py
 """
 
 import os
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PACK = Path(os.environ.get("LORWEB_PACK", ROOT)).resolve()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A real ComfyUI on a temporary base directory, and a client for its HTTP interface.
 
 The pack is linked into `custom_nodes`, together with the test-only pack beside this file. Whatever a test does, the
-server's process group is ended with the block that started it.
+server's process group is stopped at the end of the block that started it.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.host.hosts import ROOT
+from tests.host.hosts import PACK
 
 PACK_FOLDER = "comfyui-lorweb"
 PACK_FOR_TESTS = Path(__file__).parent / "pack_for_tests"
@@ -186,7 +186,7 @@ def prepare_base(base, extra_packs=()):
     for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
     for name, target in [
-        (PACK_FOLDER, ROOT),
+        (PACK_FOLDER, PACK),
         (PACK_FOR_TESTS.name, PACK_FOR_TESTS),
         *((p.name, p) for p in extra_packs),
     ]:

@@ -61,9 +61,9 @@ RUN = """() => new Promise((resolve, reject) => {
   api.addEventListener('execution_error', event => resolve(JSON.stringify(event.detail)), {once: true});
   window.app.queuePrompt(0);
 })"""
-#: Device pixels per pixel on the screen of the heat map; 1 is sharp.
+#: Drawn pixels per pixel on the screen of the heat map; 1 and more is sharp.
 SHARPNESS = """() => {
-  const canvas = document.querySelector('.lorweb-heat-map canvas'), box = canvas.getBoundingClientRect();
+  const canvas = document.querySelector('.lorweb-heat-map-cells'), box = canvas.getBoundingClientRect();
   return [canvas.width / box.width / devicePixelRatio, canvas.height / box.height / devicePixelRatio];
 }"""
 
@@ -91,14 +91,9 @@ def pictures(tmp_path_factory):
 
 
 def cell(frontend, layer, adapter):
-    """Return the place of a cell's middle on the screen; the layout is that of `heat_map_drawing.js`."""
-    box = frontend.page.locator(".lorweb-heat-map canvas").bounding_box()
-    width = frontend.page.evaluate("() => document.querySelector('.lorweb-heat-map canvas').clientWidth")
-    zoom = box["width"] / width
-    height = box["height"] / zoom
-    x = 16 + (adapter + 0.5) / 3 * (width - 16 - 4 - 56)
-    y = (layer + 0.5) / 20 * (height - 4 - 48)
-    return box["x"] + x * zoom, box["y"] + y * zoom
+    """Return the place of a cell's middle on the screen."""
+    box = frontend.page.locator(".lorweb-heat-map-cells").bounding_box()
+    return box["x"] + (adapter + 0.5) / 3 * box["width"], box["y"] + (layer + 0.5) / 20 * box["height"]
 
 
 def hover_text(frontend):
@@ -109,7 +104,7 @@ def hover_text(frontend):
 def test_the_map_is_drawn_with_many_colors(frontend, pictures, request):
     path = pictures / f"nodes-{request.node.callspec.id}.png"
     frontend.take_picture(path)
-    box = frontend.page.locator(".lorweb-heat-map canvas").bounding_box()
+    box = frontend.page.locator(".lorweb-heat-map-cells").bounding_box()
     area = Image.open(path).convert("RGB").crop((box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]))
     assert len(area.getcolors(maxcolors=1_000_000)) > 20
     assert hover_text(frontend) == "20 layers × 3 adapters"
@@ -136,8 +131,7 @@ def test_the_map_is_sharp_at_any_zoom(frontend, zoom):
         zoom,
     )
     frontend.page.wait_for_timeout(1000)
-    for ratio in frontend.page.evaluate(SHARPNESS):
-        assert ratio == pytest.approx(1, abs=0.03)
+    assert min(frontend.page.evaluate(SHARPNESS)) >= 1
 
 
 def test_reports_are_shown_as_text_on_the_nodes(frontend):

@@ -1,5 +1,6 @@
 """The coefficient nodes in a running ComfyUI: laws on latents, files, pictures, and messages."""
 
+import base64
 import copy
 import json
 import shutil
@@ -183,16 +184,20 @@ def preview(source, **inputs):
     return {"class_type": "LoRWeBPreviewCoefficients", "inputs": {"coefficients": source, **inputs}}
 
 
-def test_a_preview_shows_a_picture_numbers_and_text(each_server, edit):
+def test_a_preview_shows_an_image_numbers_and_text(each_server, edit):
     nodes = {"r": reversed_analogy(edit), "p": preview([ENCODE, 0]), "q": preview([ENCODE, 0], compare_with=["r", 0])}
     outcome = each_server.run({**edit, **nodes})
     assert "20 layers × 3 adapters" in text_of(outcome, "p")
     assert "Cosine per layer" in text_of(outcome, "q")
     for node_id in ("p", "q"):
         (picture,) = outcome.outputs[node_id]["images"]
-        assert Image.open(each_server.saved(picture)).size[0] > 300
+        pixels = np.asarray(Image.open(each_server.saved(picture)))
+        assert pixels.shape[1] > 300
         (data,) = outcome.outputs[node_id]["lorweb_heat_map"]
         assert len(data["layers"]) == 20 and data["basis_size"] == 3
+        cells = np.frombuffer(base64.b64decode(data["cell_colors"]), np.uint8).reshape(20, 3, 3)
+        assert len(np.unique(cells.reshape(-1, 3), axis=0)) > 4
+        assert (pixels[44:668:32, 103:478:150] == cells).all(), "the browser gets the image's own colors"
 
 
 def test_apply_shows_its_report(each_server, edit):
@@ -207,11 +212,18 @@ def many(graph, **inputs):
 
 
 def test_many_examples_of_one_pair_are_that_pair(server, edit):
+    folder = server.base / "input" / "pairs" / "one"
+    folder.mkdir(parents=True, exist_ok=True)
+    edit = copy.deepcopy(edit)
+    for node_id, name in (("7", "x_a.png"), ("8", "x_a_prime.png")):  # not JPEG: decoders differ in the last bit
+        given = edit[node_id]["inputs"]
+        Image.open(server.base / "input" / given["image"]).save(folder / name)
+        given["image"] = f"pairs/one/{name}"
     plain = sample(server, edit)
-    pair = {"images_a": ["7", 0], "images_a_prime": ["8", 0]}
     for average in ("query", "coefficients"):
-        graph = with_nodes(edit, ["m", 0], m=many(edit, average=average, **pair))
-        torch.testing.assert_close(sample(server, graph), plain, atol=1e-6, rtol=1e-5)
+        for pair in ({"images_a": ["7", 0], "images_a_prime": ["8", 0]}, {"folder": "pairs/one"}):
+            graph = with_nodes(edit, ["m", 0], m=many(edit, average=average, **pair))
+            torch.testing.assert_close(sample(server, graph), plain, atol=1e-6, rtol=1e-5)
 
 
 def test_a_folder_of_pairs_is_averaged_and_its_outlier_named(each_server, edit):
@@ -286,17 +298,17 @@ def test_a_basis_file_is_no_coefficients_file(server, edit):
     )
 
 
-def test_mistakes_in_the_graph_get_a_message_with_a_remedy(server, edit):
+def test_errors_in_the_graph_get_a_message_with_a_remedy(server, edit):
     pair = {"images_a": ["7", 0]}
     zero = blend([ENCODE, 0], [ENCODE, 0], method="mean", weight_1=1.0, weight_2=-1.0)
     gap = blend([ENCODE, 0], [ENCODE, 0], coefficients_4=[ENCODE, 0])
     cases = (
-        (gap, "LoRWeBBlendCoefficients", ("coefficients_4 without coefficients_3", "without a gap")),
+        (gap, "LoRWeBBlendCoefficients", ("coefficients_4 is connected without coefficients_3", "without a gap")),
         (many(edit, folder="x" * 300), "LoRWeBEncodeAnalogies", ("looked up", "(300 characters)", "Use a short name")),
         (many(edit, folder="a\0b"), "LoRWeBEncodeAnalogies", ("looked up", "'a\\x00b'", "Use a short name")),
         (zero, "LoRWeBBlendCoefficients", ("sum to zero",)),
-        (many(edit), "LoRWeBEncodeAnalogies", ("at least one example pair",)),
-        (many(edit, **pair), "LoRWeBEncodeAnalogies", ("1 and 0",)),
+        (many(edit), "LoRWeBEncodeAnalogies", ("There is no example pair",)),
+        (many(edit, **pair), "LoRWeBEncodeAnalogies", ("images_a has 1 images and images_a_prime 0",)),
         (many(edit, folder="../.."), "LoRWeBEncodeAnalogies", ("leads out of the input folder",)),
         (many(edit, folder="nowhere"), "LoRWeBEncodeAnalogies", ("no folder 'nowhere'",)),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.hosts import ROOT
+from tests.host.hosts import PACK
 
 INSIDE = Path(__file__).parent / "inside"
 RESULT_PREFIX = "CHECK RESULTS "
@@ -21,7 +21,7 @@ CHECKS = [
 
 def run_checks(host, file_name):
     """Run one check file inside a host; return name → "ok" or a traceback."""
-    command = [host.python, INSIDE / "run_checks.py", host.path, ROOT, INSIDE / file_name]
+    command = [host.python, INSIDE / "run_checks.py", host.path, PACK, INSIDE / file_name]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)

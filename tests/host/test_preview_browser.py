@@ -39,7 +39,7 @@ OUR_PLACES = {**PLACES, "12": (350, 900), "13": (650, 900), "14": (1450, 0), "15
 READ_MAP = """id => {
   const node = (window.app.rootGraph || window.app.graph).nodes.find(n => n.id == id);
   const canvas = node.widgets.find(w => w.name === 'heat_map').element.querySelector('canvas');
-  const place = [canvas.width / canvas.clientWidth * 60, canvas.height * 0.4].map(Math.round);
+  const place = [canvas.width * 0.2, canvas.height * 0.4].map(Math.round);
   return [...canvas.getContext('2d').getImageData(...place, 1, 1).data];
 }"""
 READ_TEXTS = """id => {
@@ -63,8 +63,9 @@ CORNER = """id => {
 SHOW_ROWS = """({id, rows, values, strip}) => {
   const node = (window.app.rootGraph || window.app.graph).nodes.find(n => n.id == id);
   const layers = Array.from({length: rows}, (_, row) => `transformer_blocks.${row}.attn.to_q`);
-  node.onExecuted({lorweb_heat_map: [{layers, parts: layers.map(() => 'attention'), basis_size: 2, values, strip,
-                                      strip_name: 'entropy', is_difference: false, mixes: 1}]});
+  const [use, colors] = [btoa('\\0'.repeat(8)), btoa('\\0'.repeat(6 * rows))];
+  node.onExecuted({lorweb_heat_map: [{layers, basis_size: 2, values, strip, use, cell_colors: colors,
+                                      edge_colors: colors, is_difference: false, mixes: 1}]});
 }"""
 
 
@@ -160,9 +161,8 @@ def test_a_node_cannot_be_made_too_narrow_for_its_line(frontend, pictures, reque
     frontend.page.mouse.up()
     frontend.page.wait_for_timeout(1000)
     assert frontend.page.evaluate(CORNER, "7")[2] == pytest.approx(400, abs=1)
-    canvas = frontend.page.locator(".lorweb-heat-map canvas").first
-    box = canvas.bounding_box()
-    assert box["width"] > 350
+    assert frontend.page.locator(".lorweb-heat-map").first.bounding_box()["width"] > 350
+    box = frontend.page.locator(".lorweb-heat-map-cells").first.bounding_box()
     frontend.page.mouse.move(box["x"] + 80, box["y"] + 40)
     frontend.page.wait_for_timeout(300)
     texts = frontend.page.evaluate(READ_TEXTS, "7")
@@ -177,7 +177,7 @@ def test_arrow_keys_reach_every_layer_where_rows_are_lower_than_a_pixel(frontend
     frontend.page.evaluate(SHOW_ROWS, {"id": "7", "rows": rows, **numbers})
     frontend.page.wait_for_timeout(1000)
     assert "arrow keys" in frontend.page.evaluate(READ_TEXTS, "7")["line"]
-    box = frontend.page.locator(".lorweb-heat-map canvas").first.bounding_box()
+    box = frontend.page.locator(".lorweb-heat-map-cells").first.bounding_box()
     frontend.page.mouse.click(box["x"] + 80, box["y"] + 40)
     places = frontend.page.evaluate("() => (window.app.rootGraph || window.app.graph).nodes.map(n => [...n.pos])")
     first = read_layer(frontend)
@@ -197,7 +197,7 @@ def test_a_layer_that_is_off_in_both_has_no_cosine(frontend):
     frontend.page.evaluate(SHOW_FULL_SIZE)
     frontend.page.evaluate(SHOW_ROWS, {"id": "7", "rows": 4, **numbers})
     frontend.page.wait_for_timeout(1000)
-    box = frontend.page.locator(".lorweb-heat-map canvas").first.bounding_box()
+    box = frontend.page.locator(".lorweb-heat-map-cells").first.bounding_box()
     frontend.page.mouse.move(box["x"] + 80, box["y"] + 40)
     frontend.page.wait_for_timeout(300)
     line = frontend.page.evaluate(READ_TEXTS, "7")["line"]
@@ -233,7 +233,7 @@ def test_line_and_pager_are_dark_on_light_nodes(server, chromium, pictures, requ
     [
         ("zh", "运行工作流即可查看系数。", "20 层 × 3 个适配器"),
         pytest.param(
-            "ja", "ワークフローを実行すると係数が表示されます。", "20 層 × 3 アダプター", marks=pytest.mark.slow
+            "ja", "ワークフローを実行すると係数が表示されます。", "20 レイヤー × 3 アダプター", marks=pytest.mark.slow
         ),
         pytest.param(
             "ko", "워크플로를 실행하면 계수가 표시됩니다.", "레이어 20개 × 어댑터 3개", marks=pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Bad input over HTTP: each mistake gets a message of ours, nothing is left behind, the server goes on."""
+"""Bad input over HTTP: each error gets a message of ours, nothing is left behind, the server goes on."""
 
 import copy
 import glob
@@ -96,7 +96,7 @@ def test_a_pickle_under_a_basis_name(server, save):
 def test_an_image_encoder_of_another_width(server, save):
     models.write_clip_folder(server.base / "models/clip_vision/narrow_clip", projection_dim=512)
     graph = graphs.change(save, "LoRWeBLoadImageEncoder", encoder_name="narrow_clip")
-    assert_refused(server, graph, "LoRWeBEncodeAnalogy", "768", "512", "clip_vision_l")
+    assert_refused(server, graph, "LoRWeBEncodeAnalogy", "768", "512", "clip-vit-large-patch14.safetensors")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1)], ids=str)

@@ -84,7 +84,7 @@ def test_a_gguf_base(server, edit, folder, kind):
 
 def test_the_host_s_own_vit_l_gives_the_same_mix_as_ours(server, tmp_path):
     """The workflow exactly as shipped, not a node swapped, against our encoder node on the same weights."""
-    file = server.base / "models" / "clip_vision" / "clip_vision_l.safetensors"
+    file = server.base / "models" / "clip_vision" / "clip-vit-large-patch14.safetensors"
     assert any(file.match(name) for name in UNREAD_FILES)
     encoder = file.with_name("vit_l")
     models.write_vit_l(file, encoder)

@@ -1,9 +1,12 @@
-"""The shipped workflow files by themselves: consistent, documented, with licenses and pictures. Needs no host."""
+"""The shipped workflow files by themselves: consistent, documented, with licenses and images. Needs no host."""
+
+import re
 
 import pytest
 from PIL import Image
 
 from tests.host import graphs
+from tests.host.hosts import ROOT
 
 PACK_IDS = (
     "LoRWeBLoadBasis",
@@ -66,9 +69,12 @@ def test_links_join_sockets_of_the_same_type_and_are_noted_on_both_ends(workflow
         assert socket["type"] in (kind, "*")
 
 
-def test_every_node_of_ours_exists(workflow):
-    ours = {node["type"] for node in workflow["nodes"] if node["type"].startswith("LoRWeB")}
-    assert ours and ours <= set(PACK_IDS)
+def test_every_node_of_ours_exists_and_names_its_package(workflow):
+    """The frontend offers to install the package by its id in the registry, which is the project's name."""
+    (package,) = re.findall(r'^name = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    ours = [node for node in workflow["nodes"] if node["type"].startswith("LoRWeB")]
+    assert ours and {node["type"] for node in ours} <= set(PACK_IDS)
+    assert {node["properties"]["cnr_id"] for node in ours} == {package}
 
 
 def test_the_demo_explains_its_files_and_license():
@@ -100,7 +106,7 @@ def test_links_lead_to_model_pages_only(workflow):
     assert all(url.startswith("https://huggingface.co/") for url in graphs.links_in(notes_of(workflow)))
 
 
-def test_every_named_picture_ships_and_its_license_is_stated(workflow):
+def test_every_named_image_ships_and_its_license_is_stated(workflow):
     licenses = (graphs.PICTURES / "LICENSE.md").read_text()
     for node in workflow["nodes"]:
         if node["type"] == "LoadImage":
@@ -108,13 +114,13 @@ def test_every_named_picture_ships_and_its_license_is_stated(workflow):
             assert node["widgets_values"][0] in licenses
 
 
-def test_the_pictures_are_small():
+def test_the_images_are_small():
     assert sum(path.stat().st_size for path in graphs.PICTURES.glob("*.jpg")) < 300_000
 
 
 def test_the_notes_speak_of_an_example_pair_only_where_there_is_one(workflow):
-    pictures = sum(node["type"] == "LoadImage" for node in workflow["nodes"])
+    images = sum(node["type"] == "LoadImage" for node in workflow["nodes"])
     notes = notes_of(workflow)
-    if pictures == 1:
-        assert "three pictures" not in notes and "edit from a to a′" not in notes
+    if images == 1:
+        assert "three images" not in notes and "edit from a to a′" not in notes
         assert "an instruction is the only other hint" in notes

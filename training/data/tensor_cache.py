@@ -25,7 +25,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lorweb_core.errors import LoRWeBError, OutputError
-from lorweb_core.files import parse_json, write_safetensors_atomically, write_text_atomically
+from lorweb_core.files import parse_json, write_text_atomically
+from lorweb_core.safetensors_file import write_safetensors_atomically
 
 logger = logging.getLogger(__name__)
 

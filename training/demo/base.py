@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lorweb_core.files import write_safetensors_atomically
+from lorweb_core.safetensors_file import write_safetensors_atomically
 
 from ..base.flow import CONTEXT, TARGET, pack_latents, token_ids
 from .scenes import ART_SIZE, KINDS, Edit, apply_edit, draw, edits_of, hue_color

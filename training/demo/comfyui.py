@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from lorweb_core.errors import OutputError
-from lorweb_core.files import write_safetensors_atomically
+from lorweb_core.safetensors_file import write_safetensors_atomically
 
 from .scenes import MODEL_FOLDER
 from .vae import comfyui_vae_tensors

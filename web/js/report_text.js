@@ -1,8 +1,7 @@
-// Reports as text on the node: what Apply did, what was saved, what a preview says.
+// Reports as text on the node: what Apply did, what was saved, what a preview shows.
 
 import { app } from '../../../scripts/app.js'
-import { onResult } from './kept_results.js'
-import { addElement, passWheelTo } from './node_element.js'
+import { addElement, onResult, passWheelTo } from './node_results.js'
 
 const NODES = new Set([
   'LoRWeBApplyMixedLoRA',
@@ -14,25 +13,20 @@ const NODES = new Set([
 ])
 const MIN_HEIGHT = 110
 
-/** A box that scrolls; its text does not push the node's size, which the user chooses. */
-function makeReport() {
-  const frame = document.createElement('div')
-  frame.style.cssText = `position:relative; width:100%; height:100%; min-height:${MIN_HEIGHT}px`
-  const text = document.createElement('div')
-  text.className = 'lorweb-report'
-  text.tabIndex = 0
-  text.style.cssText =
-    'position:absolute; inset:0; box-sizing:border-box; overflow:auto; padding:6px 8px; border-radius:6px;' +
-    'white-space:pre-wrap; overflow-wrap:anywhere; font:11px/1.45 ui-monospace,monospace; user-select:text;' +
-    'background:var(--comfy-input-bg,#222); color:var(--input-text,#ddd)'
-  frame.append(text)
-  passWheelTo(app, text)
-  return { frame, text }
-}
-
 function showText(node, lines) {
   if (!node.lorwebReport) {
-    const { frame, text } = makeReport()
+    // The text scrolls in a frame, so that it does not change the size of the node.
+    const frame = document.createElement('div')
+    frame.style.cssText = `position:relative; width:100%; height:100%; min-height:${MIN_HEIGHT}px`
+    const text = document.createElement('div')
+    text.className = 'lorweb-report'
+    text.tabIndex = 0
+    text.style.cssText =
+      'position:absolute; inset:0; box-sizing:border-box; overflow:auto; padding:6px 8px; border-radius:6px;' +
+      'white-space:pre-wrap; overflow-wrap:anywhere; font:11px/1.45 ui-monospace,monospace; user-select:text;' +
+      'background:var(--comfy-input-bg,#222); color:var(--input-text,#ddd)'
+    frame.append(text)
+    passWheelTo(app, text)
     addElement(node, 'report_text', frame, MIN_HEIGHT)
     node.lorwebReport = text
   }

@@ -1,4 +1,4 @@
-// The few texts of the drawing in the browser, in the languages of `locales/`.
+// The texts of the heat map in the browser, in the languages of `locales/`.
 
 import { app } from '../../../scripts/app.js'
 
@@ -34,7 +34,7 @@ const TABLES = {
   ja: {
     hint: 'ワークフローを実行すると係数が表示されます。',
     keys: 'クリックすると、矢印キーでセルを移動できます。',
-    size: '{layers} 層 × {adapters} アダプター',
+    size: '{layers} レイヤー × {adapters} アダプター',
     pager: '{mixes} 組中 {mix} 組目',
     pagerOfSome: '{mixes} 組中 {mix} 組目（全 {all} 組のうち最初の {mixes} 組）',
     use: 'アダプター {adapter}：平均使用量 {value}',

@@ -260,15 +260,18 @@ def check_the_report_says_how_long_prompts_were_in_training():
     model = build_flux(TINY)
     loaded = make_loaded_basis(model)
     header = '{"format_version": 1, "training": {"step": 1, "max_tokens": %s}}'
-    for metadata, told in (
-        ({}, "trained with 512 T5 tokens a prompt, ComfyUI pads to 256: T5 Tokenizer Options before the prompt needs"),
+    for metadata, words in (
+        (
+            {},
+            "trained with 512 T5 tokens per prompt, ComfyUI pads to 256: T5 Tokenizer Options before the prompt needs",
+        ),
         ({"lorweb": header % 128}, "needs min_length 128"),
         ({"lorweb": header % 256}, "no T5 Tokenizer Options is needed"),
-        ({"lorweb": header % 1}, "Text: trained without; use Empty Prompt (No Text)"),
+        ({"lorweb": header % 1}, "Text: trained without text; use Empty Prompt (No Text)"),
     ):
         changed = LoadedBasis(replace(loaded.basis, metadata=metadata))
         report = ApplyMixedLoRA().apply(model, changed, make_coefficients(loaded), 1.0, "forward")[1]
-        assert told in report, report
+        assert words in report, report
 
 
 def check_weights_with_several_mixes_is_refused():
@@ -276,6 +279,14 @@ def check_weights_with_several_mixes_is_refused():
     loaded = make_loaded_basis(model)
     coefficients = make_coefficients(loaded, mixes=3)
     expect(ModelError, ["3 mixes", "mode forward"], lambda: apply(model, loaded, coefficients, 1.0, "weights"))
+
+
+def check_a_bias_that_a_weight_cannot_take_is_refused_in_mode_weights():
+    model = build_flux(TINY)
+    loaded = make_loaded_basis(model, bias=True)
+    model.get_model_object("diffusion_model.double_blocks.0.img_attn.proj").bias = None
+    where = ["refused 1 of", "double_blocks.0.img_attn.proj.bias", "mode forward"]
+    expect(ModelError, where, lambda: apply(model, loaded, make_coefficients(loaded), 1.0, "weights"))
 
 
 def check_a_model_of_other_width_or_depth_is_refused():
@@ -287,7 +298,7 @@ def check_a_model_of_other_width_or_depth_is_refused():
     deep = make_loaded_basis(build_flux(TINY | {"depth": 2}))
     expect(
         ModelError,
-        ["all 34 layers", "14 of them", "transformer_blocks.1"],
+        ["34 layers", "lacks 14 of them", "transformer_blocks.1"],
         lambda: apply(model, deep, make_coefficients(deep)),
     )
 
