@@ -1,1 +1,1 @@
-"""Every value that a run takes: typed schema, YAML reading, shipped files."""
+"""The settings of a run: typed schema, YAML reading, shipped files."""

@@ -1,1 +1,1 @@
-"""A training run: session, loop, data parallelism, validation, checkpoints, logging."""
+"""A training run: putting it together, the loop, data parallelism, validation, checkpoints, logging."""

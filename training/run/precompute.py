@@ -75,11 +75,13 @@ def cached_embeddings(
 
     def compute(wanted: Sequence[PairRecord]) -> None:
         images = EncoderImages(wanted, encoder.preprocessing, known=cache.keys())
+        if not len(images):
+            return
         logger.info("embedding the images of %d pairs", len(images))
         loader: DataLoader[Any] = DataLoader(
             images, batch_size=_PAIRS_PER_BATCH, collate_fn=collate_quadruplets, num_workers=config.data.workers
         )
-        for batch in tqdm(loader, desc="image embeddings", disable=None if len(images) else True):
+        for batch in tqdm(loader, desc="image embeddings", disable=None):
             if batch:  # empty when all of its images are unreadable
                 embeddings = encoder.embed(batch["images"].flatten(0, 1).float() / 255)
                 for key, embedding in zip((key for pair in batch["keys"] for key in pair), embeddings, strict=True):

@@ -13,8 +13,19 @@ RUN = """
 import json, sys
 from torch._dynamo.utils import counters
 from training.config.reading import read_config
+from training.run import session
 from training.train import train
 
+load_transformer = session.load_transformer
+
+
+def load_with_checkpointing(*arguments):  # as on GPUs
+    transformer = load_transformer(*arguments)
+    transformer.enable_gradient_checkpointing()
+    return transformer
+
+
+session.load_transformer = load_with_checkpointing
 losses = train(read_config("tiny.yaml", sys.argv[1:])).losses
 print(json.dumps({"losses": losses, "stats": counters["stats"], "breaks": counters["graph_break"]}))
 """
