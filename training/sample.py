@@ -21,7 +21,7 @@ import typer
 from tqdm import tqdm
 
 from lorweb_core.console import make_main, new_app
-from lorweb_core.errors import ImageError, ModelError, OutputError
+from lorweb_core.errors import ImageError, LoRWeBError, ModelError, OutputError
 from lorweb_core.files import MAX_TEXT_BYTES, read_text
 from lorweb_core.grid import build_grid
 from lorweb_core.images import IMAGE_SUFFIXES, from_pil, read_image, read_image_size, to_pil
@@ -68,8 +68,14 @@ def sample(
         items = [Triplet(f"{b.stem}-edited", a, a_prime, b, prompt)]
     else:
         raise typer.BadParameter("Give --triplets FOLDER, or all of --a, --a-prime and --b.")
-    for path in {path for item in items for path in item.images}:
-        read_image_size(path)  # now, not after the minutes that loading takes
+    problems = []
+    for path in dict.fromkeys(path for item in items for path in item.images):
+        try:
+            read_image_size(path)  # now, not after the minutes that loading takes
+        except LoRWeBError as error:
+            problems.append(str(error))
+    if problems:
+        raise ImageError(" ".join(problems))
     options = SamplingOptions(steps, guidance, megapixels, fit, strength, seed)
     try:
         sampler = load_sampler(

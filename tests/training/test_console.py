@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from lorweb_core.errors import SettingsError
+from training.console import open_device
 
 NOISE = ("torchvision", "torchao", "bitsandbytes", "kernels", "Loading weights", "was truncated", "DataLoader", "Enum")
 
@@ -40,3 +44,15 @@ def test_our_own_warnings_and_download_bars_stay(tmp_path):
     for part in ("ours", "theirs, but new", "weights are missing", "bars hidden: False"):
         assert part in output
     assert "noise" not in output
+
+
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert open_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert open_device() == torch.device("cuda")
+    assert open_device("cuda:1") == torch.device("cuda:1")
+    for name in ("cuda:2", "gpu", "cpu:1"):
+        with pytest.raises(SettingsError, match=f"'{name}' does not exist here"):
+            open_device(name)

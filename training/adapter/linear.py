@@ -59,10 +59,9 @@ class LoRWeBLinear(nn.Module):
         return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return base(x) plus the mix of this step; without `scale` the base alone."""
+        """Return base(x) plus the contribution of this forward's mix."""
         output = self.base(x)
-        if self.scale is None:
-            return output
+        assert self.scale is not None, "hand_out_coefficients comes first"
         return add_low_rank(output, x.to(output.dtype), self.down, self.scale, self.up)
 
     def initialize(self, generator: torch.Generator) -> None:

@@ -21,7 +21,7 @@ from .quantize import quantize_blocks
 from .single_file import read_single_file
 from .source import LOADING_ERRORS, ModelSource, damaged_part, read_transformer_config
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)

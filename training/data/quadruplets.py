@@ -68,7 +68,7 @@ class QuadrupletDataset(Dataset[Item]):
         records: pairs of the split `train`.
         seed, caption_source: see `QuadrupletDrawer`.
         resolution_px: cells have about resolution² pixels; the grid has four times that.
-        preprocessing: of the image encoder, or None when embeddings come from a cache.
+        preprocessing: of the image encoder, or None when no single images are embedded.
     Raises DataError when these records give no quadruplet.
     """
 
@@ -82,7 +82,7 @@ class QuadrupletDataset(Dataset[Item]):
         self.preprocessing = preprocessing
 
     def __len__(self) -> int:
-        """Items of an epoch: as many as there are pairs (each is b once on average when α = 1)."""
+        """Items of an epoch: as many as there are pairs."""
         return len(self.records)
 
     def __getitem__(self, key: DrawKey | tuple[int, int, int]) -> Item:

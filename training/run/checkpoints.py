@@ -35,7 +35,7 @@ from .optimizers import load_optimizer_state
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 STATE_FILE, BASIS_FILE, MANIFEST_FILE = "state.pt", "basis.safetensors", "manifest.json"
 _FOLDER_NAME = re.compile(r"step-(\d{9})")
 _PARTIAL_PREFIX = ".partial-"

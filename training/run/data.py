@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -35,8 +35,8 @@ MAX_VALIDATION_ITEMS = 32
 _WORKER_DIED, _ERROR_IN_WORKER = ("DataLoader worker (pid", "Pin memory thread"), "Caught "
 
 
-class WorkerKilledError(DataError):
-    """A DataLoader worker was killed."""
+class DataLostError(DataError):
+    """What a step needs is gone: a DataLoader worker was killed, or an image replaced during the run."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def training_batches(
     Each unreadable image is logged once (here, since the workers do not know of each other); `close()` ends the workers
     and logs the count.
 
-    Raises: WorkerKilledError: while iterating.
+    Raises: DataLostError: while iterating.
     """
     sampler = BucketBatchSampler(
         data.training, batch_size=config.run.batch_size, rank=rank, world_size=world_size, start=first_step
@@ -255,11 +255,10 @@ def training_batches(
         pin_memory=torch.cuda.is_available() and config.run.device != "cpu",
         worker_init_fn=_ignore_stop_signals,
     )
-    return _batches_of(loader)
+    return _batches_of(iter(loader))  # here, since it replaces a signal handler and draws a random number
 
 
-def _batches_of(loader: DataLoader[Any]) -> Generator[dict[str, Any], None, None]:
-    batches = iter(loader)
+def _batches_of(batches: Iterator[Any]) -> Generator[dict[str, Any], None, None]:
     replaced: Counter[str] = Counter()
     try:
         for batch in batches:
@@ -273,7 +272,7 @@ def _batches_of(loader: DataLoader[Any]) -> Generator[dict[str, Any], None, None
         is_error_in_worker = text.startswith(_ERROR_IN_WORKER)
         if is_error_in_worker or (isinstance(error, RuntimeError) and not any(part in text for part in _WORKER_DIED)):
             raise
-        raise WorkerKilledError(
+        raise DataLostError(
             "A DataLoader worker was killed, most likely by the out-of-memory killer. Lower data.workers (0 loads in "
             "the main process) or give the container more shared memory (docker run --shm-size 8g), then continue with "
             f"--resume latest. ({type(error).__name__}: {text[:150]})"

@@ -22,7 +22,7 @@ from ..adapter.trainable import TrainableKontext
 from ..base.flow import draw_sigma, sample_generator
 from ..config.schema import TrainConfig
 from .batches import BatchEncoder
-from .data import WorkerKilledError
+from .data import DataLostError
 from .distributed import Processes
 from .memory import is_out_of_memory
 from .monitor import Monitor, peak_gib
@@ -133,7 +133,7 @@ class Loop:
             if not self.stop.has_stepped:
                 raise
             logger.warning("%s: saving and stopping", error)
-        except WorkerKilledError:
+        except DataLostError:
             if self.processes.world_size == 1:  # the others would wait for this process in vain
                 self.save(state, is_last=True)
             raise
@@ -194,6 +194,7 @@ class Loop:
                 processes.average_gradients(trained)
                 break
             state.micro_batch_size, state.fitted_steps = (state.micro_batch_size + 1) // 2, 0
+            state.optimizer.zero_grad(set_to_none=True)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             logger.warning(

@@ -76,9 +76,8 @@ def estimate_memory(
     blocks = transformer_config["num_layers"] + transformer_config["num_single_layers"]
     scale = tokens * width / (_FULL_SIZE["tokens"] * _FULL_SIZE["width"]) * item / 2
     per_sample = scale * (_FULL_SIZE["kept_bytes"] * blocks / _FULL_SIZE["blocks"] + _FULL_SIZE["recomputed_bytes"])
-    unpacked = (
-        in_blocks * item // blocks if config.base.quantize == "int8" else 0
-    )  # torchao unpacks one block's weights
+    # torchao unpacks one block's weights at a time.
+    unpacked = in_blocks * item // blocks if config.base.quantize == "int8" else 0
     image_encoder = 0 if config.caches_embeddings else encoder_weights * ITEM_BYTES["float32"]
     return MemoryEstimate(
         base=int(base),

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lorweb_core.encoder import ENCODER_FILES, ImageEncoder, find_encoder_folder
-from lorweb_core.errors import ModelError
 
 from ..base.source import ModelSource, read_transformer_config
 from ..base.text import encode_captions, has_text_encoders
@@ -25,6 +24,7 @@ from ..config.schema import TrainConfig
 from ..data.index import PairRecord
 from ..data.quadruplets import EncoderImages, collate_quadruplets
 from ..data.tensor_cache import TensorCache, file_facts, text_key
+from .data import DataLostError
 from .distributed import Item, Processes
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _share_work(
 def _cached(cache: TensorCache, key: str) -> Tensor:
     tensor = cache.get(key)
     if tensor is None:
-        raise ModelError(
+        raise DataLostError(
             f"{cache.folder} no longer has the embedding {key}: the image was replaced during the run, or the entry "
             "was damaged. Start again with --resume latest, which computes what is missing before training continues."
         )

@@ -36,6 +36,7 @@ from .memory import (
 from .session import load_start
 
 _MUCH_MEMORY_BYTES = 8e9
+_CPU_MEMORY = "; activations above are those of a GPU run, which has gradient checkpointing"
 
 
 @dataclass
@@ -115,6 +116,8 @@ def _check_base(config: TrainConfig, report: PreflightReport) -> None:
                 f"encoder: {config.encoder.model} is not on this machine yet; the first run downloads it, and it is "
                 "counted as CLIP ViT-L/14 here, whose embeddings are 768 wide"
             )
+    if config.optimizer.name == "adamw8bit" and find_spec("bitsandbytes") is None:  # what then trains is AdamW
+        config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"name": "adamw"})})
     memory = estimate_memory(config, transformer_config, QUERY_MODES[config.basis.query_mode] * width, weights)
     amounts = ", ".join(f"{name} {size_text(value)}" for name, value in vars(memory).items())
     report.lines.append(f"memory per device, computed: {size_text(memory.total)} ({amounts})")
@@ -159,12 +162,12 @@ def _check_disk(config: TrainConfig, memory: MemoryEstimate, report: PreflightRe
 
 def _check_device(config: TrainConfig, report: PreflightReport) -> None:
     if config.run.device == "cpu":
-        report.lines.append("device: CPU")
+        report.lines.append(f"device: CPU{_CPU_MEMORY}")
     elif torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
         report.lines.append(f"device: {torch.cuda.get_device_name(0)}, {total / 1e9:.1f} GB")
     elif config.run.device == "auto":
-        report.lines.append("device: no GPU found on this machine, so the CPU (run.device: auto)")
+        report.lines.append(f"device: no GPU found on this machine, so the CPU (run.device: auto){_CPU_MEMORY}")
     else:
         report.errors.append(
             f"no GPU that torch {torch.__version__} can use, but run.device is cuda: install torch for CUDA and a "

@@ -128,7 +128,7 @@ def load_start(path: Path, config: TrainConfig) -> Basis:
     if different:
         raise SettingsError(
             f"basis.start_from: {basis.name} was trained with {', '.join(different)}. Set basis.activation and "
-            "basis.query_mode to the same, or begin without basis.start_from."
+            "basis.query_mode to the same; a basis with other heads or reduction cannot be trained further."
         )
     if basis.settings.encoder_id != wanted.encoder_id:
         encoders = (basis.settings.encoder_id, wanted.encoder_id)
@@ -178,10 +178,8 @@ def _build_encoders(
 
 def _build_state(config: TrainConfig, source: ModelSource, query_dim: int, processes: Processes) -> TrainingState:
     """The base with a new basis (or that of `basis.start_from`) and its optimizer."""
-    basis, packed = (
-        config.basis,
-        "" if config.base.quantize == "none" else f" and quantizing it to {config.base.quantize}",
-    )
+    basis, quantize = config.basis, config.base.quantize
+    packed = "" if quantize == "none" else f" and quantizing it to {quantize}"
     with logged(f"loading the base {source.transformer}{packed}"):
         transformer = load_transformer(config.base, source, processes.loading_device).train()
     shape = BasisShape(basis.basis_size, basis.rank, basis.key_dim, query_dim, basis.gain)

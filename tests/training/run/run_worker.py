@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from training.base import text as captions
 from training.config.reading import read_config
+from training.run import precompute
 from training.run.distributed import Processes
 from training.run.signals import listen_for_signals
 from training.train import assemble
@@ -25,8 +25,10 @@ folder, *overrides = sys.argv[1:]
 config = read_config("tiny.yaml", [override.replace("{rank}", os.environ["RANK"]) for override in overrides])
 processes = Processes("cpu", strategy=config.run.strategy)
 encoded = []
-encode = captions._encode
-captions._encode = lambda caption, *arguments: encoded.append(caption) or encode(caption, *arguments)
+encode = precompute.encode_captions
+precompute.encode_captions = lambda captions, *args, **kwargs: (
+    encoded.extend(captions) or encode(captions, *args, **kwargs)
+)
 with listen_for_signals() as stop:
     loop, state = assemble(config, processes, stop, resume=os.environ.get("RESUME"))
     if "GRADIENT_CHECKPOINTING" in os.environ:  # as on GPUs

@@ -14,7 +14,9 @@ from training.base import text as captions
 from training.base.source import find_source
 from training.data.images import load_pair
 from training.data.index import read_pairs, write_pairs
+from training.run.checkpoints import list_checkpoints
 from training.run.distributed import Processes
+from training.run.optimizers import set_learning_rate
 from training.run.precompute import cached_captions, cached_embeddings
 from training.train import train
 
@@ -133,3 +135,20 @@ def test_broken_image_in_mid_run_is_replaced_by_another_draw(tiny_config, own_re
     broken.after.write_bytes(b"not a image any more")
     loop.run(state)
     assert (state.step, state.bad_steps) == (6, 0)
+
+
+def test_an_image_replaced_during_a_run_costs_no_step(tiny_config, tiny_parts, tmp_path, monkeypatch):
+    shutil.copytree(tiny_parts / "images", tmp_path / "images")
+    shutil.copy(tiny_parts / "pairs.jsonl", tmp_path)
+
+    def replace_images(optimizer, schedule, step, steps):
+        for image in (tmp_path / "images").rglob("*.png") if step == 1 else ():
+            os.utime(image)
+        return set_learning_rate(optimizer, schedule, step, steps)
+
+    monkeypatch.setattr("training.run.loop.set_learning_rate", replace_images)
+    options = (f"data.index={tmp_path / 'pairs.jsonl'}", f"data.cache={tmp_path / 'cache'}", "run.steps=50")
+    with pytest.raises(ValueError, match="replaced during the run"):
+        train(tiny_config(*options, "data.workers=0"))
+    (saved,) = list_checkpoints(tiny_config().run_folder / "checkpoints")
+    assert saved.name == "step-000000002"

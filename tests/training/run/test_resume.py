@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from training.run.checkpoints import list_checkpoints
+from training.run.checkpoints import list_checkpoints, load_latest
 from training.train import train
 
 OPTIONS = ("optimizer.schedule=constant",)
@@ -206,3 +206,12 @@ def test_trained_parameters_of_a_small_basis_are_reported_in_thousands(tiny_conf
     trained = sum(tensor.numel() for tensor in state.model.trained_state().values())
     assert f"20 layers, {trained / 1e3:.1f} thousand trained parameters" in caplog.messages
     assert 1e3 < trained < 1e5
+
+
+def test_the_first_batch_of_a_resumed_run_finds_torch_s_own_generator_as_it_was(tiny_config, assembled):
+    config = tiny_config("run.steps=1")
+    train(config)
+    loop, _ = assembled(tiny_config("run.steps=2"), resume="latest")
+    next(loop.batches)
+    loop.batches.close()
+    assert torch.equal(torch.get_rng_state(), load_latest(config.run_folder / "checkpoints")["random"]["cpu"])

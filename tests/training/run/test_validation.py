@@ -225,7 +225,15 @@ def test_quadrants_and_sheet():
     assert sheet.crop((0, 22, 206, 44)).convert("L").getextrema()[0] < 150
 
 
-def test_check_reports_data_memory_and_disk_and_loads_no_weights(tiny_overrides, tiny_parts, capsys):
+def _estimate(config, tiny_parts):
+    """Memory of a run on the tiny parts, whose encoder is narrower than CLIP ViT-L/14."""
+    width, weights = read_encoder_size(tiny_parts / "encoder")
+    assert width != 768
+    transformer = read_transformer_config(find_source(str(tiny_parts / "model"), None))
+    return estimate_memory(config, transformer, 3 * width, weights)
+
+
+def test_check_reports_data_memory_and_disk_and_loads_no_weights(tiny_config, tiny_overrides, tiny_parts, capsys):
     for file in (tiny_parts / "model").glob("**/*.safetensors"):
         assert file.stat().st_size > 0
     assert main(["--config", "tiny.yaml", "--check", *tiny_overrides()]) == 0
@@ -233,7 +241,7 @@ def test_check_reports_data_memory_and_disk_and_loads_no_weights(tiny_overrides,
     for part in (
         "16 of 16 pairs usable",
         "4 tasks of which 1 held out",
-        "memory per device",
+        f"trained {size_text(_estimate(tiny_config(), tiny_parts).trained)}, ",
         "disk:",
         "ready to train",
     ):
@@ -293,13 +301,15 @@ def test_check_without_a_gpu_refuses_a_run_that_demands_one(tiny_config):
     assert "no GPU found on this machine" in preflight_report(tiny_config("run.device=auto")).text()
 
 
-def test_check_reports_trackers_and_optimizers_that_are_not_installed(tiny_config, monkeypatch):
+def test_check_reports_trackers_and_optimizers_that_are_not_installed(tiny_config, tiny_parts, monkeypatch):
     for package in ("wandb", "bitsandbytes", "torchao"):
         monkeypatch.setitem(sys.modules, package, None)  # as if it were not there
     report = preflight_report(tiny_config("tracking.wandb_project=mine", "optimizer.name=adamw8bit"))
     (mistake,) = report.errors
     assert "pip install wandb" in mistake
     assert "plain AdamW is used, 8 bytes per parameter instead of 2" in report.text()
+    plain = _estimate(tiny_config("optimizer.name=adamw"), tiny_parts).optimizer
+    assert f"optimizer {size_text(plain)}, " in report.text()
     with pytest.raises(ValueError, match="wandb cannot be imported"):
         train(tiny_config("tracking.wandb_project=mine", "base.model=/nowhere"))
 
