@@ -153,10 +153,7 @@ def cut_file(folder):
 
 
 BAD_FOLDERS = {
-    "no projection": (
-        lambda f: drop_weights(f, "visual_projection"),
-        "lacks 1 weights .*: visual_projection.weight",
-    ),
+    "no projection": (lambda f: drop_weights(f, "visual_projection"), "lacks 1 weights .*: visual_projection.weight"),
     "a missing layer": (
         lambda f: drop_weights(f, "layers.1.mlp"),
         "lacks 4 weights .*vision_model.encoder.layers.1.mlp",
@@ -174,10 +171,7 @@ BAD_FOLDERS = {
     "unknown activation": (lambda f: change_config(f, hidden_act="none"), r"describe one vision tower \(KeyError"),
     "no config": (lambda f: (f / "config.json").unlink(), "There is no file .*config.json.*Copy the model folder"),
     "broken config": (lambda f: (f / "config.json").write_text("{,"), "config.json is not usable JSON"),
-    "config is a list": (
-        lambda f: (f / "config.json").write_text("[]"),
-        r"config.json holds \[\], not a JSON object",
-    ),
+    "config is a list": (lambda f: (f / "config.json").write_text("[]"), r"config.json holds \[\], not a JSON object"),
     "pickle only": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
         "model.safetensors, are missing in .* only config.json, .*pytorch_model.bin.*never read",
