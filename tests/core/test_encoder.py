@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lorweb_core.encoder import family_of, load_image_encoder
 from lorweb_core.errors import ModelError
 from lorweb_core.preprocessing import CLIP_PREPROCESSING, Preprocessing, preprocess_images
-from tests.images import GOLDEN, golden_picture, noise, write_tiny_clip
+from tests.images import GOLDEN, golden_tensor, noise, write_tiny_clip
 
 QUERY = load_file(GOLDEN / "query.safetensors")
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -51,7 +51,7 @@ def whole_siglip(tmp_path_factory):
 @pytest.mark.parametrize("name", ["a", "ap", "b", "grid"])
 @pytest.mark.parametrize("index", range(3))
 def test_embeddings_equal_the_golden_ones(tiny_clip, index, name):
-    embedding = load_image_encoder(tiny_clip).embed(golden_picture(f"images/q{index}_{name}.png"))
+    embedding = load_image_encoder(tiny_clip).embed(golden_tensor(f"images/q{index}_{name}.png"))
     expected = QUERY[f"q{index}.embed.{name}"]
     # 1e-6 of the largest value; the golden float32 numbers are themselves 1.3e-6 off from a float64 run
     assert (embedding - expected).abs().max() <= 1e-6 * expected.abs().max()
@@ -75,7 +75,7 @@ def test_a_folder_describes_its_encoder(tiny_clip):
 
 
 def test_bfloat16_weights_give_float32_embeddings_close_by(tiny_clip):
-    image = golden_picture("images/q0_a.png")
+    image = golden_tensor("images/q0_a.png")
     embedding = load_image_encoder(tiny_clip, dtype=torch.bfloat16).embed(image)
     assert embedding.dtype == torch.float32
     assert torch.cosine_similarity(embedding, load_image_encoder(tiny_clip).embed(image)).item() > 0.99

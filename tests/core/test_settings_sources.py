@@ -39,7 +39,7 @@ FULL_SETTINGS = RouterSettings("tanh", 2, "sum", "ca'-ca", SIGLIP_ENCODER_ID)
 
 
 @pytest.mark.parametrize("case", "ABCDEFGH")
-def test_golden_sidecars_are_read_as_their_case_says(case):
+def test_golden_sidecars_are_read_as_their_case_says_and_nothing_is_assumed(case):
     manifest = json.loads((GOLDEN / f"case_{case}.json").read_text())["manifest"]
     assert read_settings_file(GOLDEN / f"basis_{case}.yaml") == {
         "activation": "softmax" if manifest["softmax"] else "tanh",
@@ -50,10 +50,6 @@ def test_golden_sidecars_are_read_as_their_case_says(case):
         **{"basis_size": manifest["N"], "rank": manifest["r"], "key_dim": manifest["key_dim"]},
         **{"query_projection": "linear", "external_query": True},
     }
-
-
-@pytest.mark.parametrize("case", "ABCDEFGH")
-def test_golden_bases_load_with_their_sidecar_and_assume_nothing(case):
     basis = load_basis(GOLDEN / f"basis_{case}.safetensors")
     assert basis.report == () and basis.settings_source == f"settings file basis_{case}.yaml"
 
