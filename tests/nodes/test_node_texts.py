@@ -1,4 +1,4 @@
-"""Help pages and translations: every node has them, with a picture, and nothing in them is out of step."""
+"""Help pages and translations: every node has them, with an image, and nothing in them is out of step."""
 
 import ast
 import json
@@ -51,14 +51,14 @@ def pairs_of_sentences(language):
 
 
 @pytest.mark.parametrize("node_id", node_ids())
-def test_a_help_page_has_a_picture_and_names_every_input(node_id):
+def test_a_help_page_has_an_image_and_names_every_input(node_id):
     page = (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
     definition = load_locale("en")[node_id]
     assert page.startswith(f"# {definition['display_name']}\n")
-    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
-    with Image.open(DOCS / picture) as image:
+    (file_name,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
+    with Image.open(DOCS / file_name) as image:
         assert image.width >= 200 and len(image.convert("RGB").getcolors(100_000)) > 16
-    assert (DOCS / picture).stat().st_size < 40_000
+    assert (DOCS / file_name).stat().st_size < 40_000
     for name in [*definition["inputs"], *(output["name"] for output in definition["outputs"].values())]:
         assert f"**{name}**" in page, name
 

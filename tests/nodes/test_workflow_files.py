@@ -1,26 +1,12 @@
-"""The shipped workflow files by themselves: consistent, documented, with licenses and pictures. Needs no host."""
+"""The shipped workflow files by themselves: consistent, documented, with licenses and images. Needs no host."""
 
 import pytest
 from PIL import Image
 
 from tests.host import graphs
+from tests.nodes.test_node_texts import node_ids
 
-PACK_IDS = (
-    "LoRWeBLoadBasis",
-    "LoRWeBLoadImageEncoder",
-    "LoRWeBEncodeAnalogy",
-    "LoRWeBApplyMixedLoRA",
-    "LoRWeBBuildGrid",
-    "LoRWeBCropResult",
-    "LoRWeBSaveMixedLoRA",
-    "LoRWeBBlendCoefficients",
-    "LoRWeBAdjustCoefficients",
-    "LoRWeBPreviewCoefficients",
-    "LoRWeBSaveCoefficients",
-    "LoRWeBLoadCoefficients",
-    "LoRWeBEncodeAnalogies",
-    "LoRWeBEmptyPrompt",
-)
+PACK_IDS = node_ids()
 
 
 @pytest.fixture(params=graphs.NAMES)
@@ -100,7 +86,7 @@ def test_links_lead_to_model_pages_only(workflow):
     assert all(url.startswith("https://huggingface.co/") for url in graphs.links_in(notes_of(workflow)))
 
 
-def test_every_named_picture_ships_and_its_license_is_stated(workflow):
+def test_every_named_image_ships_and_its_license_is_stated(workflow):
     licenses = (graphs.PICTURES / "LICENSE.md").read_text()
     for node in workflow["nodes"]:
         if node["type"] == "LoadImage":
@@ -108,13 +94,12 @@ def test_every_named_picture_ships_and_its_license_is_stated(workflow):
             assert node["widgets_values"][0] in licenses
 
 
-def test_the_pictures_are_small():
+def test_the_example_images_are_small():
     assert sum(path.stat().st_size for path in graphs.PICTURES.glob("*.jpg")) < 300_000
 
 
 def test_the_notes_speak_of_an_example_pair_only_where_there_is_one(workflow):
-    pictures = sum(node["type"] == "LoadImage" for node in workflow["nodes"])
     notes = notes_of(workflow)
-    if pictures == 1:
+    if sum(node["type"] == "LoadImage" for node in workflow["nodes"]) == 1:
         assert "three pictures" not in notes and "edit from a to a′" not in notes
         assert "an instruction is the only other hint" in notes
