@@ -35,40 +35,33 @@ def load(path):
     return load_coefficients(path).coefficients
 
 
-def test_blend_takes_weights_or_a_position(run, files, tmp_path):
+def blend(*weights, method="mean"):
+    return lambda parts: blend_coefficients(parts, weights, method=method)
+
+
+def sweep(start, end, *, steps):
+    return lambda parts: sweep_analogies(parts, start, end, steps=steps)
+
+
+#: How many files, options, what they stand for, part of the report.
+BLENDS = [
+    (3, "--weight 1 --weight 0.5 --weight -0.25", blend(1, 0.5, -0.25), "-0.25 × 2.safetensors"),
+    (3, "--position 1.5", blend(0, 0.5, 0.5), "2 mixes of basis"),
+    (2, "--weight 1 --weight -1 --method sum", blend(1, -1, method="sum"), "2 mixes of basis"),
+    (2, "--weight -1e-1 --weight 1", blend(-0.1, 1), "-0.1 × 0.safetensors"),
+    (2, "--position -1e-1", blend(1.1, -0.1), "2 mixes of basis"),
+    (2, "--position -1 --position-end 1.5 --steps 6", sweep(-1, 1.5, steps=6), "6 positions from -1 to 1.5"),
+    (2, "--position 0 --steps 3", sweep(0, 1, steps=3), "6 mixes of basis"),
+]
+
+
+@pytest.mark.parametrize(("count", "options", "expected", "report"), BLENDS)
+def test_blend_takes_weights_a_position_or_a_sweep(run, files, tmp_path, count, options, expected, report):
     out = tmp_path / "out.safetensors"
-    code, lines, _ = run(
-        "blend", *files, "--weight", 1, "--weight", "0.5", "--weight", "-0.25", "--note", "three", "-o", out
-    )
-    text = "\n".join(lines)
-    assert code == 0 and "2 mixes of basis" in text and "-0.25 × 2.safetensors" in text
-    assert_same_coefficients(load(out), blend_coefficients([load(path) for path in files], [1, 0.5, -0.25]))
+    code, lines, _ = run("blend", *files[:count], *options.split(), "--note", "three", "-o", out)
+    assert code == 0 and report in "\n".join(lines)
+    assert_same_coefficients(load(out), expected([load(path) for path in files[:count]]))
     assert load_coefficients(out).note == "three"
-    assert run("blend", *files, "--position", "1.5", "-o", out)[0] == 0
-    assert_same_coefficients(load(out), blend_coefficients([load(path) for path in files], [0, 0.5, 0.5]))
-    assert run("blend", *files[:2], "--weight", "1", "--weight", "-1", "--method", "sum", "-o", out)[0] == 0
-    assert_same_coefficients(load(out), blend_coefficients([load(path) for path in files[:2]], [1, -1], method="sum"))
-
-
-def test_blend_sweeps_as_the_node_does(run, files, tmp_path):
-    out = tmp_path / "out.safetensors"
-    sweep = ("--position", "-1", "--position-end", "1.5", "--steps", 6)
-    code, lines, _ = run("blend", *files[:2], *sweep, "-o", out)
-    text = "\n".join(lines)
-    assert code == 0 and "12 mixes of basis" in text and "6 positions from -1 to 1.5" in text
-    parts = [load(path) for path in files[:2]]
-    assert_same_coefficients(load(out), sweep_analogies(parts, -1, 1.5, steps=6))
-    assert run("blend", *files[:2], "--position", "0", "--steps", 3, "-o", out)[0] == 0
-    assert_same_coefficients(load(out), sweep_analogies(parts, 0, 1, steps=3))
-
-
-def test_negative_numbers_may_have_an_exponent(run, files, tmp_path):
-    out, parts = tmp_path / "out.safetensors", [load(path) for path in files[:2]]
-    assert run("blend", *files[:2], "--position", "-1e-1", "-o", out)[0] == 0
-    assert_same_coefficients(load(out), blend_coefficients(parts, [1.1, -0.1]))
-    assert run("blend", *files[:2], "--weight", "-1e-1", "--weight", "1", "-o", out)[0] == 0
-    assert_same_coefficients(load(out), blend_coefficients(parts, [-0.1, 1]))
-    assert_refused(run("blend", *files[:2], "--position", "-inf", "-o", out), "-inf is not a finite number")
 
 
 def test_texts_of_a_file_cannot_steer_the_terminal(run, files, tmp_path):
@@ -130,6 +123,7 @@ def test_errors_are_short_messages(run, files, basis_file, tmp_path):
     assert_refused(run("blend", *files[:2], "--weight", "1", "--weight", "-1", *out), "sum to zero", "method sum")
     assert_refused(run("blend", *files, "--position", "1", "--weight", "1", *out), "either --position, or --weight")
     assert_refused(run("blend", *files[:2], "--position", "nan", *out), "finite number")
+    assert_refused(run("blend", *files[:2], "--position", "-inf", *out), "-inf is not a finite number")
     assert_refused(run("blend", files[0], "--position", "0.5", *out), "1 analogy", "Give two analogies or more")
     assert_refused(run("blend", *files, "--steps", "3", *out), "Give --position")
     assert_refused(run("blend", *files, "--position", "0", "--position-end", "1", *out), "--steps of at least 2")

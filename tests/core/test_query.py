@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -110,6 +110,7 @@ def test_images_of_any_sizes_are_handed_to_the_encoder_untouched(size, other, mo
 
 
 @given(size=st.tuples(sides, sides), mode=st.sampled_from(list(QUERY_MODES)))
+@example(size=(20, 40), mode="cat-aa'b")
 @settings(max_examples=60, deadline=None)
 def test_reference_crops_give_images_or_say_why_not(size, mode):
     analogy = [noise(*size, seed=seed) for seed in range(3)]
