@@ -67,9 +67,8 @@ def test_every_mode_and_format_that_pillow_writes_is_read_correctly_or_refused(t
         refusal = "wrong-mode"
     if refusal:
         for read in (read_image, read_image_size):
-            with pytest.raises(ImageFileError) as caught:
+            with pytest.raises(ImageFileError, match=rf"cannot be used \({refusal}\)"):
                 read(path)
-            assert caught.value.kind == refusal
         return
     found = np.asarray(read_image(path)).astype(float)
     with Image.open(path) as file:
@@ -215,9 +214,8 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path):
         (tmp_path / name).write_bytes(
             b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
         )
-        with pytest.raises(ImageFileError) as caught:
+        with pytest.raises(ImageFileError, match=r"cannot be used \(too-large\)"):
             read_image(tmp_path / name)
-        assert caught.value.kind == "too-large"
 
 
 def test_the_pixel_limit_is_inclusive(tmp_path):
@@ -234,9 +232,8 @@ def test_a_truncated_image_is_refused(tmp_path, suffix):
     Image.fromarray(pixels).save(path)
     read_image(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ImageFileError) as caught:
+    with pytest.raises(ImageFileError, match=r"cannot be used \((damaged|unreadable)\)") as caught:
         read_image(path)
-    assert caught.value.kind in ("damaged", "unreadable")
     assert caught.value.path == path
 
 
@@ -260,9 +257,8 @@ def test_random_damage_never_raises_anything_else(tmp_path, suffix):
 @pytest.mark.parametrize("content", [b"", b"<html></html>", b"\x89PNG\r\n\x1a\n"])
 def test_a_file_that_is_no_image_is_refused(tmp_path, content):
     (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(ImageFileError) as caught:
+    with pytest.raises(ImageFileError, match=r"cannot be used \((damaged|unreadable)\)"):
         read_image(tmp_path / "x.png")
-    assert caught.value.kind in ("unreadable", "damaged")
 
 
 def test_an_image_error_travels_between_processes(tmp_path):
