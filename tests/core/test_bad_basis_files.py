@@ -45,7 +45,7 @@ BAD_TENSORS = {
     "no tensor": (lambda _: {}, "has no tensor"),
     "extra tensors": (
         added(["x0", "x1", "x2", "x3"]),
-        r"has 4 unexpected .* \(x0, x1, x2, …\) beside those of 4 layers",
+        r"4 unexpected .* \(x0, x1, x2, …\) beside those of 4 layers",
     ),
     "no layer name": (added(["transformer.lora_A"]), r"has 1 unexpected tensors \(transformer.lora_A\)"),
     "no prefix": (
