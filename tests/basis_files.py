@@ -1,10 +1,10 @@
-"""Basis files for tests: whole ones through the safetensors library, broken ones byte by byte."""
+"""Basis and LoRA files for tests: whole ones through the safetensors library, broken ones byte by byte."""
 
 import json
 import struct
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.synthetic import make_basis
 
@@ -46,3 +46,20 @@ def split_raw(path):
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
     return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def read_deltas(path):
+    """Return layer name → up @ down of an ordinary LoRA file, as any loader computes it at scale 1."""
+    tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+    prefixes = {name.rsplit(".lora_", 1)[0] for name in tensors}
+    return {
+        prefix.removeprefix("transformer."): tensors[f"{prefix}.lora_B.weight"] @ tensors[f"{prefix}.lora_A.weight"]
+        for prefix in prefixes
+    }
+
+
+def header_settings(**changes):
+    """Return metadata whose header key states all settings."""
+    encoder = {"id": changes.pop("encoder", "x")}
+    stated = {"activation": "softmax", "heads": 1, "reduction": "mean", "query_mode": "cat-aa'b", "encoder": encoder}
+    return {"lorweb": json.dumps({"format_version": 1} | stated | changes)}

@@ -55,7 +55,7 @@ def pytest_runtest_makereport(item):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say how many host tests ran, and why others did not."""
+    """Report how many host tests ran, and why others did not."""
     reports = [report for group in terminalreporter.stats.values() for report in group]
     host_reports = [report for report in reports if getattr(report, "is_host_test", False)]
     skipped = [report for report in host_reports if report.skipped]

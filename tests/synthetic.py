@@ -1,8 +1,9 @@
-"""Small seeded bases for tests: real objects of the product, built in code."""
+"""Small seeded bases and their coefficients for tests: real objects of the product, built in code."""
 
 import torch
 
 from lorweb_core.basis import Basis, LayerBasis
+from lorweb_core.coefficients import encode_coefficients
 from lorweb_core.settings import RouterSettings
 
 SIZES = {
@@ -38,3 +39,21 @@ def make_basis(*, sizes=None, settings=None, **layer_options):
         for index, (name, size) in enumerate((sizes or SIZES).items())
     }
     return Basis(layers=layers, settings=settings or RouterSettings(), basis_id="0123456789abcdef", name="synthetic")
+
+
+def make_coefficients(seed=0, mixes=2, basis=None):
+    """Return the coefficients of a basis (by default `make_basis()`) for seeded query embeddings."""
+    query = torch.randn(mixes, 18, generator=torch.Generator().manual_seed(seed))
+    return encode_coefficients(basis or make_basis(), query)
+
+
+def change_layers(coefficients, change):
+    """Return new coefficients with `change` applied to every layer's tensor."""
+    return {**coefficients, "layers": {name: change(mix) for name, mix in coefficients["layers"].items()}}
+
+
+def assert_same_coefficients(first, second):
+    """Compare basis, layers, their order and every bit."""
+    assert list(first["layers"]) == list(second["layers"]) and first["basis_id"] == second["basis_id"]
+    for name, mix in first["layers"].items():
+        assert torch.equal(mix, second["layers"][name]), name

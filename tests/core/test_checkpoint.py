@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 
 from lorweb_core.basis import LayerBasis
 from lorweb_core.checkpoint import load_basis, save_basis
-from lorweb_core.errors import CheckpointError, OutputError, SettingsError
-from lorweb_core.router import route_query
+from lorweb_core.errors import CheckpointError, SettingsError
 from lorweb_core.settings import SIGLIP_ENCODER_ID, RouterSettings
 from lorweb_core.settings_sources import read_training_facts, trained_text_tokens
 from tests.basis_files import reference_tensors, split_raw, write_raw, write_reference
@@ -52,27 +51,16 @@ def test_golden_tensors_arrive_in_our_orientation(case):
         assert layer.lora_bias is None
 
 
-def test_the_stacked_matrices_are_views(tmp_path):
-    for layer in load_basis(write_reference(tmp_path / "basis.safetensors")).layers.values():
+def test_layers_come_in_the_order_of_computation_and_their_stacked_matrices_are_views(tmp_path):
+    path = write_reference(tmp_path / "basis.safetensors")
+    basis = load_basis(path)
+    file_order = list(split_raw(path)[0])
+    assert file_order[-1].startswith("transformer.transformer_blocks")  # which are computed first
+    assert list(basis.layers) == list(SIZES)
+    for layer in basis.layers.values():
         stacked_down, stacked_up = layer.lora_down.flatten(0, 1), layer.lora_up.transpose(1, 2).flatten(0, 1)
         assert stacked_down.data_ptr() == layer.lora_down.data_ptr()
         assert stacked_up.data_ptr() == layer.lora_up.data_ptr()
-
-
-def test_layers_come_in_the_order_of_computation_whatever_the_file_order(tmp_path):
-    tensors = reference_tensors()
-    for index, names in enumerate((sorted(tensors), sorted(tensors, reverse=True))):
-        header, data, end = {}, b"", 0
-        for name in names:
-            content = tensors[name].numpy().tobytes()
-            header[name] = {
-                "dtype": "F32",
-                "shape": list(tensors[name].shape),
-                "data_offsets": [end, end + len(content)],
-            }
-            data, end = data + content, end + len(content)
-        basis = load_basis(write_raw(tmp_path / f"{index}.safetensors", header, data))
-        assert list(basis.layers) == list(SIZES)
 
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -101,8 +89,6 @@ def test_size_rank_bias_and_projection_may_differ_between_layers(tmp_path):
     basis = load_basis(path)
     assert_equal_layers(basis.layers, layers)
     assert json.loads(basis.metadata["lorweb"])["basis_size"] is None
-    mixes = route_query(basis, torch.ones(1, 8))
-    assert [mixes[name].shape[1] for name in names[:3]] == [5, 1, 4]
 
 
 @pytest.mark.parametrize(
@@ -130,20 +116,15 @@ def test_save_and_load_are_bit_equal(tmp_path, options, dtype):
         for name, layer in original.layers.items()
     }
     path = tmp_path / "basis.safetensors"
-    save_basis(path, layers, SETTINGS, training={"step": 7, "data": "größer"}, metadata={"author": "me"})
+    facts = {"training": {"step": 7, "data": "größer"}, "metadata": {"author": "me"}}
+    save_basis(path, layers, SETTINGS, **facts)
     basis = load_basis(path)
     assert_equal_layers(basis.layers, layers)
     assert basis.settings == SETTINGS and basis.report == ()
     assert basis.settings_source == "the header of basis.safetensors"
-    assert read_training_facts(basis.metadata) == {"step": 7, "data": "größer"}
+    assert read_training_facts(basis.metadata) == facts["training"]
     assert (basis.metadata["author"], basis.metadata["format"]) == ("me", "pt")
-    save_basis(
-        tmp_path / "again.safetensors",
-        basis.layers,
-        SETTINGS,
-        training={"step": 7, "data": "größer"},
-        metadata={"author": "me"},
-    )
+    save_basis(tmp_path / "again.safetensors", basis.layers, SETTINGS, **facts)
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
@@ -159,15 +140,10 @@ def test_a_saved_file_has_the_reference_names_and_our_header(tmp_path):
         }  # fmt: skip
 
 
-def test_saving_casts_to_a_dtype_and_refuses_to_overflow_it(tmp_path):
-    layers = make_basis().layers
-    save_basis(tmp_path / "half.safetensors", layers, RouterSettings(), dtype=torch.float16)
-    half = load_basis(tmp_path / "half.safetensors").layers[FIRST]
-    assert torch.equal(half.lora_down, layers[FIRST].lora_down.half())
-    layers[FIRST].keys[0, 0] = 1e6
-    with pytest.raises(OutputError, match=r"lora_keys reach 1e\+06, beyond the range of torch\.float16"):
-        save_basis(tmp_path / "over.safetensors", layers, RouterSettings(), dtype=torch.float16)
-    assert [path.name for path in tmp_path.iterdir()] == ["half.safetensors"]
+def test_saving_casts_to_a_dtype(tmp_path):
+    layers, path = make_basis().layers, tmp_path / "half.safetensors"
+    save_basis(path, layers, RouterSettings(), dtype=torch.float16)
+    assert torch.equal(load_basis(path).layers[FIRST].lora_down, layers[FIRST].lora_down.half())
 
 
 def test_saving_refuses_what_could_not_be_loaded(tmp_path):

@@ -8,21 +8,17 @@ import torch
 
 from lorweb_core.basis import Basis
 from lorweb_core.coefficient_summary import compare, describe, describe_comparison, summarize, tabulate
-from lorweb_core.coefficients import encode_coefficients, with_layers
+from lorweb_core.coefficients import encode_coefficients
 from lorweb_core.errors import CheckpointError, ShapeError
 from lorweb_core.heat_map import DIVERGING, SEQUENTIAL, color_values, draw_coefficients, draw_comparison
-from tests.synthetic import make_basis
+from tests.synthetic import SIZES, change_layers, make_basis, make_coefficients
 
 BASIS = make_basis()
 FIRST = next(iter(BASIS.layers))
 
 
-def analogy(seed=0, mixes=2):
-    return encode_coefficients(BASIS, torch.randn(mixes, 18, generator=torch.Generator().manual_seed(seed)))
-
-
 def every_layer(row):
-    return with_layers(analogy(), {name: torch.tensor([row] * 2) for name in BASIS.layers})
+    return change_layers(make_coefficients(), lambda _: torch.tensor([row] * 2))
 
 
 def test_uniform_and_one_hot_coefficients_have_the_known_entropy():
@@ -35,7 +31,7 @@ def test_uniform_and_one_hot_coefficients_have_the_known_entropy():
 
 
 def test_numbers_equal_those_of_a_slow_computation():
-    table = tabulate(analogy(), mix=1)
+    table = tabulate(make_coefficients(), mix=1)
     summary = summarize(table)
     for row, entropy in zip(table.values.tolist(), summary.entropy.tolist(), strict=True):
         assert -sum(p * math.log(p) for p in row) / math.log(4) == pytest.approx(entropy, abs=1e-5)
@@ -43,18 +39,13 @@ def test_numbers_equal_those_of_a_slow_computation():
 
 
 def test_rows_are_in_computing_order():
-    turned = with_layers(analogy(), dict(reversed(analogy()["layers"].items())))
-    assert list(tabulate(turned).layer_names) == [
-        "transformer_blocks.0.attn.to_q",
-        "transformer_blocks.0.ff.net.0.proj",
-        "transformer_blocks.0.ff.net.2",
-        "single_transformer_blocks.0.proj_out",
-    ]
-    assert torch.equal(tabulate(turned, mix=1).values, tabulate(analogy(), mix=1).values)
+    turned = {**make_coefficients(), "layers": dict(reversed(make_coefficients()["layers"].items()))}
+    assert list(tabulate(turned).layer_names) == list(SIZES)
+    assert torch.equal(tabulate(turned, mix=1).values, tabulate(make_coefficients(), mix=1).values)
 
 
 def test_layers_that_are_switched_off_do_not_count():
-    off = with_layers(every_layer([0.0, 1.0, 0.0, 0.0]), {**every_layer([0.0, 1.0, 0.0, 0.0])["layers"]})
+    off = every_layer([0.0, 1.0, 0.0, 0.0])
     off["layers"][FIRST] = torch.zeros(2, 4)
     summary = summarize(tabulate(off))
     assert summary.layers_off == 1 and summary.adapter_use.tolist() == [0, 1, 0, 0]
@@ -70,7 +61,7 @@ def test_a_mix_that_is_all_off_is_neither_uniform_nor_has_it_a_strongest_adapter
 
 
 def test_layers_that_are_off_in_both_are_not_called_far_apart():
-    first = analogy()
+    first = make_coefficients()
     first["layers"][FIRST] = torch.zeros(2, 4)
     comparison = compare(first, first)
     at = comparison.difference.layer_names.index(FIRST)
@@ -78,7 +69,7 @@ def test_layers_that_are_off_in_both_are_not_called_far_apart():
     text = describe_comparison(comparison)
     assert "Off in both: 1 of 4 layers" in text and "mean 1.000, lowest 1.000" in text
     assert FIRST not in text
-    one_side = compare(first, analogy(1))
+    one_side = compare(first, make_coefficients(1))
     assert one_side.cosine[at] == 0 and f"Furthest apart: {FIRST} (0.000)" in describe_comparison(one_side)
     assert draw_comparison(comparison, "off in both").size == draw_comparison(one_side, "off in one").size
 
@@ -91,8 +82,8 @@ def test_two_mixes_that_are_all_off_have_no_cosine_at_all():
 
 def test_a_cosine_does_not_depend_on_the_size_of_the_numbers():
     for size in (1e-30, 1e30):
-        scaled = with_layers(analogy(1), {name: mix * size for name, mix in analogy(1)["layers"].items()})
-        torch.testing.assert_close(compare(scaled, analogy(1)).cosine, torch.ones(4))
+        scaled = change_layers(make_coefficients(1), lambda mix, size=size: mix * size)
+        torch.testing.assert_close(compare(scaled, make_coefficients(1)).cosine, torch.ones(4))
 
 
 def test_layers_of_fewer_adapters_leave_their_cells_empty():
@@ -112,7 +103,7 @@ def test_the_text_names_the_strongest_adapters():
 
 
 def test_an_analogy_does_not_differ_from_itself():
-    same = compare(analogy(), analogy(), mix=1)
+    same = compare(make_coefficients(), make_coefficients(), mix=1)
     assert same.distance == 0 and bool((same.difference.values == 0).all())
     torch.testing.assert_close(same.cosine, torch.ones(4))
     opposite = compare(every_layer([1.0, 0.0, 0.0, 0.0]), every_layer([0.0, 0.0, 1.0, 0.0]))
@@ -121,9 +112,9 @@ def test_an_analogy_does_not_differ_from_itself():
 
 
 def test_one_mix_is_compared_with_each_of_several():
-    one, three = analogy(0, 1), analogy(1, 3)
+    one, three = make_coefficients(0, 1), make_coefficients(1, 3)
     for mix in range(3):
-        alone = with_layers(three, {name: values[mix : mix + 1] for name, values in three["layers"].items()})
+        alone = change_layers(three, lambda values, mix=mix: values[mix : mix + 1])
         for sides in ((one, three), (three, one)):
             compared = compare(*sides, mix=mix)
             expected = compare(*(alone if side is three else one for side in sides))
@@ -133,31 +124,39 @@ def test_one_mix_is_compared_with_each_of_several():
 
 def test_mixes_that_do_not_exist_and_other_bases_are_refused():
     with pytest.raises(ShapeError, match=r"no mix 2: these coefficients have 2.*0 … 1"):
-        tabulate(analogy(), mix=2)
-    for sides in ((analogy(), analogy(1)), (analogy(0, 1), analogy(1)), (analogy(0, 1), analogy(1, 1))):
+        tabulate(make_coefficients(), mix=2)
+    for mixes in ((2, 2), (1, 2), (1, 1)):
         with pytest.raises(ShapeError, match="There is no mix"):
-            compare(*sides, mix=2)
+            compare(*(make_coefficients(seed, count) for seed, count in enumerate(mixes)), mix=2)
     with pytest.raises(ShapeError, match="2, 3 mixes"):
-        compare(analogy(), analogy(1, 3))
+        compare(make_coefficients(), make_coefficients(1, 3))
     with pytest.raises(ShapeError, match="difference of these analogies overflows float32"):
         compare(every_layer([3e38] * 4), every_layer([-3e38] * 4))
     with pytest.raises(CheckpointError, match=r"different bases: .* and .*synthetic"):
-        compare(analogy(), {**analogy(), "basis_id": "x"})
-
-
-def test_colors_run_from_zero_to_the_largest_and_are_two_sided_for_negative_numbers():
-    colors = color_values(torch.tensor([[0.0, 1.0], [0.25, float("nan")]]))
-    assert tuple(colors[0, 0]) == SEQUENTIAL[0] and tuple(colors[0, 1]) == SEQUENTIAL[-1]
-    assert tuple(colors[1, 0]) == SEQUENTIAL[2]
-    signed = color_values(torch.tensor([[-1.0, 0.0, 1.0]]))
-    assert [tuple(color) for color in signed[0]] == [DIVERGING[0], DIVERGING[2], DIVERGING[4]]
+        compare(make_coefficients(), {**make_coefficients(), "basis_id": "x"})
 
 
 def test_every_cell_of_the_image_has_its_color():
-    table = tabulate(analogy())
+    table = tabulate(make_coefficients())
     image = np.asarray(draw_coefficients(table, "t"))
     cells = color_values(table.values)
     for color in cells.reshape(-1, 3):
         area = (image == color).all(-1).sum()
         assert area >= 100 * 100 * 0.9
-    assert draw_comparison(compare(analogy(), analogy(1)), "d").size == draw_coefficients(table, "t").size
+    compared = draw_comparison(compare(make_coefficients(), make_coefficients(1)), "d")
+    assert compared.size == draw_coefficients(table, "t").size
+
+
+def test_colors_run_from_zero_to_the_largest_and_are_two_sided_for_negative_numbers_and_differences():
+    colors = color_values(torch.tensor([[0.0, 1.0], [0.25, float("nan")]]))
+    assert tuple(colors[0, 0]) == SEQUENTIAL[0] and tuple(colors[0, 1]) == SEQUENTIAL[-1]
+    assert tuple(colors[1, 0]) == SEQUENTIAL[2]
+    signed = color_values(torch.tensor([[-1.0, 0.0, 1.0]]))
+    assert [tuple(color) for color in signed[0]] == [DIVERGING[0], DIVERGING[2], DIVERGING[4]]
+    for value, position in ((0.0, 2), (0.5, 4), (-0.5, 0)):
+        assert (color_values(torch.full((2, 3), value), is_difference=True) == DIVERGING[position]).all()
+
+
+def test_a_comparison_with_itself_is_white():
+    image = np.asarray(draw_comparison(compare(make_coefficients(), make_coefficients()), "same"))
+    assert (image[60:600, 60:360] == DIVERGING[2]).all()

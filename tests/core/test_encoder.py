@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lorweb_core.encoder import family_of, load_image_encoder
 from lorweb_core.errors import ModelError
 from lorweb_core.preprocessing import CLIP_PREPROCESSING, Preprocessing, preprocess_images
-from tests.images import GOLDEN, golden_picture, noise, write_tiny_clip
+from tests.images import GOLDEN, golden_tensor, noise, write_tiny_clip
 
 QUERY = load_file(GOLDEN / "query.safetensors")
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -51,7 +51,7 @@ def whole_siglip(tmp_path_factory):
 @pytest.mark.parametrize("name", ["a", "ap", "b", "grid"])
 @pytest.mark.parametrize("index", range(3))
 def test_embeddings_equal_the_golden_ones(tiny_clip, index, name):
-    embedding = load_image_encoder(tiny_clip).embed(golden_picture(f"images/q{index}_{name}.png"))
+    embedding = load_image_encoder(tiny_clip).embed(golden_tensor(f"images/q{index}_{name}.png"))
     expected = QUERY[f"q{index}.embed.{name}"]
     # 1e-6 of the largest value; the golden float32 numbers are themselves 1.3e-6 off from a float64 run
     assert (embedding - expected).abs().max() <= 1e-6 * expected.abs().max()
@@ -75,7 +75,7 @@ def test_a_folder_describes_its_encoder(tiny_clip):
 
 
 def test_bfloat16_weights_give_float32_embeddings_close_by(tiny_clip):
-    image = golden_picture("images/q0_a.png")
+    image = golden_tensor("images/q0_a.png")
     embedding = load_image_encoder(tiny_clip, dtype=torch.bfloat16).embed(image)
     assert embedding.dtype == torch.float32
     assert torch.cosine_similarity(embedding, load_image_encoder(tiny_clip).embed(image)).item() > 0.99
@@ -126,14 +126,15 @@ def test_a_fixed_size_siglip_gives_its_pooled_output_from_its_own_weights(whole_
 
 
 def test_a_vision_tower_saved_by_the_installed_transformers_loads(whole_siglip, whole_clip, tmp_path):
-    for source, model_class in (
-        (whole_siglip, transformers.SiglipVisionModel),
-        (whole_clip, transformers.CLIPVisionModelWithProjection),
-    ):
+    for source in (whole_siglip, whole_clip):
         original = load_image_encoder(source)
-        original.model.save_pretrained(tmp_path / model_class.__name__)
-        again = load_image_encoder(tmp_path / model_class.__name__)
+        original.model.save_pretrained(tmp_path / source.name)
+        again = load_image_encoder(tmp_path / source.name)
         assert torch.allclose(again.embed(noise(40, 40)), original.embed(noise(40, 40)), atol=1e-6)
+
+
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
 
 
 def change_config(folder, **values):
@@ -152,55 +153,46 @@ def cut_file(folder):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def change(**values):
+    return lambda folder: change_config(folder, **values)
+
+
+def drop(*fragments):
+    return lambda folder: drop_weights(folder, *fragments)
+
+
+ODD_PREPROCESSING = json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "do_normalize": False})
 BAD_FOLDERS = {
-    "no projection": (
-        lambda f: drop_weights(f, "visual_projection"),
-        "lacks 1 weights .*: visual_projection.weight",
-    ),
-    "a missing layer": (
-        lambda f: drop_weights(f, "layers.1.mlp"),
-        "lacks 4 weights .*vision_model.encoder.layers.1.mlp",
-    ),
-    "no tensors": (lambda f: drop_weights(f, ""), "lacks"),
-    "wrong width": (lambda f: change_config(f, projection_dim=13), r"describe one vision tower \(RuntimeError"),
-    "wrong type": (
-        lambda f: change_config(f, model_type="dinov2"),
-        "is 'dinov2' in .*siglip_vision_model. Use the folder",
-    ),
-    "naflex": (lambda f: change_config(f, model_type="siglip2"), "is 'siglip2'.*NaFlex checkpoints are not supported"),
-    "no type": (lambda f: (f / "config.json").write_text("{}"), "model_type is None"),
-    "nonsense width": (lambda f: change_config(f, hidden_size="wide"), r"describe one vision tower \(.*Error"),
-    "zero width": (lambda f: change_config(f, hidden_size=0), r"describe one vision tower \(.*Error"),
-    "unknown activation": (lambda f: change_config(f, hidden_act="none"), r"describe one vision tower \(KeyError"),
+    "no projection": (drop("visual_projection"), "lacks 1 weights .*: visual_projection.weight"),
+    "a missing layer": (drop("layers.1.mlp"), "lacks 4 weights .*vision_model.encoder.layers.1.mlp"),
+    "no tensors": (drop(""), "lacks"),
+    "wrong width": (change(projection_dim=13), r"describe one vision tower \(RuntimeError"),
+    "wrong type": (change(model_type="dinov2"), "is 'dinov2' in .*siglip_vision_model. Use the folder"),
+    "naflex": (change(model_type="siglip2"), "is 'siglip2'.*NaFlex checkpoints are not supported"),
+    "no type": (write("config.json", "{}"), "model_type is None"),
+    "nonsense width": (change(hidden_size="wide"), r"describe one vision tower \(.*Error"),
+    "zero width": (change(hidden_size=0), r"describe one vision tower \(.*Error"),
+    "unknown activation": (change(hidden_act="none"), r"describe one vision tower \(KeyError"),
     "no config": (lambda f: (f / "config.json").unlink(), "There is no file .*config.json.*Copy the model folder"),
-    "broken config": (lambda f: (f / "config.json").write_text("{,"), "config.json is not usable JSON"),
-    "config is a list": (
-        lambda f: (f / "config.json").write_text("[]"),
-        r"config.json holds \[\], not a JSON object",
-    ),
+    "broken config": (write("config.json", "{,"), "config.json is not usable JSON"),
+    "config is a list": (write("config.json", "[]"), r"config.json holds \[\], not a JSON object"),
     "pickle only": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
         "model.safetensors, are missing in .* only config.json, .*pytorch_model.bin.*never read",
     ),
     "truncated": (cut_file, "not a whole safetensors file .*truncated"),
-    "not safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"PK\3\4 pickled"), "whole safetensors file"),
-    "other size": (
-        lambda f: (f / "preprocessor_config.json").write_text(CLIP_PROCESSOR().to_json_string()),
-        "takes 32 px, but .* 224 px",
-    ),
+    "not safetensors": (write("model.safetensors", "PK\3\4 pickled"), "whole safetensors file"),
+    "other size": (write("preprocessor_config.json", CLIP_PROCESSOR().to_json_string()), "takes 32 px, but .* 224 px"),
     "unusual preprocessing": (
-        lambda f: (f / "preprocessor_config.json").write_text(
-            json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "do_normalize": False})
-        ),
+        write("preprocessor_config.json", ODD_PREPROCESSING),
         "divide by 255 and normalize three channels: .*do_normalize",
     ),
 }
 
 
-@pytest.mark.parametrize("case", BAD_FOLDERS)
+@pytest.mark.parametrize(("break_folder", "message"), BAD_FOLDERS.values(), ids=BAD_FOLDERS)
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_a_folder_that_would_give_wrong_or_random_embeddings_is_refused(case, tmp_path):
-    break_folder, message = BAD_FOLDERS[case]
+def test_a_folder_that_would_give_wrong_or_random_embeddings_is_refused(break_folder, message, tmp_path):
     folder = write_tiny_clip(tmp_path / "clip")
     break_folder(folder)
     with pytest.raises(ModelError, match=message):
@@ -208,16 +200,15 @@ def test_a_folder_that_would_give_wrong_or_random_embeddings_is_refused(case, tm
 
 
 def test_a_siglip_without_its_pooling_head_is_refused(whole_siglip, tmp_path):
-    headless, switched_off = tmp_path / "headless", tmp_path / "switched_off"
-    for folder in (headless, switched_off):
-        shutil.copytree(whole_siglip, folder)
-    drop_weights(headless, "vision_model.head")
-    with pytest.raises(ModelError, match=r"weights of SiglipVisionModel.*: .*head.*siglip2-base"):
-        load_image_encoder(headless)
-    config = json.loads((switched_off / "config.json").read_text())
-    change_config(switched_off, vision_config={**config["vision_config"], "vision_use_head": False})
-    with pytest.raises(ModelError, match=r"head, which config.json switches off"):
-        load_image_encoder(switched_off)
+    config = json.loads((whole_siglip / "config.json").read_text())
+    switched_off = change(vision_config={**config["vision_config"], "vision_use_head": False})
+    for name, break_folder, message in (
+        ("headless", drop("vision_model.head"), r"weights of SiglipVisionModel.*: .*head.*siglip2-base"),
+        ("switched_off", switched_off, r"head, which config.json switches off"),
+    ):
+        break_folder(shutil.copytree(whole_siglip, tmp_path / name))
+        with pytest.raises(ModelError, match=message):
+            load_image_encoder(tmp_path / name)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process' memory map")
@@ -242,16 +233,15 @@ def test_code_in_a_folder_is_never_run(tmp_path):
         load_image_encoder(folder)
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "a/b/c", "clip", "", "https://example.org/x"])
-def test_a_missing_folder_is_refused_before_any_network(tiny_clip, name):
+def test_a_missing_folder_is_refused_before_any_network(tiny_clip):
+    for name in ("/no/such/folder", "./missing", "a/b/c", "clip", "https://example.org/x"):
+        message = f"There is no folder at .*{name[-4:]}.*Name the folder of an image encoder"
+        with pytest.raises(ModelError, match=message):
+            load_image_encoder(name)
+    with pytest.raises(ModelError, match=r"There is no file config\.json"):
+        load_image_encoder("")  # the current folder, which holds no model
     with pytest.raises(ModelError, match=r"a file, not a folder, at .*model.safetensors. .*openai/clip"):
         load_image_encoder(tiny_clip / "model.safetensors")
-    if name == "":  # the current folder, which holds no model
-        with pytest.raises(ModelError, match=r"There is no file config\.json"):
-            load_image_encoder(name)
-        return
-    with pytest.raises(ModelError, match=f"There is no folder at .*{name[-4:]}.*Name the folder of an image encoder"):
-        load_image_encoder(name)
 
 
 def test_a_repository_that_is_not_in_the_cache_is_refused_offline(tmp_path, monkeypatch):

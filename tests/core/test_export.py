@@ -1,5 +1,6 @@
 """Export: what stock loaders see equals the mix, rank reduction is optimal and honest, nothing half-written."""
 
+import copy
 import json
 
 import pytest
@@ -7,29 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file
 
-from lorweb_core.basis import Basis
 from lorweb_core.errors import CheckpointError, OutputError, SettingsError
 from lorweb_core.export import balance_pair, export_mixed_lora, reduce_rank
 from lorweb_core.mixing import layer_delta
+from tests.basis_files import read_deltas
 from tests.synthetic import make_basis
 
 
 def mixes_of(basis, seed=3):
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(layer.basis_size, generator=generator) for name, layer in basis.layers.items()}
-
-
-def read_deltas(path):
-    """Return layer name → up @ down of an ordinary LoRA file, as any loader computes it at scale 1."""
-    tensors = load_file(path)
-    names = {key.removeprefix("transformer.").rsplit(".lora_", 1)[0] for key in tensors}
-    return {name: _product(tensors, f"transformer.{name}") for name in names}
-
-
-def _product(tensors, prefix):
-    return tensors[f"{prefix}.lora_B.weight"].float() @ tensors[f"{prefix}.lora_A.weight"].float()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
@@ -74,10 +63,8 @@ def test_rank_reduction_equals_the_svd_of_the_full_product(seed, sizes, total, r
     assert reduced.kept_energy == pytest.approx(energy, abs=1e-5)
 
 
-def test_full_rank_keeps_everything_and_a_zero_mix_counts_as_kept():
-    down, up = torch.randn(3, 8), torch.randn(9, 3)
-    assert reduce_rank(down, up, rank=3).kept_energy == pytest.approx(1.0)
-    assert reduce_rank(0 * down, up, rank=1).kept_energy == 1.0
+def test_a_zero_mix_counts_as_kept():
+    assert reduce_rank(torch.zeros(3, 8), torch.randn(9, 3), rank=1).kept_energy == 1.0
 
 
 def test_balancing_keeps_the_product_and_equalises_the_norms():
@@ -89,12 +76,16 @@ def test_balancing_keeps_the_product_and_equalises_the_norms():
     torch.testing.assert_close(balanced_down.norm(dim=1)[used], balanced_up.norm(dim=0)[used])
 
 
-def test_a_smaller_rank_reports_what_it_keeps(tmp_path):
+def test_a_smaller_rank_reports_what_it_keeps_and_the_header_states_it(tmp_path):
     basis = make_basis()
-    report = export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis), rank=2)
+    report = export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis), strength=0.5, rank=2)
     assert report.rank == 2
     assert all(0 < kept < 1 for kept in report.kept_energy.values())
     assert "4 layers, rank 2, energy kept" in report.describe()
+    with safe_open(tmp_path / "lora.safetensors", "pt") as file:
+        provenance = json.loads(file.metadata()["lorweb_mix"])
+    assert provenance["basis_id"] == basis.basis_id and provenance["basis_name"] == "synthetic"
+    assert provenance["strength"] == 0.5 and provenance["rank"] == 2
 
 
 def test_a_rank_above_a_layers_width_keeps_that_width_and_the_whole_delta(tmp_path):
@@ -107,74 +98,54 @@ def test_a_rank_above_a_layers_width_keeps_that_width_and_the_whole_delta(tmp_pa
         torch.testing.assert_close(delta, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
-def test_the_header_says_where_the_file_comes_from(tmp_path):
-    basis = make_basis()
-    export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis), strength=0.5, rank=3)
-    with safe_open(tmp_path / "lora.safetensors", "pt") as file:
-        provenance = json.loads(file.metadata()["lorweb_mix"])
-    assert provenance["basis_id"] == basis.basis_id and provenance["basis_name"] == "synthetic"
-    assert provenance["strength"] == 0.5 and provenance["rank"] == 3
+HUGE = make_basis()
+for layer in HUGE.layers.values():
+    layer.lora_up.mul_(1e15)
+BASIS = make_basis()
+FP32 = {"dtype": torch.float32}
+OVERFLOW = r"overflows float32 at strength .*smaller strength"
+#: Basis, factor on its coefficients, options, error, message.
+REFUSED = {
+    "biases": (make_basis(bias=True), 1, {}, CheckpointError, "4 layers .* per-adapter biases.*Use Apply Mixed LoRA"),
+    "negative rank": (BASIS, 1, {"rank": -1}, SettingsError, "rank 0"),
+    "half precision": (
+        BASIS, 1, {"dtype": torch.float16, "strength": 1e12}, OutputError, "range of torch.float16.*bf16 or fp32"
+    ),
+    "float32": (BASIS, 1e9, FP32 | {"strength": 1e38}, OutputError, OVERFLOW),
+    "negative strength": (BASIS, 1e9, FP32 | {"strength": -1e30}, OutputError, OVERFLOW),
+    "bfloat16": (BASIS, 1e9, {"strength": 1e38}, OutputError, OVERFLOW),
+    "smaller rank": (BASIS, 1e9, FP32 | {"strength": 1e38, "rank": 1}, OutputError, OVERFLOW),
+    "smaller rank, negative strength": (BASIS, 1e9, {"strength": -1e30, "rank": 1}, OutputError, OVERFLOW),
+    "delta beyond float32": (HUGE, 1, {"strength": 1e30, "rank": 1}, OutputError, OVERFLOW),
+}  # fmt: skip
 
 
-def test_a_basis_with_biases_is_refused_with_the_reason(tmp_path):
-    basis = make_basis(bias=True)
-    with pytest.raises(CheckpointError, match=r"4 layers .* per-adapter biases.*Use Apply Mixed LoRA"):
-        export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis))
+@pytest.mark.parametrize(("basis", "factor", "options", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_a_lora_file_cannot_hold_is_refused_and_nothing_is_left(tmp_path, basis, factor, options, error, message):
+    mixes = {name: factor * mix for name, mix in mixes_of(basis).items()}
+    with pytest.raises(error, match=message):
+        export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes, **options)
     assert not list(tmp_path.iterdir())
-
-
-def test_numbers_beyond_half_precision_are_refused_and_nothing_is_left(tmp_path):
-    basis = make_basis()
-    with pytest.raises(OutputError, match=r"range of torch.float16.*bf16 or fp32"):
-        export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis), strength=1e12, dtype=torch.float16)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("strength", [1e38, -1e30])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_file_never_holds_nan_or_infinity(tmp_path, rank, strength, dtype):
-    basis, path = make_basis(), tmp_path / "lora.safetensors"
-    mixes = {name: 1e9 * mix for name, mix in mixes_of(basis).items()}
-    with pytest.raises(OutputError, match=r"overflows float32 at strength .*smaller strength"):
-        export_mixed_lora(path, basis, mixes, strength=strength, rank=rank, dtype=dtype)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_delta_beyond_float32_has_no_smaller_rank(tmp_path):
-    basis = make_basis()
-    for layer in basis.layers.values():
-        layer.lora_up.mul_(1e15)
-    with pytest.raises(OutputError, match=r"overflows float32 at strength 1e\+30"):
-        export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis), strength=1e30, rank=1)
 
 
 def test_a_path_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     basis, layers = make_basis(), []
+    path = tmp_path / "none" / "lora.safetensors"
     with pytest.raises(OutputError, match="cannot be written"):
-        export_mixed_lora(
-            tmp_path / "none" / "lora.safetensors", basis, mixes_of(basis), rank=1, on_layer=lambda: layers.append(1)
-        )
+        export_mixed_lora(path, basis, mixes_of(basis), rank=1, on_layer=lambda: layers.append(1))
     assert not layers and not list(tmp_path.iterdir())
-
-
-def test_a_negative_rank_is_refused(tmp_path):
-    basis = make_basis()
-    with pytest.raises(SettingsError, match="rank 0"):
-        export_mixed_lora(tmp_path / "lora.safetensors", basis, mixes_of(basis), rank=-1)
 
 
 def test_an_interrupted_export_leaves_the_old_file(tmp_path):
     basis, path = make_basis(), tmp_path / "lora.safetensors"
-    export_mixed_lora(path, basis, mixes_of(basis))
-    before = path.read_bytes()
+    path.write_text("old")
 
     def interrupt():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_mixed_lora(path, basis, mixes_of(basis, seed=4), on_layer=interrupt)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+        export_mixed_lora(path, basis, mixes_of(basis), on_layer=interrupt)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_stock_diffusers_loads_an_exported_file_and_gets_the_same_weights(tmp_path):
@@ -182,22 +153,16 @@ def test_stock_diffusers_loads_an_exported_file_and_gets_the_same_weights(tmp_pa
     pytest.importorskip("peft", reason="peft is not installed")
     torch.manual_seed(0)
     model = diffusers.FluxTransformer2DModel(
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=16,
-        guidance_embeds=True,
-        axes_dims_rope=(4, 6, 6),
-    ).eval()
+        num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32,
+        pooled_projection_dim=16, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+    ).eval()  # fmt: skip
     sizes = {
         name: (module.in_features, module.out_features)
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and "transformer_blocks." in name
     }
     basis = make_basis(sizes=sizes)
-    assert isinstance(basis, Basis) and len(sizes) == 20
+    assert len(sizes) == 20
     mixes = {name: 0.1 * mix for name, mix in mixes_of(basis).items()}
     path = tmp_path / "lora.safetensors"
     export_mixed_lora(path, basis, mixes, dtype=torch.float32)
@@ -211,16 +176,11 @@ def test_stock_diffusers_loads_an_exported_file_and_gets_the_same_weights(tmp_pa
         "txt_ids": torch.zeros(3, 3),
         "return_dict": False,
     }
+    adapted = copy.deepcopy(model)
     with torch.no_grad():
-        base = model(**inputs)[0]
-        folded = {name: module.weight.clone() for name, module in model.named_modules() if name in sizes}
-        for name, module in model.named_modules():
-            if name in sizes:
-                module.weight += layer_delta(basis.layers[name], mixes[name])
-        expected = model(**inputs)[0]
-        for name, module in model.named_modules():
-            if name in sizes:
-                module.weight.copy_(folded[name])
+        for name, layer in basis.layers.items():
+            adapted.get_submodule(name).weight += layer_delta(layer, mixes[name])
+        base, expected = model(**inputs)[0], adapted(**inputs)[0]
         model.load_lora_adapter(str(path), prefix="transformer")
         loaded = model(**inputs)[0]
     assert (expected - base).abs().max() > 0.1

@@ -43,39 +43,33 @@ def test_the_library_reads_back_every_tensor_and_string(tmp_path):
     assert all(start % TENSORS[name].dtype.itemsize == 0 for name, start in starts.items()), "tensors are not aligned"
 
 
-def test_a_dtype_casts_every_tensor(tmp_path):
+def test_a_dtype_casts_every_tensor_if_there_is_any(tmp_path):
     path = tmp_path / "out.safetensors"
     tensors = {"a": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), "b": torch.ones(2).half()}
     write_safetensors_atomically(path, tensors, {}, dtype=torch.bfloat16)
     back = load_file(path)
     assert all(torch.equal(back[name], tensors[name].bfloat16()) for name in tensors)
+    write_safetensors_atomically(path, {}, {})
+    assert load_file(path) == {}
 
 
-def test_no_tensor_is_an_allowed_file(tmp_path):
-    write_safetensors_atomically(tmp_path / "out.safetensors", {}, {})
-    assert load_file(tmp_path / "out.safetensors") == {}
+NEVER_FINITE = "1 of 2 numbers of a already were NaN or infinite before saving"
+UNWRITABLE = [
+    (torch.tensor([1e5]), torch.float16, r"numbers of a reach 1e\+05, beyond the range of torch\.float16.*bf16"),
+    (torch.tensor([1e300], dtype=torch.float64), torch.bfloat16, r"range of torch\.bfloat16.*Scale them down"),
+    *(
+        (torch.tensor([1.0, float("nan")]).to(stored), dtype, NEVER_FINITE)
+        for stored in (torch.float32, torch.float16, torch.float8_e4m3fn)
+        for dtype in (None, torch.float32, torch.float16)
+    ),
+]
 
 
-def test_numbers_beyond_the_dtype_are_refused_and_nothing_is_left(tmp_path):
-    with pytest.raises(OutputError, match=r"numbers of a reach 1e\+05, beyond the range of torch\.float16.*bf16"):
-        write_safetensors_atomically(tmp_path / "x.safetensors", {"a": torch.tensor([1e5])}, {}, dtype=torch.float16)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16])
-@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.float8_e4m3fn])
-def test_numbers_that_were_never_finite_are_refused_as_such(tmp_path, stored, dtype):
-    tensor = torch.tensor([1.0, float("nan")]).to(stored)
-    with pytest.raises(OutputError, match=r"1 of 2 numbers of a already were NaN or infinite before saving"):
+@pytest.mark.parametrize(("tensor", "dtype", "message"), UNWRITABLE)
+def test_numbers_that_a_file_cannot_hold_are_refused_and_nothing_is_left(tmp_path, tensor, dtype, message):
+    with pytest.raises(OutputError, match=message):
         write_safetensors_atomically(tmp_path / "x.safetensors", {"a": tensor}, {}, dtype=dtype)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_numbers_beyond_every_type_are_not_sent_to_another_one(tmp_path):
-    with pytest.raises(OutputError, match=r"range of torch\.bfloat16.*Scale them down"):
-        write_safetensors_atomically(
-            tmp_path / "x.safetensors", {"a": torch.tensor([1e300], dtype=torch.float64)}, {}, dtype=torch.bfloat16
-        )
 
 
 def test_an_existing_file_is_replaced_in_one_step(tmp_path):

@@ -10,7 +10,7 @@ from lorweb_core.pair_folder import find_pairs
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
-def draw(folder, *names):
+def write_images(folder, *names):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(RAMP).save(folder / name, "PNG")
@@ -31,7 +31,7 @@ def draw(folder, *names):
     ],
 )
 def test_folders_without_clear_pairs_are_refused(tmp_path, files, message):
-    draw(tmp_path, *files)
+    write_images(tmp_path, *files)
     with pytest.raises(ImageError, match=message):
         find_pairs(tmp_path)
 

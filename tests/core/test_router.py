@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from lorweb_core.basis import Basis, LayerBasis
 from lorweb_core.checkpoint import load_basis
 from lorweb_core.errors import ShapeError
 from lorweb_core.router import coefficients_from_queries, route_query
@@ -73,16 +74,6 @@ def test_routing_agrees_with_the_oracle(seed, batch, heads, head_dim, basis_size
             np.testing.assert_allclose(values.sum(-1).numpy(), 1.0, atol=1e-5)
 
 
-def test_each_sample_of_a_batch_gets_what_it_gets_alone():
-    basis = make_basis()
-    query = torch.randn(3, 18, generator=torch.Generator().manual_seed(5))
-    together = route_query(basis, query)
-    for index in range(3):
-        alone = route_query(basis, query[index : index + 1])
-        for name in basis.layers:
-            torch.testing.assert_close(together[name][index : index + 1], alone[name], atol=1e-6, rtol=0)
-
-
 def test_three_embeddings_are_joined_in_their_order():
     basis = make_basis()
     embeddings = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(5))
@@ -91,41 +82,31 @@ def test_three_embeddings_are_joined_in_their_order():
         assert torch.equal(values, joined[name])
 
 
-def test_layers_of_different_sizes_are_routed_together():
+def test_layers_of_different_sizes_and_in_float16_are_routed_in_float32():
     small, large = make_basis(basis_size=2, key_dim=4), make_basis(basis_size=5, key_dim=8)
-    names = list(SIZES)
-    mixed_layers = {name: (small if index % 2 else large).layers[name] for index, name in enumerate(names)}
-    mixed = make_basis()
-    mixed = type(mixed)(layers=mixed_layers, settings=mixed.settings, basis_id=mixed.basis_id)
-    coefficients = route_query(mixed, torch.ones(1, 18))
-    assert list(coefficients) == names
-    assert [values.shape[1] for values in coefficients.values()] == [5, 2, 5, 2]
-
-
-def test_float16_files_are_routed_in_float32():
-    basis = make_basis()
-    half = {
-        name: type(layer)(layer.lora_down, layer.lora_up, layer.keys.half(), layer.query_projection.half())
-        for name, layer in basis.layers.items()
+    layers = {name: (small if index % 2 else large).layers[name] for index, name in enumerate(SIZES)}
+    layers = {
+        name: LayerBasis(layer.lora_down, layer.lora_up, layer.keys.half(), layer.query_projection.half())
+        for name, layer in layers.items()
     }
-    coefficients = route_query(type(basis)(half, basis.settings, basis.basis_id), torch.ones(1, 18))
+    coefficients = route_query(Basis(layers, small.settings, small.basis_id), torch.ones(1, 18))
+    assert list(coefficients) == list(SIZES)
     for name, values in coefficients.items():
-        expected = oracle.coefficients(torch.ones(1, 18), half[name].keys.float(), half[name].query_projection.float())
+        layer = layers[name]
+        expected = oracle.coefficients(torch.ones(1, 18), layer.keys.float(), layer.query_projection.float())
         assert values.dtype == torch.float32
         np.testing.assert_allclose(values.numpy(), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    ("query", "words"),
-    [
-        (torch.ones(1, 17), ["width 18", "17", "image encoder"]),
-        (torch.ones(18), ["shape [18]", "[batch, width]"]),
-        (torch.ones(0, 18), ["[0, 18]", "at least one row"]),
-        (torch.full((1, 18), float("nan")), ["NaN or infinity", "float32"]),
-    ],
-)
-def test_unusable_queries_are_refused(query, words):
-    with pytest.raises(ShapeError) as raised:
+UNUSABLE_QUERIES = [
+    (torch.ones(1, 17), r"width 18, but it is 17.*image encoder"),
+    (torch.ones(18), r"shape \[18\], not \[batch, width\]"),
+    (torch.ones(0, 18), r"\[0, 18\].*at least one row"),
+    (torch.full((1, 18), float("nan")), "NaN or infinity.*float32"),
+]
+
+
+@pytest.mark.parametrize(("query", "message"), UNUSABLE_QUERIES)
+def test_unusable_queries_are_refused(query, message):
+    with pytest.raises(ShapeError, match=message):
         route_query(make_basis(), query)
-    for word in words:
-        assert word in str(raised.value)

@@ -1,17 +1,17 @@
 """Settings in YAML, both forms; and which source of settings wins."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from lorweb_core.checkpoint import load_basis, save_basis
+from lorweb_core.checkpoint import load_basis
 from lorweb_core.errors import CheckpointError, FileError, SettingsError
 from lorweb_core.settings import CLIP_ENCODER_ID, SIGLIP_ENCODER_ID, RouterSettings
 from lorweb_core.settings_sources import read_settings_file
-from tests.basis_files import write_reference
-from tests.synthetic import make_basis
+from tests.basis_files import header_settings, write_reference
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = {"basis_size": 4, "rank": 2, "key_dim": 8}  # of tests.synthetic
@@ -39,7 +39,7 @@ FULL_SETTINGS = RouterSettings("tanh", 2, "sum", "ca'-ca", SIGLIP_ENCODER_ID)
 
 
 @pytest.mark.parametrize("case", "ABCDEFGH")
-def test_golden_sidecars_are_read_as_their_case_says(case):
+def test_golden_sidecars_are_read_as_their_case_says_and_nothing_is_assumed(case):
     manifest = json.loads((GOLDEN / f"case_{case}.json").read_text())["manifest"]
     assert read_settings_file(GOLDEN / f"basis_{case}.yaml") == {
         "activation": "softmax" if manifest["softmax"] else "tanh",
@@ -50,10 +50,6 @@ def test_golden_sidecars_are_read_as_their_case_says(case):
         **{"basis_size": manifest["N"], "rank": manifest["r"], "key_dim": manifest["key_dim"]},
         **{"query_projection": "linear", "external_query": True},
     }
-
-
-@pytest.mark.parametrize("case", "ABCDEFGH")
-def test_golden_bases_load_with_their_sidecar_and_assume_nothing(case):
     basis = load_basis(GOLDEN / f"basis_{case}.safetensors")
     assert basis.report == () and basis.settings_source == f"settings file basis_{case}.yaml"
 
@@ -179,85 +175,73 @@ def test_a_basis_loads_with_any_form_of_its_config(tmp_path, text, settings, lin
         assert line.startswith("basis.safetensors: ") and words in line
 
 
-def test_the_first_source_that_states_a_setting_wins(tmp_path):
-    path = tmp_path / "basis.safetensors"
-    save_basis(path, make_basis().layers, RouterSettings(activation="tanh"))
-    (tmp_path / "basis.yaml").write_text("activation: softmax\nheads: 4")
-    (tmp_path / "given.yaml").write_text("reduction: sum")
-    assert load_basis(path).settings == RouterSettings(activation="tanh")
-    from_file = load_basis(path, settings=tmp_path / "given.yaml")
-    assert from_file.settings == RouterSettings(activation="tanh", reduction="sum")
-    assert from_file.settings_source == "settings file given.yaml and the header of basis.safetensors"
-    assert from_file.report == ()
+STATED = header_settings(encoder=CLIP_ENCODER_ID)
+TANH = header_settings(encoder=CLIP_ENCODER_ID, activation="tanh")
+HEADER = "the header of basis.safetensors"
+#: Header of the basis, files beside it (one in `given` is the one that the user names), settings, their source, report.
+SOURCES = {
+    "header": (
+        TANH, {"basis.yaml": "activation: softmax\nheads: 4"}, RouterSettings("tanh"), HEADER,
+        ["settings file basis.yaml says activation softmax, heads 4, but the header of basis."],
+    ),
+    "given file": (
+        TANH, {"basis.yaml": "activation: softmax\nheads: 4", "given/given.yaml": "reduction: sum"},
+        RouterSettings("tanh", reduction="sum"), f"settings file given.yaml and {HEADER}", [],
+    ),
+    "given file of the sidecar's name": (
+        None, {"config.yaml": "heads: 2", "given/config.yaml": "activation: tanh"}, RouterSettings("tanh", heads=2),
+        "settings file config.yaml and settings file config.yaml and defaults", ["3 settings not stated"],
+    ),
+    "config.yaml": (
+        None, {"config.yaml": network_yaml(**FULL)}, FULL_SETTINGS, "settings file config.yaml", []
+    ),
+    "sidecar of its own name": (
+        None, {"config.yaml": network_yaml(**FULL), "basis.yaml": network_yaml(**FULL | {"query_mode": "ca'-ca+cb"})},
+        replace(FULL_SETTINGS, query_mode="ca'-ca+cb"), "settings file basis.yaml", [],
+    ),
+    "config.yaml of several bases": (
+        None, {"config.yaml": network_yaml(**FULL), "basis_000000500.safetensors": ""}, RouterSettings(), "defaults",
+        ["5 settings not stated", "config.yaml was not read, since the folder holds 2 .safetensors files"],
+    ),
+    "defaults for what a sidecar lacks": (
+        None, {"basis.yaml": network_yaml(lora_heads=2, mixing_coeffs_type="sum")},
+        RouterSettings(heads=2, reduction="sum"), "settings file basis.yaml and defaults",
+        ["3 settings not stated by settings file basis.yaml; assumed activation softmax, query_mode cat-aa'b, "
+         f"encoder_id {CLIP_ENCODER_ID}"],
+    ),
+    "sizes in the header": (
+        header_settings(encoder=CLIP_ENCODER_ID, basis_size=5), {}, RouterSettings(), HEADER,
+        ["the tensors have basis_size 4; the header of basis.safetensors says basis_size 5."],
+    ),
+    "agreeing sidecar": (STATED, {"basis.yaml": "rank: 2\nactivation: softmax"}, RouterSettings(), HEADER, []),
+    "sizes in the sidecar": (
+        STATED, {"basis.yaml": "rank: 77"}, RouterSettings(), HEADER,
+        ["the tensors have rank 2; settings file basis.yaml says rank 77."],
+    ),
+    "unknown field in the sidecar": (
+        STATED, {"basis.yaml": "heads: 1\nsteps: 100"}, RouterSettings(), HEADER,
+        ["basis.yaml was not needed and is unusable: settings file basis.yaml has an unknown"],
+    ),
+    "unusable sidecar": (
+        STATED, {"basis.yaml": "a: [1"}, RouterSettings(), HEADER, ["basis.yaml was not needed and is unusable: "]
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("rank: 2\nactivation: softmax", None),
-        ("rank: 77", "the tensors have rank 2; settings file basis.yaml says rank 77."),
-        ("activation: tanh\nheads: 1", "settings file basis.yaml says activation tanh, but the header of basis."),
-        ("heads: 1\nsteps: 100", "basis.yaml was not needed and is unusable: settings file basis.yaml has an unknown"),
-        ("a: [1", "basis.yaml was not needed and is unusable: "),
-    ],
-)
-def test_a_sidecar_beside_settings_in_the_header_is_only_reported(tmp_path, text, words):
-    path = tmp_path / "basis.safetensors"
-    save_basis(path, make_basis().layers, RouterSettings())
-    (tmp_path / "basis.yaml").write_text(text)
-    basis = load_basis(path)
-    assert basis.settings == RouterSettings() and len(basis.report) == (words is not None)
-    assert words is None or words in basis.report[0]
-    assert basis.settings_source == "the header of basis.safetensors"
-
-
-def test_sizes_in_the_header_that_the_tensors_do_not_have_are_reported(tmp_path):
-    text = '{"format_version": 1, "basis_size": 5, "activation": "tanh"}'
-    basis = load_basis(write_reference(tmp_path / "basis.safetensors", metadata={"lorweb": text}))
-    assert basis.settings == RouterSettings("tanh")
-    assert "the tensors have basis_size 4; the header of basis.safetensors says basis_size 5." in basis.report[0]
-
-
-def test_a_given_file_of_the_sidecars_name_does_not_hide_the_sidecar(tmp_path):
-    path = write_reference(tmp_path / "basis.safetensors")
-    (tmp_path / "config.yaml").write_text("heads: 2")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.yaml").write_text("activation: tanh")
-    assert load_basis(path, settings=tmp_path / "other" / "config.yaml").settings == RouterSettings("tanh", heads=2)
-
-
-def test_a_sidecar_of_its_own_name_goes_before_config_yaml(tmp_path):
-    path = write_reference(tmp_path / "basis.safetensors")
-    (tmp_path / "config.yaml").write_text(network_yaml(**FULL))
-    assert load_basis(path).settings == FULL_SETTINGS
-    (tmp_path / "basis.yaml").write_text(network_yaml(**{**FULL, "query_mode": "caa'"}))
-    assert load_basis(path).settings.query_mode == "caa'"
-
-
-def test_config_yaml_beside_several_bases_is_left_alone_and_said_so(tmp_path, caplog):
-    path = write_reference(tmp_path / "basis.safetensors")
-    write_reference(tmp_path / "basis_000000500.safetensors")
-    (tmp_path / "config.yaml").write_text(network_yaml(**FULL))
-    basis = load_basis(path)
-    assert basis.settings == RouterSettings()
-    assert "config.yaml was not read, since the folder holds 2 .safetensors files" in basis.report[-1]
-    assert basis.report[-1] in caplog.text
-
-
-def test_what_a_sidecar_lacks_is_assumed_and_named(tmp_path):
-    path = write_reference(tmp_path / "basis.safetensors")
-    (tmp_path / "basis.yaml").write_text(network_yaml(lora_heads=2, mixing_coeffs_type="sum"))
-    basis = load_basis(path)
-    assert basis.settings == RouterSettings(heads=2, reduction="sum")
-    assert basis.settings_source == "settings file basis.yaml and defaults"
-    assert len(basis.report) == 1
-    for part in (
-        "3 settings not stated by settings file basis.yaml",
-        "activation softmax",
-        "query_mode cat-aa'b",
-        CLIP_ENCODER_ID,
-    ):
-        assert part in basis.report[0]
+@pytest.mark.parametrize(("metadata", "files", "settings", "source", "report"), SOURCES.values(), ids=SOURCES)
+def test_the_first_source_that_states_a_setting_wins_and_contradictions_are_reported(
+    tmp_path, caplog, metadata, files, settings, source, report
+):
+    path = write_reference(tmp_path / "basis.safetensors", metadata=metadata)
+    (tmp_path / "given").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    given = next((tmp_path / name for name in files if name.startswith("given/")), None)
+    basis = load_basis(path, settings=given)
+    assert (basis.settings, basis.settings_source) == (settings, source)
+    assert len(basis.report) == len(report), basis.report
+    for line, words in zip(basis.report, report, strict=True):
+        assert line.startswith("basis.safetensors: ") and words in line and line in caplog.text
 
 
 @pytest.mark.parametrize(
