@@ -32,7 +32,7 @@ _RENAME = "Name the two files of a pair like x_before.png and x_after.png, or us
 
 
 @dataclass(frozen=True)
-class PicturePair:
+class ImagePair:
     """Two files, before and after an edit, and a name for both."""
 
     name: str
@@ -100,7 +100,7 @@ def find_near(name: str, side: str, left_over: list[Path]) -> str:
     return f" (if it is {near.name}, rename that to {name}_{side}{near.suffix})" if near else ""
 
 
-def find_pairs(folder: Path) -> list[PicturePair]:
+def find_pairs(folder: Path) -> list[ImagePair]:
     """Return the example pairs in a folder and in those below it, by name.
 
     Raises ImageError when the folder is missing, has no pairs, or an image has no counterpart or several.
@@ -137,7 +137,7 @@ def find_pairs(folder: Path) -> list[PicturePair]:
             f"{len(odd)} of the pairs in {quote(folder.name)} are not two images, such as {odd[0]!r}: "
             f"{problem}. {_RENAME}"
         )
-    return [PicturePair(name, files["before"][0], files["after"][0]) for name, files in sorted(pairs.items())]
+    return [ImagePair(name, files["before"][0], files["after"][0]) for name, files in sorted(pairs.items())]
 
 
 def _readings(stem: str) -> list[tuple[str, str, str]]:

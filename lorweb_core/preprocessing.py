@@ -82,7 +82,7 @@ def fit_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return torch.from_numpy(_UNIT_VALUES[_fit(images, preprocessing)])
 
 
-def fit_picture(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+def fit_image(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Return one 8-bit image resized and cropped to S×S."""
     size, edge = preprocessing.size_px, preprocessing.shortest_edge_px
     if edge is None:
@@ -130,7 +130,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def _fit(images: Tensor, preprocessing: Preprocessing) -> np.ndarray:
     """Images as uint8 [B, S, S, 3]; one at a time, so that no resized copy of a batch exists."""
     whole = (Image.fromarray(to_8bit(image)) for image in require_images("images", images))
-    return np.stack([np.asarray(fit_picture(image, preprocessing)) for image in whole])
+    return np.stack([np.asarray(fit_image(image, preprocessing)) for image in whole])
 
 
 def _parse_preprocessing(values: Mapping[str, Any], preset: Preprocessing, path: Path) -> Preprocessing:

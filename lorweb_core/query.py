@@ -19,14 +19,14 @@ from torch import Tensor
 from .errors import ImageError, ShapeError
 from .grid import reference_grid
 from .images import MAX_ASPECT, from_pil, require_analogy, to_pil
-from .preprocessing import Preprocessing, fit_images, fit_picture
+from .preprocessing import Preprocessing, fit_image, fit_images
 from .settings import RouterSettings
 
 #: Modes that join embeddings of separate images, and how many of a, a′, b they take.
 _IMAGE_COUNT = {"cat-aa'b": 3, "ca'-ca": 2, "ca'-ca+cb": 3}
 
 
-def pictures_to_embed(
+def images_to_embed(
     query_mode: str,
     image_a: Tensor,
     image_a_prime: Tensor,
@@ -54,14 +54,14 @@ def pictures_to_embed(
     for index in range(len(image_b)):
         triplet = (to_pil(images[index if len(images) > 1 else 0]) for images in analogy)
         cuts = _cut_grid(query_mode, reference_grid(*triplet), reference_crops)
-        rows.append([from_pil(fit_picture(cut, preprocessing) if preprocessing else cut) for cut in cuts])
+        rows.append([from_pil(fit_image(cut, preprocessing) if preprocessing else cut) for cut in cuts])
     return [torch.stack(batch) for batch in zip(*rows, strict=True)]
 
 
 def join_embeddings(query_mode: str, embeddings: Sequence[Tensor]) -> Tensor:
     """Return the query embedding [B, Q], float32; Q is 3·P for `cat-aa'b`, else P.
 
-    `embeddings` are one [1 or B, P] per entry of `pictures_to_embed`, not normalized. Raises ShapeError when their
+    `embeddings` are one [1 or B, P] per entry of `images_to_embed`, not normalized. Raises ShapeError when their
     number, widths or batches do not fit.
     """
     count = _IMAGE_COUNT.get(query_mode, 1)
@@ -97,9 +97,9 @@ def embed_analogy(
     Args:
         encode: images [n, H, W, 3], float 0–1 → image embeddings [n, P], such as `ImageEncoder.embed`.
         preprocessing: the encoder's; images of several sizes are then fitted first and encoded as one batch.
-    The other arguments and the errors are those of `pictures_to_embed`.
+    The other arguments and the errors are those of `images_to_embed`.
     """
-    batches = pictures_to_embed(
+    batches = images_to_embed(
         settings.query_mode,
         image_a,
         image_a_prime,

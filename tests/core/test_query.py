@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from lorweb_core.encoder import load_image_encoder
 from lorweb_core.errors import ImageError, ShapeError
-from lorweb_core.query import embed_analogy, embed_once, join_embeddings, pictures_to_embed
+from lorweb_core.query import embed_analogy, embed_once, images_to_embed, join_embeddings
 from lorweb_core.settings import QUERY_MODES, RouterSettings
 from tests.images import GOLDEN, golden_tensor, noise, write_tiny_clip
 
@@ -90,11 +90,11 @@ def test_on_other_images_the_reference_embeds_wrong_crops(encoder, index):
 def test_grid_modes_cut_at_the_middle_of_both_axes(index):
     analogy, grid = golden_analogy(index), golden_tensor(f"images/q{index}_grid.png")
     height, width = grid.shape[1] // 2, grid.shape[2] // 2
-    assert torch.equal(pictures_to_embed("aa'bb'", *analogy)[0], grid)
-    assert torch.equal(pictures_to_embed("caa'", *analogy)[0], grid[:, :height])
+    assert torch.equal(images_to_embed("aa'bb'", *analogy)[0], grid)
+    assert torch.equal(images_to_embed("caa'", *analogy)[0], grid[:, :height])
     masked = grid.clone()
     masked[:, height:, width:] = 0
-    assert torch.equal(pictures_to_embed("caa'b", *analogy)[0], masked)
+    assert torch.equal(images_to_embed("caa'b", *analogy)[0], masked)
 
 
 sides = st.integers(2, 60)
@@ -104,7 +104,7 @@ sides = st.integers(2, 60)
 @settings(max_examples=40, deadline=None)
 def test_images_of_any_sizes_are_handed_to_the_encoder_untouched(size, other, mode):
     analogy = noise(*size), noise(*other), noise(*size, seed=1)
-    images = pictures_to_embed(mode, *analogy)
+    images = images_to_embed(mode, *analogy)
     assert len(images) == (2 if mode == "ca'-ca" else 3)
     assert all(torch.equal(image, given) for image, given in zip(images, analogy, strict=False))
 
@@ -116,7 +116,7 @@ def test_reference_crops_give_images_or_say_why_not(size, mode):
     analogy = [noise(*size, seed=seed) for seed in range(3)]
     is_wide = size[1] >= 2 * size[0] and mode in ("cat-aa'b", "ca'-ca+cb")
     try:
-        images = pictures_to_embed(mode, *analogy, reference_crops=True)
+        images = images_to_embed(mode, *analogy, reference_crops=True)
     except ImageError as error:
         assert size[1] >= 2 * size[0] * 0.98 and mode in ("cat-aa'b", "ca'-ca+cb")
         grid = f"grid of {2 * size[1]}×{2 * size[0]} px"
@@ -128,7 +128,7 @@ def test_reference_crops_give_images_or_say_why_not(size, mode):
 def test_bad_images_are_refused_by_name():
     good = noise(8, 8)
     with pytest.raises(ImageError, match="image_a_prime has 2 channels"):
-        pictures_to_embed("aa'bb'", good, noise(8, 8, channels=2), good)
+        images_to_embed("aa'bb'", good, noise(8, 8, channels=2), good)
 
 
 @pytest.mark.parametrize("mode", QUERY_MODES)

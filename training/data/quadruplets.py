@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from lorweb_core.errors import ImageError
 from lorweb_core.images import ImageFileError
-from lorweb_core.preprocessing import Preprocessing, fit_picture
+from lorweb_core.preprocessing import Preprocessing, fit_image
 
 from .buckets import Cell, cell_buckets
 from .images import DECODE_AT_LEAST_PX, fit_cell, load_pair, tile_grid
@@ -199,7 +199,7 @@ def read_quadruplet(
 
 def fit_for_encoder(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     """One RGB image as the image encoder sees it, uint8 [S, S, 3]."""
-    return torch.from_numpy(np.array(fit_picture(image, preprocessing)))
+    return torch.from_numpy(np.array(fit_image(image, preprocessing)))
 
 
 def collate_quadruplets(items: Sequence[Item | None]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorweb_core.query import join_embeddings, pictures_to_embed
+from lorweb_core.query import images_to_embed, join_embeddings
 
 from ..base.text import CaptionTable
 from ..base.transformer import VAE, Conditioning
@@ -76,7 +76,7 @@ class BatchEncoder:
             grids = batch["context"][rows].permute(0, 2, 3, 1).float() / 255
             height, width = grids.shape[1] // 2, grids.shape[2] // 2
             cells = grids[:, :height, :width], grids[:, :height, width:], grids[:, height:, :width]
-            parts = [self.embed(images) for images in pictures_to_embed(self.query_mode, *cells)]
+            parts = [self.embed(images) for images in images_to_embed(self.query_mode, *cells)]
             return join_embeddings(self.query_mode, parts)
         else:
             images = batch["images"][rows]  # [B, 3, S, S, 3] uint8

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from lorweb_core.errors import ImageError
 from lorweb_core.images import read_image
-from lorweb_core.preprocessing import CLIP_PREPROCESSING, Preprocessing, fit_picture
+from lorweb_core.preprocessing import CLIP_PREPROCESSING, Preprocessing, fit_image
 from tests.training.data.pair_images import paint, truncate, write_tasks
 from training.data.buckets import cell_buckets, nearest_bucket
 from training.data.images import fit_cell
@@ -71,7 +71,7 @@ def test_every_quadrant_holds_its_image(records: list[PairRecord]) -> None:
             assert np.array_equal(context[:h], target[:h])
             assert np.array_equal(context[h:, :w], target[h:, :w])
             assert np.array_equal(context[h:, w:], target[h:, :w])
-            encoder = [np.array(fit_picture(read_image(path), SMALL)) for path in (a.before, a.after, b.before)]
+            encoder = [np.array(fit_image(read_image(path), SMALL)) for path in (a.before, a.after, b.before)]
             assert np.array_equal(item["images"].numpy(), np.stack(encoder))
             assert item["image_keys"] == [a.before_key, a.after_key, b.before_key]
             assert item["task"] == a.task == b.task
