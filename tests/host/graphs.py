@@ -11,7 +11,7 @@ from tests.host.hosts import ROOT
 
 WORKFLOWS = ROOT / "workflows"
 TWINS = ROOT / "tests" / "host" / "workflows_api"
-PICTURES = WORKFLOWS / "example_pictures"
+PICTURES = WORKFLOWS / "example_images"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 DEMO, EDIT, BATCH, SAVE_LORA, USE_LORA, BLEND, SWEEP, SAVE_ANALOGY, REUSE_ANALOGY = NAMES
 TINY_ENCODER = "tiny_clip"

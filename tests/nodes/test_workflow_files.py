@@ -99,7 +99,7 @@ def test_every_file_is_explained_with_folder_and_license(name, workflow):
         assert "FLUX.1 [dev] Non-Commercial License" in notes
     if "LoRWeBLoadBasis" in kinds:
         assert "huggingface.co/hilamanor/lorweb" in notes and "**non-commercial**" in notes
-    assert "workflows/example_pictures" in notes
+    assert "workflows/example_images" in notes
 
 
 def test_links_lead_to_model_pages_only(workflow):
