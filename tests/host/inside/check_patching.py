@@ -56,7 +56,9 @@ def check_strength_zero_is_bit_identical_to_no_node():
     model, loaded, coefficients = make_case()
     base = sample_once(model)
     for mode in ("weights", "forward"):
-        assert torch.equal(sample_once(apply(model, loaded, coefficients, 0.0, mode)), base)
+        patched = apply(model, loaded, coefficients, 0.0, mode)
+        assert torch.equal(sample_once(patched), base)
+        assert not patched.patches and not patched.object_patches
 
 
 def check_the_incoming_model_is_left_bit_identical():
