@@ -1,4 +1,4 @@
-"""Running servers, one for each host and test session, with tiny model files and the example pictures."""
+"""Running servers, one for each host and test session, with tiny model files and the example images."""
 
 import contextlib
 import shutil
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.host import graphs, models
+from tests.host.browser import chromium_path, open_browser
 from tests.host.server import prepare_base, running_server
 from training.demo.comfyui import write_comfyui_folder
 
@@ -66,11 +66,37 @@ def newest_server(servers, newest_host):
     return servers(newest_host)
 
 
+@pytest.fixture
+def edit():
+    """The first workflow, ready to run, saving its latent."""
+    return graphs.with_latent_saved(graphs.load_runnable(graphs.EDIT))
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium."""
+    pytest.importorskip("playwright", reason="no playwright: pip install playwright")
+    executable = chromium_path()
+    if executable is None:
+        pytest.skip("no Chromium: set CHROMIUM_PATH")
+    with open_browser(executable) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def frontend_server(request, servers):
+    """The server that the parameter names, such as newest-vue, with the frontend's renderer that it names."""
+    host_name, renderer = request.param.split("-")
+    server = servers(request.getfixturevalue(f"{host_name}_host"))
+    server.post("/api/settings/Comfy.VueNodes.Enabled", renderer == "vue")
+    return server
+
+
 def fill_base(base, host):
     """Write the files that the shipped workflows name."""
     prepare_base(base)
-    for picture in graphs.PICTURES.iterdir():
-        shutil.copy(picture, base / "input")
+    for image in graphs.IMAGES.iterdir():
+        shutil.copy(image, base / "input")
     folder, width = base / "models", models.width_for(host)
     plain = torch.float32 if width == models.TINY_WIDTH else torch.bfloat16
     models.write_flux(folder / "diffusion_models/flux1-dev-kontext_fp8_scaled.safetensors", width, dtype=plain)
@@ -81,9 +107,3 @@ def fill_base(base, host):
     for name in UNREAD_FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-
-
-def read_latent(server, outcome):
-    """Return the tensor that the node `latent` saved."""
-    assert outcome.status == "success", (outcome, server.log[-3000:])
-    return load_file(server.saved(outcome.outputs["latent"]["latents"][0]))["latent_tensor"]

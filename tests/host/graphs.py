@@ -11,7 +11,7 @@ from tests.host.hosts import ROOT
 
 WORKFLOWS = ROOT / "workflows"
 TWINS = ROOT / "tests" / "host" / "workflows_api"
-PICTURES = WORKFLOWS / "example_pictures"
+IMAGES = WORKFLOWS / "example_images"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 DEMO, EDIT, BATCH, SAVE_LORA, USE_LORA, BLEND, SWEEP, SAVE_ANALOGY, REUSE_ANALOGY = NAMES
 TINY_ENCODER = "tiny_clip"
@@ -51,6 +51,11 @@ def convert_to_api(workflow):
     return graph
 
 
+def make_node(class_type, **inputs):
+    """Return a node of a graph."""
+    return {"class_type": class_type, "inputs": inputs}
+
+
 def find_node(graph, class_type):
     """Return the id of the only node of a class."""
     (found,) = [node_id for node_id, node in graph.items() if node["class_type"] == class_type]
@@ -83,6 +88,11 @@ def make_runnable(twin, *, steps=2, megapixels=0.06):
     return graph
 
 
+def load_runnable(name, **sizes):
+    """Return a workflow's twin, ready to run."""
+    return make_runnable(load_twin(name), **sizes)
+
+
 def list_differences(graph, other):
     """Return (class in `other`, input or `class_type`) for everything in which two graphs differ."""
     assert set(graph) == set(other)
@@ -97,13 +107,10 @@ def list_differences(graph, other):
     return found
 
 
-def with_latent_saved(graph, prefix):
-    """Return a copy that saves the sampled latent instead of any picture."""
+def with_latent_saved(graph):
+    """Return a copy that saves the sampled latent instead of any image."""
     changed = {node_id: node for node_id, node in copy.deepcopy(graph).items() if node["class_type"] != "SaveImage"}
-    changed["latent"] = {
-        "class_type": "SaveLatent",
-        "inputs": {"samples": [find_node(changed, "KSampler"), 0], "filename_prefix": prefix},
-    }
+    changed["latent"] = make_node("SaveLatent", samples=[find_node(changed, "KSampler"), 0], filename_prefix="tests")
     return changed
 
 
@@ -114,10 +121,58 @@ def without_apply(graph):
     model = changed[apply_id]["inputs"]["model"]
     for node_id in [i for i, node in changed.items() if [apply_id, 1] in node["inputs"].values()]:
         del changed[node_id]
-    for node in changed.values():
-        node["inputs"] = {name: model if value == [apply_id, 0] else value for name, value in node["inputs"].items()}
+    for other in changed.values():
+        other["inputs"] = {name: model if value == [apply_id, 0] else value for name, value in other["inputs"].items()}
     del changed[apply_id]
     return changed
+
+
+def with_coefficients(graph, source, **nodes):
+    """Return a copy with more nodes, and the coefficients of Apply from `source`."""
+    return change({**graph, **nodes}, "LoRWeBApplyMixedLoRA", coefficients=source)
+
+
+def with_reversed(graph):
+    """Return a copy with a node `reversed` that encodes the opposite edit: a′ → a."""
+    encode = graph[find_node(graph, "LoRWeBEncodeAnalogy")]["inputs"]
+    a, a_prime = encode["image_a"], encode["image_a_prime"]
+    return {**graph, "reversed": make_node("LoRWeBEncodeAnalogy", **{**encode, "image_a": a_prime, "image_a_prime": a})}
+
+
+def adjust(source, **changes):
+    """Return an Adjust node that changes nothing but `changes`."""
+    parts = ("modulation", "attention", "mlp", "context", "early", "middle", "late", "double", "single")
+    neutral = {"temperature": 1.0, "top_k": 0, "renormalize": True, **dict.fromkeys(parts, 1.0)}
+    return make_node("LoRWeBAdjustCoefficients", coefficients=source, **{**neutral, **changes})
+
+
+def blend(first, second, **changes):
+    """Return a Blend node, by default half of each."""
+    inputs = {"method": "interpolate", "position": 0.5, "weight_1": 1.0, "weight_2": 1.0, **changes}
+    return make_node("LoRWeBBlendCoefficients", coefficients_1=first, coefficients_2=second, **inputs)
+
+
+def encode_many(graph, **changes):
+    """Return an Encode Many node with the b of a graph's Encode node, by default without any pair."""
+    encode = graph[find_node(graph, "LoRWeBEncodeAnalogy")]["inputs"]
+    given = {name: encode[name] for name in ("basis", "clip_vision", "image_b")}
+    return make_node("LoRWeBEncodeAnalogies", **{**given, "folder": "", "average": "query", **changes})
+
+
+def save_coefficients(source, prefix, *, note="", **changes):
+    """Return a Save Coefficients node."""
+    prefix = f"lorweb_coefficients/{prefix}"
+    return make_node("LoRWeBSaveCoefficients", coefficients=source, filename_prefix=prefix, note=note, **changes)
+
+
+def load_coefficients(name, **inputs):
+    """Return a Load Coefficients node."""
+    return make_node("LoRWeBLoadCoefficients", file_name=name, **inputs)
+
+
+def preview(source, **inputs):
+    """Return a Preview Coefficients node."""
+    return make_node("LoRWeBPreviewCoefficients", coefficients=source, **inputs)
 
 
 def links_in(text):

@@ -24,30 +24,19 @@ FP8 = torch.float8_e4m3fn
 
 #: Output and input width of each module, in multiples of the model's width.
 _DOUBLE = {
-    "img_mod.lin": (6, 1),
-    "txt_mod.lin": (6, 1),
-    "img_attn.qkv": (3, 1),
-    "txt_attn.qkv": (3, 1),
-    "img_attn.proj": (1, 1),
-    "txt_attn.proj": (1, 1),
-    "img_mlp.0": (4, 1),
-    "txt_mlp.0": (4, 1),
-    "img_mlp.2": (1, 4),
-    "txt_mlp.2": (1, 4),
-}
+    "img_mod.lin": (6, 1), "txt_mod.lin": (6, 1),
+    "img_attn.qkv": (3, 1), "txt_attn.qkv": (3, 1),
+    "img_attn.proj": (1, 1), "txt_attn.proj": (1, 1),
+    "img_mlp.0": (4, 1), "txt_mlp.0": (4, 1),
+    "img_mlp.2": (1, 4), "txt_mlp.2": (1, 4),
+}  # fmt: skip
 _SINGLE = {"linear1": (7, 1), "linear2": (1, 5), "modulation.lin": (3, 1)}
 #: The same in the basis' names; what is not listed is (1, 1).
 _LAYER_WIDTHS = {
-    "norm1.linear": (6, 1),
-    "norm1_context.linear": (6, 1),
-    "ff.net.0.proj": (4, 1),
-    "ff.net.2": (1, 4),
-    "ff_context.net.0.proj": (4, 1),
-    "ff_context.net.2": (1, 4),
-    "norm.linear": (3, 1),
-    "proj_mlp": (4, 1),
-    "proj_out": (1, 5),
-}
+    "norm1.linear": (6, 1), "norm1_context.linear": (6, 1), "norm.linear": (3, 1),
+    "ff.net.0.proj": (4, 1), "ff_context.net.0.proj": (4, 1), "proj_mlp": (4, 1),
+    "ff.net.2": (1, 4), "ff_context.net.2": (1, 4), "proj_out": (1, 5),
+}  # fmt: skip
 
 
 def width_for(host):
@@ -102,14 +91,21 @@ def write_scaled_fp8_flux(path, plain_path, width):
     Every Linear has a scale: v0.3.43 keeps all of them in float8 once one is, and would round the others anew.
     """
     tensors = _with_fp8_vectors(flux_tensors(width, dtype=torch.bfloat16))
-    plain = {name: tensor.float() for name, tensor in tensors.items()}
-    for name in [name for name in tensors if tensors[name].dim() == 2]:
-        scale = tensors[name].abs().max().float() / torch.finfo(FP8).max
-        tensors[name] = (tensors[name].float() / scale).to(FP8)
-        tensors[name.removesuffix("weight") + "scale_weight"] = scale
-        plain[name] = tensors[name].float() * scale
-    _save({**tensors, "scaled_fp8": torch.empty(0, dtype=FP8)}, path)
+    scaled, plain = scale_to_fp8(tensors, [name for name, tensor in tensors.items() if tensor.dim() == 2])
+    _save(scaled, path)
     _save(plain, plain_path)
+
+
+def scale_to_fp8(tensors, matrices):
+    """Return the tensors with scaled float8 in place of these matrices, and the same numbers as float32."""
+    scaled = {**tensors, "scaled_fp8": torch.empty(0, dtype=FP8)}
+    plain = {name: tensor.float() for name, tensor in tensors.items()}
+    for name in matrices:
+        scale = plain[name].abs().max() / torch.finfo(FP8).max
+        scaled[name] = (plain[name] / scale).to(FP8)
+        scaled[name.removesuffix("weight") + "scale_weight"] = scale
+        plain[name] = scaled[name].float() * scale
+    return scaled, plain
 
 
 def _with_fp8_vectors(tensors):
@@ -148,48 +144,32 @@ def write_basis(path, width, *, basis_size=3, rank=2, size=0.4, seed=0, dtype=to
 
 
 def write_vae(path):
-    """Write the 8 × 8 block codec under ComfyUI's names."""
+    """Write the 8 × 8 block VAE under ComfyUI's names."""
     from training.demo.vae import comfyui_vae_tensors
 
     _save(comfyui_vae_tensors(), path)
 
 
-def write_clip_folder(folder, *, projection_dim=EMBEDDING_DIM, seed=0):
-    """Write a tiny CLIP vision tower with projection as a Hugging Face folder."""
+def write_clip_folder(folder, *, seed=0, dtype=torch.float32, **config):
+    """Write a seeded CLIP vision tower with projection, by default a tiny one, as a Hugging Face folder; return it."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    config = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        patch_size=32,
-        projection_dim=projection_dim,
-    )
+    tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = {**tiny, "patch_size": 32, "projection_dim": EMBEDDING_DIM, **config}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        CLIPVisionModelWithProjection(config).save_pretrained(folder)
+        model = CLIPVisionModelWithProjection(CLIPVisionConfig(**config)).to(dtype)
+    model.save_pretrained(folder)
+    return model
 
 
-def write_vit_l(path, folder, seed=0):
+def write_vit_l(path, folder):
     """Write a random CLIP ViT-L/14 in float16: as OpenAI's whole CLIP file (600 MB), and as a folder of the tower.
 
     The host's CLIPVisionLoader knows a tower by its number of layers, so there is no smaller one for it.
     """
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    config = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        patch_size=14,
-        projection_dim=EMBEDDING_DIM,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = CLIPVisionModelWithProjection(config).half()
-    model.save_pretrained(folder)
+    vit_l = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    model = write_clip_folder(folder, dtype=torch.float16, patch_size=14, **vit_l)
     rest = {  # of the text tower, which the host must leave aside
         "logit_scale": torch.zeros(()),
         "text_projection.weight": torch.zeros(EMBEDDING_DIM, EMBEDDING_DIM),

@@ -7,6 +7,7 @@ server's process group is stopped at the end of the block that started it.
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,11 +19,16 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
+from safetensors.torch import load_file
+
 from tests.host.hosts import PACK
 
 PACK_FOLDER = "comfyui-lorweb"
 PACK_FOR_TESTS = Path(__file__).parent / "pack_for_tests"
 START_SECONDS = 180
+#: What no message of ours may hold; the host itself writes colors and bars.
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202e]")
 #: No first-run dialog, and text at any zoom, so that screenshots can be read.
 FRONTEND_SETTINGS = {
     "Comfy.TutorialCompleted": True,
@@ -43,7 +49,6 @@ class Outcome:
         traceback: where it was raised, a line for each frame.
         node_type: class of the node that failed.
         cached: ids of the nodes that did not run again.
-        seconds: from submission to the end.
     """
 
     status: str
@@ -53,7 +58,11 @@ class Outcome:
     traceback: tuple = ()
     node_type: str = ""
     cached: frozenset = frozenset()
-    seconds: float = 0.0
+
+    def text(self, *node_ids):
+        """Return what these nodes showed; without any, what all showed."""
+        outputs = [self.outputs[node_id] for node_id in node_ids or self.outputs]
+        return "\n".join(line for output in outputs for line in output.get("text", ()))
 
 
 class Server:
@@ -73,8 +82,7 @@ class Server:
 
     def get(self, path):
         """Return the parsed JSON answer of a GET."""
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
-            return json.load(answer)
+        return json.loads(self.get_bytes(path))
 
     def get_bytes(self, path):
         """Return the raw answer of a GET."""
@@ -102,13 +110,40 @@ class Server:
 
     def run(self, graph, *, timeout_seconds=400):
         """Queue an API graph and return its Outcome when it is through."""
-        start = time.monotonic()
         prompt_id = self.submit(graph)
-        if isinstance(prompt_id, Outcome):
-            return prompt_id
-        outcome = self.wait(prompt_id, timeout_seconds=timeout_seconds)
-        outcome.seconds = time.monotonic() - start
+        return prompt_id if isinstance(prompt_id, Outcome) else self.wait(prompt_id, timeout_seconds=timeout_seconds)
+
+    def succeed(self, graph, *, timeout_seconds=400):
+        """Run a graph that must succeed; return its Outcome."""
+        return self.check(self.run(graph, timeout_seconds=timeout_seconds))
+
+    def check(self, outcome):
+        """Return an Outcome if it is a success."""
+        assert outcome.status == "success", (outcome, self.log[-4000:])
         return outcome
+
+    def sample(self, graph):
+        """Run a graph and return the latent that its node `latent` saves."""
+        return self.latent(self.succeed(graph))
+
+    def latent(self, outcome):
+        """Return the latent that the node `latent` saved."""
+        return load_file(self.saved(self.check(outcome).outputs["latent"]["latents"][0]))["latent_tensor"]
+
+    def images(self, outcome):
+        """Return the images that the only node with images saved or showed."""
+        (shown,) = [output["images"] for output in outcome.outputs.values() if "images" in output]
+        return [Image.open(self.saved(image)).convert("RGB") for image in shown]
+
+    def refuse(self, graph, node_type, *words):
+        """Run a graph that must fail at a node with a message of ours, in one line, that has these words."""
+        outcome = self.run(graph)
+        assert (outcome.status, outcome.node_type) == ("error", node_type), outcome
+        assert ".lorweb_core." in outcome.error_type, outcome
+        assert not CONTROLS.search(outcome.error), outcome.error
+        missing = [word for word in words if word not in outcome.error]
+        assert not missing, (missing, outcome.error)
+        assert self.is_alive()
 
     def wait(self, prompt_id, *, timeout_seconds=400):
         """Return the Outcome of a queued prompt when it is through."""
@@ -134,7 +169,7 @@ class Server:
 
     def forget(self):
         """Have the server drop its models and kept results, as before the first prompt."""
-        for _ in range(2):  # its worker misses the wish while it is busy with the prompt before
+        for _ in range(2):  # its worker misses the request while it is busy with the prompt before
             self.post("/free", {"free_memory": True})
             time.sleep(0.7)
 
@@ -142,27 +177,39 @@ class Server:
         """Return whether the server still answers."""
         return "system" in self.get("/system_stats")
 
-    def saved(self, picture):
+    def saved(self, entry):
         """Return the path of a file that a node's output names."""
-        return self.base / picture["type"] / picture["subfolder"] / picture["filename"]
+        return self.base / entry["type"] / entry["subfolder"] / entry["filename"]
+
+    def newest(self, prefix):
+        """Return the last file that was saved under a filename_prefix."""
+        return sorted((self.base / "output").glob(f"{prefix}_*.safetensors"))[-1]
 
 
 @contextlib.contextmanager
-def running_server(host, base, *, extra_packs=(), timeout_seconds=START_SECONDS):
+def running_server(host, base, *, extra_packs=()):
     """Start a ComfyUI with the pack on `base`, yield a Server, and end it.
 
     Args:
         host: which ComfyUI.
         base: folder for models, input, output, user; made if needed.
         extra_packs: further custom node folders to link.
-        timeout_seconds: how long it may take until it answers.
     """
     prepare_base(base, extra_packs)
-    port, log = _free_port(), base / "server.log"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = base / "server.log"
     process = _start(host, base, ["--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"], log)
     try:
         server = Server(host, base, port, log)
-        _wait_until_ready(server, process, timeout_seconds)
+        deadline, is_ready = time.monotonic() + START_SECONDS, False
+        while not is_ready:
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError(f"ComfyUI did not start:\n{server.log[-4000:]}")
+            time.sleep(0.2)
+            with contextlib.suppress(OSError):
+                is_ready = server.is_alive()
         for name, value in FRONTEND_SETTINGS.items():
             server.post(f"/api/settings/{urllib.parse.quote(name)}", value)
         yield server
@@ -185,11 +232,8 @@ def prepare_base(base, extra_packs=()):
     """Make the host's folders and link the packs."""
     for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
-    for name, target in [
-        (PACK_FOLDER, PACK),
-        (PACK_FOR_TESTS.name, PACK_FOR_TESTS),
-        *((p.name, p) for p in extra_packs),
-    ]:
+    packs = {PACK_FOLDER: PACK, **{path.name: path for path in (PACK_FOR_TESTS, *extra_packs)}}
+    for name, target in packs.items():
         link = base / "custom_nodes" / name
         if not link.exists():
             link.symlink_to(target, target_is_directory=True)
@@ -206,29 +250,13 @@ def _start(host, base, arguments, log):
         )
 
 
-def _wait_until_ready(server, process, timeout_seconds):
-    deadline = time.monotonic() + timeout_seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError):
-            server.get("/system_stats")
-            return
-        time.sleep(0.2)
-    raise RuntimeError(f"ComfyUI did not start:\n{server.log[-4000:]}")
-
-
 def _end(process):
-    for wish, patience_seconds in ((signal.SIGTERM, 5), (signal.SIGKILL, 20)):
+    for stop, patience_seconds in ((signal.SIGTERM, 5), (signal.SIGKILL, 20)):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, wish)
+            os.killpg(process.pid, stop)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience_seconds)
             return
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _read_outcome(entry):

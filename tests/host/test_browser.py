@@ -1,15 +1,12 @@
 """Each shipped workflow in the host's own frontend, in headless Chromium."""
 
-import contextlib
 import itertools
 
 import pytest
-from PIL import Image
 
 from tests.host import graphs
-from tests.host.browser import Frontend, chromium_path, open_browser
+from tests.host.browser import CANVAS_AND_SLOWLY_VUE, OLDEST, open_frontend
 
-SLOW = pytest.mark.slow
 #: The oldest frontend sends the text that Preview Any shows back to it.
 ECHOED = {"PreviewAny": {"preview"}}
 
@@ -32,46 +29,23 @@ LIST_OUTSIDE_GROUPS = """() => {
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    """A headless Chromium."""
-    pytest.importorskip("playwright", reason="no playwright: pip install playwright")
-    executable = chromium_path()
-    if executable is None:
-        pytest.skip("no Chromium: set CHROMIUM_PATH")
-    with open_browser(executable) as browser:
-        yield browser
-
-
-@pytest.fixture(
-    scope="module",
-    params=["newest-canvas", pytest.param("newest-vue", marks=SLOW), pytest.param("oldest-canvas", marks=SLOW)],
-)
-def frontend(request, servers, chromium):
-    """The frontends of both hosts, the newest one with each of its two renderers."""
-    host_name, renderer = request.param.split("-")
-    server = servers(request.getfixturevalue(f"{host_name}_host"))
-    server.post("/api/settings/Comfy.VueNodes.Enabled", renderer == "vue")
-    with contextlib.closing(Frontend(chromium, server.url)) as frontend:
+def frontend(frontend_server, chromium):
+    """A tab of each server."""
+    with open_frontend(chromium, frontend_server, size=(2400, 1350)) as frontend:
         yield frontend
 
 
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    """Where the screenshots go."""
-    return tmp_path_factory.mktemp("screenshots")
-
-
+@pytest.mark.parametrize("frontend_server", [*CANVAS_AND_SLOWLY_VUE, OLDEST], indirect=True, scope="module")
 @pytest.mark.parametrize("name", graphs.NAMES)
-def test_a_workflow_opens_and_sends_its_twin(frontend, pictures, name, request):
+def test_a_workflow_opens_and_sends_its_twin(frontend, tmp_path, name):
     opened = frontend.open_workflow(graphs.load_workflow(name))
     assert opened["missing"] == []
     assert frontend.errors == []
     assert {key: read_sent(node) for key, node in opened["prompt"].items()} == graphs.load_twin(name)
     assert list_overlaps(opened["nodes"]) == []
-    path = pictures / f"{name}-{request.node.callspec.id}.png"
-    frontend.take_picture(path)
-    assert len(Image.open(path).convert("RGB").getcolors(maxcolors=10_000_000)) > 500, "an empty canvas"
-    assert frontend.page.evaluate(LIST_OUTSIDE_GROUPS) == []
+    screenshot = frontend.take_screenshot(tmp_path / "screen.png")
+    assert len(screenshot.getcolors(maxcolors=10_000_000)) > 500, "an empty canvas"
+    assert frontend.evaluate(LIST_OUTSIDE_GROUPS) == []
     assert frontend.errors == []
 
 

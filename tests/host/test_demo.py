@@ -16,8 +16,7 @@ from lorweb_core.mixing import layer_delta
 from lorweb_core.query import embed_analogy
 from tests.demo_pipeline import load_pipeline, psnr
 from tests.host import graphs
-from tests.host.conftest import read_latent
-from tests.host.models import FP8
+from tests.host.models import scale_to_fp8
 from training.base.flow import unpack_latents
 from training.demo.analogies import GUIDANCE, STEPS, draw_analogies, null_prompt, score
 from training.demo.scenes import BLOCK_PX, IMAGE_PX, MODEL_FOLDER, TEST_PHOTOS, to_image
@@ -25,7 +24,7 @@ from training.demo.show import shown_edits
 from training.demo.vae import HOST_SCALE, HOST_SHIFT
 
 PLAIN, SCALED, TWIN = (f"demo_{name}.safetensors" for name in ("fp32", "scaled_fp8", "twin_of_scaled"))
-#: Largest difference of latents in the model's space; PSNR in dB of two hosts' pictures, and of a right answer.
+#: Largest difference of latents in the model's space; PSNR in dB of two hosts' images, and of a right answer.
 LATENT_TOLERANCE, SAME_DB, RIGHT_DB = 1e-5, 50, 20
 #: ComfyUI re-rounds the float8 weights that it patches.
 REROUNDED_DB = 30
@@ -36,12 +35,8 @@ def copies(newest_server):
     """Write the base as float32 and as scaled float8; name → a plain file of the same numbers, for diffusers."""
     folder = newest_server.base / "models" / "diffusion_models"
     plain = {name: tensor.float() for name, tensor in load_file(MODEL_FOLDER / "base.safetensors").items()}
-    scaled, twin = {**plain, "scaled_fp8": torch.empty(0, dtype=FP8)}, dict(plain)
-    for name in [name for name, tensor in plain.items() if tensor.dim() == 2 and "_blocks." in name]:
-        scale = plain[name].abs().max() / torch.finfo(FP8).max
-        scaled[name] = (plain[name] / scale).to(FP8)
-        scaled[name.removesuffix("weight") + "scale_weight"] = scale
-        twin[name] = scaled[name].float() * scale
+    matrices = [name for name, tensor in plain.items() if tensor.dim() == 2 and "_blocks." in name]
+    scaled, twin = scale_to_fp8(plain, matrices)
     for file, tensors in ((PLAIN, plain), (SCALED, scaled), (TWIN, twin)):
         save_file(tensors, folder / file)
     return {PLAIN: folder / PLAIN, SCALED: folder / TWIN}
@@ -49,7 +44,7 @@ def copies(newest_server):
 
 @pytest.fixture(scope="module")
 def analogies(newest_server):
-    """One analogy of every kind, held-out parameters and photographs; the pictures are in the server's input folder."""
+    """One analogy of every kind, held-out parameters and photographs; the images are in the server's input folder."""
     drawn = draw_analogies(shown_edits(), per_edit=1, seed=8, photos=TEST_PHOTOS)
     for analogy in drawn:
         for name, pixels in zip(("a", "a_prime", "b", "b_prime"), analogy.images, strict=True):
@@ -57,8 +52,8 @@ def analogies(newest_server):
     return drawn
 
 
-def ask_comfyui(server, analogy, **changes):
-    """Return (final latent in the model's space, b̂′ [96, 96, 3] as saved) of the demo workflow with other pictures."""
+def generate_in_comfyui(server, analogy, **changes):
+    """Return (final latent in the model's space, b̂′ [96, 96, 3] as saved) of the demo workflow with other images."""
     graph = graphs.load_twin(graphs.DEMO)
     for node in graph.values():
         if node["class_type"] == "LoadImage":
@@ -66,26 +61,23 @@ def ask_comfyui(server, analogy, **changes):
             node["inputs"]["image"] = f"{analogy.edit.name}_{part}"
     for class_type, inputs in changes.items():
         graph = graphs.change(graph, class_type, **inputs)
-    sampler = graphs.find_node(graph, "KSampler")
-    graph["latent"] = {"class_type": "SaveLatent", "inputs": {"samples": [sampler, 0], "filename_prefix": "demo"}}
-    outcome = server.run(graph)
-    latent = (read_latent(server, outcome) - HOST_SHIFT) * HOST_SCALE
-    (picture,) = [entry for output in outcome.outputs.values() for entry in output.get("images", ())]
-    return latent, from_pil(Image.open(server.saved(picture)))
+    outcome = server.succeed({**graph, "latent": graphs.with_latent_saved(graph)["latent"]})
+    (image,) = server.images(outcome)
+    return (server.latent(outcome) - HOST_SHIFT) * HOST_SCALE, from_pil(image)
 
 
-def ask_diffusers(base, analogy):
+def generate_in_diffusers(base, analogy):
     """Return the same of diffusers' own pipeline, the analogy's mix folded into its weights."""
-    pictures = [to_image(pixels) for pixels in analogy.images[:3]]
+    images = [to_image(pixels) for pixels in analogy.images[:3]]
     basis, encoder = load_basis(MODEL_FOLDER / "basis.safetensors"), load_image_encoder(MODEL_FOLDER / "encoder")
-    query = embed_analogy(basis.settings, encoder.embed, *(from_pil(picture)[None] for picture in pictures))
+    query = embed_analogy(basis.settings, encoder.embed, *(from_pil(image)[None] for image in images))
     pipeline = load_pipeline(base)
     with torch.no_grad():
         for name, coefficients in encode_coefficients(basis, query)["layers"].items():
             pipeline.transformer.get_submodule(name).weight += layer_delta(basis.layers[name], coefficients[0])
     grid = Image.new("RGB", (2 * IMAGE_PX, 2 * IMAGE_PX))
-    for index, picture in enumerate([*pictures, pictures[2]]):
-        grid.paste(picture, (index % 2 * IMAGE_PX, index // 2 * IMAGE_PX))
+    for index, image in enumerate([*images, images[2]]):
+        grid.paste(image, (index % 2 * IMAGE_PX, index // 2 * IMAGE_PX))
     prompt, pooled = null_prompt(1)
     options = {"height": 192, "width": 192, "max_area": 192 * 192, "_auto_resize": False, "output_type": "latent"}
     packed = pipeline(
@@ -100,7 +92,9 @@ def ask_diffusers(base, analogy):
 
 @pytest.mark.parametrize("mode", ["weights", "forward"])
 def test_every_kind_of_edit_is_right(newest_server, analogies, mode):
-    answers = [ask_comfyui(newest_server, analogy, LoRWeBApplyMixedLoRA={"mode": mode})[1] for analogy in analogies]
+    answers = [
+        generate_in_comfyui(newest_server, analogy, LoRWeBApplyMixedLoRA={"mode": mode})[1] for analogy in analogies
+    ]
     scores = score(torch.stack(answers)[:, BLOCK_PX // 2 :: BLOCK_PX, BLOCK_PX // 2 :: BLOCK_PX], analogies)
     assert {item.edit.name: item.whole_db for item in scores if not item.is_right or item.whole_db < RIGHT_DB} == {}
 
@@ -109,20 +103,20 @@ def test_every_kind_of_edit_is_right(newest_server, analogies, mode):
 def test_comfyui_and_diffusers_give_the_same_answer(newest_server, copies, analogies, file, mode):
     for analogy in analogies[::3]:
         changes = {"UNETLoader": {"unet_name": file}, "LoRWeBApplyMixedLoRA": {"mode": mode}}
-        latent, picture = ask_comfyui(newest_server, analogy, **changes)
-        expected_latent, expected = ask_diffusers(copies[file], analogy)
+        latent, image = generate_in_comfyui(newest_server, analogy, **changes)
+        expected_latent, expected = generate_in_diffusers(copies[file], analogy)
         torch.testing.assert_close(latent, expected_latent, atol=LATENT_TOLERANCE, rtol=0)
-        assert psnr(picture, expected) > SAME_DB
+        assert psnr(image, expected) > SAME_DB
 
 
 def test_patched_float8_weights_still_give_the_edit(newest_server, copies, analogies):
     changes = {"UNETLoader": {"unet_name": SCALED}, "LoRWeBApplyMixedLoRA": {"mode": "weights"}}
     for analogy in analogies[::3]:
-        _, picture = ask_comfyui(newest_server, analogy, **changes)
-        assert psnr(picture, ask_diffusers(copies[SCALED], analogy)[1]) > REROUNDED_DB
+        _, image = generate_in_comfyui(newest_server, analogy, **changes)
+        assert psnr(image, generate_in_diffusers(copies[SCALED], analogy)[1]) > REROUNDED_DB
 
 
 def test_strength_zero_gives_b_back(newest_server, analogies):
     for analogy in analogies[:3]:
-        _, picture = ask_comfyui(newest_server, analogy, LoRWeBApplyMixedLoRA={"strength": 0.0})
-        assert psnr(picture, from_pil(to_image(analogy.images[2]))) > SAME_DB - 10
+        _, image = generate_in_comfyui(newest_server, analogy, LoRWeBApplyMixedLoRA={"strength": 0.0})
+        assert psnr(image, from_pil(to_image(analogy.images[2]))) > SAME_DB - 10

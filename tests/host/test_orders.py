@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.host import graphs
-from tests.host.conftest import read_latent
+from tests.host.graphs import make_node
 
 LORA = "orders.safetensors"
 CLASSES = {"bypass": "LoraLoaderBypassModelOnly", "cache": "FluxKVCache"}
@@ -24,15 +24,12 @@ CHAINS = {
 
 
 @pytest.fixture
-def base(server):
+def base(server, edit):
     """The bare graph, and the LoRA file of the host's loaders, which misses the layers that the host fuses."""
-    save = graphs.change(
-        graphs.make_runnable(graphs.load_twin(graphs.SAVE_LORA)), "LoRWeBSaveMixedLoRA", filename_prefix="loras/orders"
-    )
-    assert server.run(save).status == "success"
-    path = sorted((server.base / "output" / "loras").glob("orders_*.safetensors"))[-1]
-    shutil.copy(path, server.base / "models" / "loras" / LORA)
-    return graphs.with_latent_saved(graphs.make_runnable(graphs.load_twin(graphs.EDIT)), "orders")
+    save = graphs.load_runnable(graphs.SAVE_LORA)
+    server.succeed(graphs.change(save, "LoRWeBSaveMixedLoRA", filename_prefix="loras/orders"))
+    shutil.copy(server.newest("loras/orders"), server.base / "models" / "loras" / LORA)
+    return edit
 
 
 def chain(base, links, *, run=0, rerun="all"):
@@ -52,8 +49,8 @@ def chain(base, links, *, run=0, rerun="all"):
         inputs = {**apply, "mode": link, "strength": 1.0 + changed}
         if link == "bypass":
             inputs = {"lora_name": LORA, "strength_model": 0.7 + changed}
-        graph[f"link{number}"] = {"class_type": CLASSES.get(link, "LoRWeBApplyMixedLoRA"), "inputs": inputs}
-        inputs["model"], last = last, [f"link{number}", 0]
+        graph[f"link{number}"] = make_node(CLASSES.get(link, "LoRWeBApplyMixedLoRA"), **{**inputs, "model": last})
+        last = [f"link{number}", 0]
     graph[graphs.find_node(graph, "ModelSamplingFlux")]["inputs"]["model"] = last
     return graph
 
@@ -82,25 +79,24 @@ def test_a_graph_gives_the_same_whatever_ran_before(server, base, length, rerun)
     fresh = {}
     for name in names:
         server.forget()
-        fresh[name] = read_latent(server, server.run(chain(base, CHAINS[name])))
+        fresh[name] = server.sample(chain(base, CHAINS[name]))
     assert difference(fresh["forward"], fresh["bare"]) > 0.1
     assert difference(fresh["forward"], fresh["weights"]) <= 3e-6
     if has_bypass:
-        both = read_latent(server, server.run(chain(base, ["weights", "bypass"])))
+        both = server.sample(chain(base, ["weights", "bypass"]))
         assert difference(both, fresh["weights"]) > 0.03
         for name in ("bypass, forward", "forward, bypass"):
             assert difference(fresh[name], both) <= 3e-6
     walk, wrong = every_order(names, length), {}
     for run, name in enumerate(walk, 1):
         outcome = server.run(chain(base, CHAINS[name], run=run, rerun=rerun))
-        if outcome.status != "success" or not torch.equal(read_latent(server, outcome), fresh[name]):
+        if outcome.status != "success" or not torch.equal(server.latent(outcome), fresh[name]):
             wrong[" → ".join(walk[max(0, run - length) : run])] = outcome.error or "another result"
     assert not wrong, wrong
 
 
-def test_prompts_that_fail_or_are_interrupted_leave_nothing_behind(server):
+def test_prompts_that_fail_or_are_interrupted_leave_nothing_behind(server, edit):
     """FluxKVCache cannot sample this graph, with or without Apply; a lost bank would be named in the log ever after."""
-    edit = graphs.with_latent_saved(graphs.make_runnable(graphs.load_twin(graphs.EDIT)), "orders")
     bare = graphs.without_apply(edit)
     fails, fails_bare = (with_cache(graph) for graph in (edit, bare))
     failed = "error" if CLASSES["cache"] in server.get("/object_info") else "refused"
@@ -108,21 +104,19 @@ def test_prompts_that_fail_or_are_interrupted_leave_nothing_behind(server):
     for graph, status in ((fails, failed), (edit, "success"), (fails, failed), (fails_bare, failed)):
         assert server.run(graph).status == status
     time.sleep(11)  # the host collects garbage 10 s after the last time: what the failed prompts held goes then
-    assert server.run(bare).status == "success"
+    server.succeed(bare)
     prompt_id = server.submit(graphs.change(edit, "KSampler", steps=10_000))
     server.wait_until_sampling(prompt_id)
     server.interrupt()
     assert server.wait(prompt_id, timeout_seconds=60).status == "interrupted"
     for graph in (bare, edit):
-        assert server.run(graphs.change(graph, "KSampler", seed=1)).status == "success"
+        server.succeed(graphs.change(graph, "KSampler", seed=1))
     assert "memory leak with model" not in server.log
     assert "Requested to load LoRWeBAdapters" in server.log
 
 
 def with_cache(graph):
     """Return a copy with FluxKVCache before the sampler."""
-    changed = copy.deepcopy(graph)
-    after = changed[graphs.find_node(changed, "ModelSamplingFlux")]["inputs"]
-    changed["cache"] = {"class_type": CLASSES["cache"], "inputs": {"model": after["model"]}}
-    after["model"] = ["cache", 0]
-    return changed
+    after = graph[graphs.find_node(graph, "ModelSamplingFlux")]["inputs"]
+    cache = make_node(CLASSES["cache"], model=after["model"])
+    return graphs.change({**graph, "cache": cache}, "ModelSamplingFlux", model=["cache", 0])

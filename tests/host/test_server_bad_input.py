@@ -3,7 +3,7 @@
 import copy
 import glob
 import random
-import re
+import shutil
 
 import pytest
 import torch
@@ -11,11 +11,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.host import graphs, models
+from tests.host.graphs import make_node
+from tests.host.server import CONTROLS
 from tests.nodes.test_workflow_files import PACK_IDS
 
-EDIT, BATCH, SAVE = graphs.EDIT, graphs.BATCH, graphs.SAVE_LORA
-#: What no line of ours may hold; the host itself writes colors and bars.
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202e]")
 #: Together they have every node that takes something over a link.
 EVERY_NODE = (graphs.DEMO, graphs.SAVE_LORA, graphs.BLEND, graphs.SWEEP, graphs.SAVE_ANALOGY, graphs.REUSE_ANALOGY)
 TEXTS = ("", "x", "../..", "auto", "1", "\x1b[2J\nforged", "a\0b", "x" * 5000, "\u202e", "100%")
@@ -28,133 +27,119 @@ PREFIXES_REFUSED = (
     "x" * 300, "\U0001f600" * 60, "x\nERROR forged", "\x1b[2Jx", "x\r\x9b2K", "x\u202egnp",
 )  # fmt: skip
 PREFIXES_TAKEN = (
-    "100%",
-    "%year%-%nothing%",
-    "CON",
-    "nul/aux",
-    "a\\b",
-    "loras/süß 😀",
-    "a/" * 90 + "x",
-    "-rf",
-    "'\"$(x)`",
-)
-
-
-@pytest.fixture
-def edit():
-    """The first workflow, ready to run."""
-    return graphs.make_runnable(graphs.load_twin(EDIT))
+    "100%", "%year%-%nothing%", "CON", "nul/aux", "a\\b", "loras/süß 😀", "a/" * 90 + "x", "-rf", "'\"$(x)`",
+)  # fmt: skip
 
 
 @pytest.fixture
 def save():
     """The workflow that writes a LoRA, ready to run."""
-    return graphs.make_runnable(graphs.load_twin(SAVE))
+    return graphs.load_runnable(graphs.SAVE_LORA)
 
 
-def assert_refused(server, graph, node_type, *words):
-    """Run a graph that must fail at a node with a message of ours, in one line, that has these words."""
-    outcome = server.run(graph)
-    assert outcome.status == "error", outcome
-    assert outcome.node_type == node_type, outcome
-    assert ".lorweb_core." in outcome.error_type, outcome
-    assert not CONTROLS.search(outcome.error), outcome.error
-    missing = [word for word in words if word not in outcome.error]
-    assert not missing, (missing, outcome.error)
-    assert server.is_alive()
-
-
-def put_picture(server, name, mode, size):
-    """Write a picture into the input folder."""
-    Image.effect_noise((max(size[0], 2), max(size[1], 2)), 60).resize(size).convert(mode).save(
-        server.base / "input" / name
-    )
-    return name
-
-
-def with_picture(graph, name):
-    """Return a copy whose b is another picture."""
+def with_b(server, graph, name, mode, size):
+    """Write an image into the input folder; return a copy of a graph whose b it is."""
+    image = Image.effect_noise((max(size[0], 2), max(size[1], 2)), 60).resize(size).convert(mode)
+    image.save(server.base / "input" / name)
     cat = next(i for i, node in graph.items() if node["inputs"].get("image") == "lorweb_b_cat.jpg")
-    return {**graph, cat: {"class_type": "LoadImage", "inputs": {"image": name}}}
+    return {**graph, cat: make_node("LoadImage", image=name)}
 
 
-@pytest.mark.parametrize("name", ["cut.safetensors", "cut\x1b[2J\nERROR forged.safetensors"])
-def test_a_truncated_basis(server, save, name):
-    whole = (server.base / "models/lorweb/lorweb.safetensors").read_bytes()
-    (server.base / "models/lorweb" / name).write_bytes(whole[: len(whole) // 2])
+@pytest.mark.parametrize("name", ["cut.safetensors", "cut\x1b[2J\nERROR forged.safetensors", "pickle.safetensors"])
+def test_a_basis_file_that_cannot_be_read(server, save, name):
+    path = server.base / "models/lorweb" / name
+    if name.startswith("pickle"):
+        torch.save({"weight": torch.zeros(2)}, path)
+    else:
+        whole = path.with_name("lorweb.safetensors").read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
     graph = graphs.change(save, "LoRWeBLoadBasis", basis_name=name)
-    assert_refused(server, graph, "LoRWeBLoadBasis", name[:3], ".safetensors")
+    server.refuse(graph, "LoRWeBLoadBasis", name[:3], ".safetensors")
     assert "\nERROR forged" not in server.log and "\x1b[2J" not in server.log
-
-
-def test_a_pickle_under_a_basis_name(server, save):
-    torch.save({"weight": torch.zeros(2)}, server.base / "models/lorweb/pickle.safetensors")
-    graph = graphs.change(save, "LoRWeBLoadBasis", basis_name="pickle.safetensors")
-    assert_refused(server, graph, "LoRWeBLoadBasis", "pickle.safetensors")
 
 
 def test_an_image_encoder_of_another_width(server, save):
     models.write_clip_folder(server.base / "models/clip_vision/narrow_clip", projection_dim=512)
     graph = graphs.change(save, "LoRWeBLoadImageEncoder", encoder_name="narrow_clip")
-    assert_refused(server, graph, "LoRWeBEncodeAnalogy", "768", "512", "clip-vit-large-patch14.safetensors")
+    server.refuse(graph, "LoRWeBEncodeAnalogy", "768", "512", "clip-vit-large-patch14.safetensors")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1)], ids=str)
-def test_pictures_with_a_side_of_one_pixel(server, save, edit, size):
-    name = put_picture(server, f"thin_{size[0]}_{size[1]}.png", "RGB", size)
-    assert_refused(server, with_picture(save, name), "LoRWeBEncodeAnalogy", "image_b")
-    grid_only = {i: node for i, node in edit.items() if "Encode" not in node["class_type"]}
-    grid_only = {i: grid_only[i] for i in grid_only if grid_only[i]["class_type"] in ("LoadImage", "LoRWeBBuildGrid")}
-    grid_only["show"] = {
-        "class_type": "PreviewImage",
-        "inputs": {"images": [graphs.find_node(grid_only, "LoRWeBBuildGrid"), 0]},
-    }
-    assert_refused(server, with_picture(grid_only, name), "LoRWeBBuildGrid", "image_b")
+def test_images_with_a_side_of_one_pixel(server, save, edit, size):
+    name = f"thin_{size[0]}_{size[1]}.png"
+    server.refuse(with_b(server, save, name, "RGB", size), "LoRWeBEncodeAnalogy", "image_b")
+    grid = {i: node for i, node in edit.items() if node["class_type"] in ("LoadImage", "LoRWeBBuildGrid")}
+    grid["show"] = make_node("PreviewImage", images=[graphs.find_node(grid, "LoRWeBBuildGrid"), 0])
+    server.refuse(with_b(server, grid, name, "RGB", size), "LoRWeBBuildGrid", "image_b")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "LA", "1"])
-def test_pictures_with_other_channels_are_welcome(server, save, mode):
-    name = put_picture(server, f"channels_{mode}.png", mode, (70, 50))
-    outcome = server.run(with_picture(save, name))
-    assert outcome.status == "success", outcome
+def test_images_with_other_channels_are_welcome(server, save, mode):
+    server.succeed(with_b(server, save, f"channels_{mode}.png", mode, (70, 50)))
 
 
 def test_batches_that_do_not_pair(server):
-    batch = graphs.make_runnable(graphs.load_twin(BATCH))
+    batch = graphs.load_runnable(graphs.BATCH)
     pair = [graphs.find_node(batch, "ImageBatch"), 0]
-    three = {"class_type": "ImageBatch", "inputs": {"image1": pair, "image2": pair}}
-    graph = graphs.change({**batch, "four": three}, "LoRWeBEncodeAnalogy", image_a=pair, image_b=["four", 0])
-    assert_refused(server, graph, "LoRWeBEncodeAnalogy", "2, 1 and 4 images")
-
-
-def test_several_mixes_in_mode_weights(server):
-    batch = graphs.make_runnable(graphs.load_twin(BATCH))
-    graph = graphs.change(batch, "LoRWeBApplyMixedLoRA", mode="weights")
-    assert_refused(server, graph, "LoRWeBApplyMixedLoRA", "2 mixes", "forward")
-
-
-def test_a_latent_batch_that_does_not_fit_the_mixes(server):
-    batch = graphs.make_runnable(graphs.load_twin(BATCH))
-    grid = graphs.find_node(batch, "LoRWeBBuildGrid")
-    empty = {
-        "class_type": "EmptySD3LatentImage",
-        "inputs": {"width": [grid, 2], "height": [grid, 3], "batch_size": 3},
-    }
-    graph = graphs.change({**batch, "empty": empty}, "KSampler", latent_image=["empty", 0])
-    assert_refused(server, graph, "KSampler", "2 mixes", "batch has 3")
-
-
-def test_coefficients_of_another_basis(server, edit):
-    models.write_basis(server.base / "models/lorweb/other.safetensors", models.width_for(server.host), seed=7)
-    other = {"class_type": "LoRWeBLoadBasis", "inputs": {"basis_name": "other.safetensors"}}
-    graph = graphs.change({**edit, "other": other}, "LoRWeBApplyMixedLoRA", basis=["other", 0])
-    assert_refused(server, graph, "LoRWeBApplyMixedLoRA", "other.safetensors", "lorweb.safetensors")
+    four = make_node("ImageBatch", image1=pair, image2=pair)
+    graph = graphs.change({**batch, "four": four}, "LoRWeBEncodeAnalogy", image_a=pair, image_b=["four", 0])
+    server.refuse(graph, "LoRWeBEncodeAnalogy", "2, 1 and 4 images")
 
 
 def test_a_model_that_is_no_flux(server, edit):
-    save_file(_sd3_tensors(), server.base / "models/diffusion_models/sd3.safetensors")
+    shapes = {  # by which the host recognizes a one-block SD3; it fills the rest with zeros and a warning
+        "joint_blocks.0.context_block.attn.qkv.weight": (192, 64),
+        "x_embedder.proj.weight": (64, 16, 2, 2),
+        "x_embedder.proj.bias": (64,),
+        "y_embedder.mlp.0.weight": (64, 2048),
+        "context_embedder.weight": (64, 4096),
+        "pos_embed": (1, 36864, 64),
+        "final_layer.linear.weight": (64, 64),
+    }
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    save_file(tensors, server.base / "models/diffusion_models/sd3.safetensors")
     graph = graphs.change(edit, "UNETLoader", unet_name="sd3.safetensors")
-    assert_refused(server, graph, "LoRWeBApplyMixedLoRA", "FLUX.1-Kontext", "SD3")
+    server.refuse(graph, "LoRWeBApplyMixedLoRA", "FLUX.1-Kontext", "SD3")
+
+
+def test_coefficients_of_another_basis_are_refused_on_apply_and_on_load(server, edit):
+    encode, basis = (graphs.find_node(edit, f"LoRWeB{name}") for name in ("EncodeAnalogy", "LoadBasis"))
+    models.write_basis(server.base / "models/lorweb/other.safetensors", models.width_for(server.host), seed=7)
+    server.succeed({**edit, "s": graphs.save_coefficients([encode, 0], "mine")})
+    name = server.newest("lorweb_coefficients/mine").name
+    names = ("other.safetensors (id", "lorweb.safetensors (id")
+    for given, node_type in (
+        (graphs.load_coefficients(name), "LoRWeBApplyMixedLoRA"),
+        (graphs.load_coefficients(name, basis=[basis, 0]), "LoRWeBLoadCoefficients"),
+    ):
+        graph = graphs.with_coefficients(edit, ["l", 0], l=given)
+        graph = graphs.change(graph, "LoRWeBLoadBasis", basis_name="other.safetensors")
+        server.refuse(graph, node_type, *names)
+
+
+def test_errors_in_the_graph_get_a_message_with_a_remedy(newest_server, edit):
+    encoded = [graphs.find_node(edit, "LoRWeBEncodeAnalogy"), 0]
+    folder = newest_server.base / "models/lorweb_coefficients"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(folder.with_name("lorweb") / "lorweb.safetensors", folder / "mistaken.safetensors")
+    for node, *words in (
+        (
+            graphs.blend(encoded, encoded, coefficients_4=encoded),
+            "coefficients_4 is connected without coefficients_3",
+            "without a gap",
+        ),
+        (graphs.blend(encoded, encoded, method="mean", weight_2=-1.0), "sum to zero"),
+        (graphs.encode_many(edit), "There is no example pair"),
+        (graphs.encode_many(edit, images_a=["7", 0]), "images_a has 1 images and images_a_prime 0"),
+        (graphs.encode_many(edit, folder="../.."), "leads out of the input folder"),
+        (graphs.encode_many(edit, folder="nowhere"), "no folder 'nowhere'"),
+        (graphs.encode_many(edit, folder="x" * 300), "looked up", "(300 characters)", "Use a short name"),
+        (graphs.encode_many(edit, folder="a\0b"), "looked up", "'a\\x00b'", "Use a short name"),
+        (graphs.load_coefficients("mistaken.safetensors"), "a LoRWeB basis", "Load LoRWeB Basis"),
+    ):
+        newest_server.refuse(graphs.with_coefficients(edit, ["x", 0], x=node), node["class_type"], *words)
+    outside = graphs.save_coefficients(encoded, "../../escaped")
+    newest_server.refuse({**edit, "x": outside}, outside["class_type"], "leads out of the output folder")
 
 
 @pytest.mark.parametrize("prefix", PREFIXES_REFUSED, ids=lambda prefix: repr(prefix[:20]))
@@ -162,7 +147,7 @@ def test_a_prefix_that_cannot_be_used(server, save, prefix):
     (server.base / "output/blocked").write_text("a file where a folder should be")
     before, seen = sorted(server.base.rglob("*")), len(server.log)
     graph = graphs.change(save, "LoRWeBSaveMixedLoRA", filename_prefix=prefix)
-    assert_refused(server, graph, "LoRWeBSaveMixedLoRA", "filename_prefix", "loras/lorweb")
+    server.refuse(graph, "LoRWeBSaveMixedLoRA", "filename_prefix", "loras/lorweb")
     assert sorted(server.base.rglob("*")) == before
     log = server.log[seen:]
     assert "\nERROR forged" not in log and not any(steering in log for steering in ("\x1b[2J", "\x9b", "\u202e")), log
@@ -170,28 +155,23 @@ def test_a_prefix_that_cannot_be_used(server, save, prefix):
 
 @pytest.mark.parametrize("prefix", PREFIXES_TAKEN, ids=lambda prefix: repr(prefix[:20]))
 def test_an_unusual_prefix_stays_in_the_output_folder(server, save, prefix):
-    outcome = server.run(graphs.change(save, "LoRWeBSaveMixedLoRA", filename_prefix=prefix))
-    assert outcome.status == "success", outcome
-    (text,) = outcome.outputs[graphs.find_node(save, "LoRWeBSaveMixedLoRA")]["text"]
+    outcome = server.succeed(graphs.change(save, "LoRWeBSaveMixedLoRA", filename_prefix=prefix))
+    text = outcome.text(graphs.find_node(save, "LoRWeBSaveMixedLoRA"))
     assert list((server.base / "output").rglob(glob.escape(text.split(": ")[0]))), text
 
 
 @pytest.fixture
 def every_node(server):
     """Graphs in which every node of the pack occurs."""
-    graph = {name: graphs.make_runnable(graphs.load_twin(name), steps=1) for name in EVERY_NODE}
-    assert server.run(graph[graphs.SAVE_ANALOGY]).status == "success"
-    files = server.get("/object_info/LoRWeBLoadCoefficients")["LoRWeBLoadCoefficients"]["input"]["required"][
-        "file_name"
-    ]
-    name = files[0][0] if isinstance(files[0], list) else files[1]["options"][0]
+    graph = {name: graphs.load_runnable(name, steps=1) for name in EVERY_NODE}
+    saved = graph[graphs.SAVE_ANALOGY]
+    server.succeed(saved)
+    name = server.newest("lorweb_coefficients/analogy").name
     graph[graphs.REUSE_ANALOGY] = graphs.change(graph[graphs.REUSE_ANALOGY], "LoRWeBLoadCoefficients", file_name=name)
-    graph["many"] = many = copy.deepcopy(graph[graphs.SAVE_ANALOGY])
-    node = many[graphs.find_node(many, "LoRWeBEncodeAnalogy")]
-    a, a_prime = node["inputs"].pop("image_a"), node["inputs"].pop("image_a_prime")
-    node["class_type"] = "LoRWeBEncodeAnalogies"
-    node["inputs"].update(images_a=a, images_a_prime=a_prime, folder="", average="query")
-    assert server.run(many).status == "success"
+    encode_id = graphs.find_node(saved, "LoRWeBEncodeAnalogy")
+    pair = {f"images_{side}": saved[encode_id]["inputs"][f"image_{side}"] for side in ("a", "a_prime")}
+    graph["many"] = {**saved, encode_id: graphs.encode_many(saved, **pair)}
+    server.succeed(graph["many"])
     return list(graph.values())
 
 
@@ -236,7 +216,7 @@ def test_mutated_prompts_give_no_raw_error(server, every_node, count):
     choose = random.Random(count)
     for _ in range(count):
         graph = copy.deepcopy(choose.choice(every_node))
-        graph["any"] = {"class_type": "LoRWeBTestNameOnALink", "inputs": {"text": choose.choice(TEXTS)}}
+        graph["any"] = make_node("LoRWeBTestNameOnALink", text=choose.choice(TEXTS))
         for node_id, name in choose.sample(own_inputs(graph), choose.choice((1, 1, 2))):
             inputs, others = graph[node_id]["inputs"], [i for i in graph if i != node_id]
             kind = choose.choice(("value", "value", "any", "link", "gone"))
@@ -247,24 +227,3 @@ def test_mutated_prompts_give_no_raw_error(server, every_node, count):
                 inputs[name] = links.get(kind, choose.choice(VALUES))
         assert_no_raw_error(server.run(graph), graph)
     assert server.is_alive()  # its log is not looked at: the host itself writes out numbers it cannot read
-
-
-def test_sampling_can_be_interrupted(server, edit):
-    prompt_id = server.submit(graphs.change(edit, "KSampler", steps=10_000, seed=5))
-    server.wait_until_sampling(prompt_id)
-    server.interrupt()
-    assert server.wait(prompt_id, timeout_seconds=60).status == "interrupted"
-    assert server.run(graphs.change(edit, "KSampler", seed=6)).status == "success"
-
-
-def _sd3_tensors():
-    """What the host recognizes a one-block SD3 by; it fills the rest with zeros and a warning."""
-    return {
-        "joint_blocks.0.context_block.attn.qkv.weight": torch.zeros(192, 64),
-        "x_embedder.proj.weight": torch.zeros(64, 16, 2, 2),
-        "x_embedder.proj.bias": torch.zeros(64),
-        "y_embedder.mlp.0.weight": torch.zeros(64, 2048),
-        "context_embedder.weight": torch.zeros(64, 4096),
-        "pos_embed": torch.zeros(1, 36864, 64),
-        "final_layer.linear.weight": torch.zeros(64, 64),
-    }

@@ -6,18 +6,11 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.host import graphs, models
-from tests.host.conftest import GGUF_PACK, UNREAD_FILES, read_latent
+from tests.host.conftest import GGUF_PACK, UNREAD_FILES
 
-EDIT, SAVE = graphs.EDIT, graphs.SAVE_LORA
 pytestmark = pytest.mark.slow
 #: Of the edit's size: float8 is widened to float32, GGUF blocks to float16.
 FP8_TOLERANCE, GGUF_TOLERANCE = 1e-5, 2e-3
-
-
-@pytest.fixture
-def edit():
-    """The first workflow, ready to run, saving its latent and showing its report."""
-    return graphs.with_latent_saved(graphs.make_runnable(graphs.load_twin(EDIT)), "format")
 
 
 @pytest.fixture
@@ -32,9 +25,8 @@ def folder(server):
 
 def sample(server, graph):
     """Return (latent, shown text)."""
-    outcome = server.run(graph, timeout_seconds=580)
-    latent = read_latent(server, outcome)
-    return latent, "\n".join(line for output in outcome.outputs.values() for line in output.get("text", ()))
+    outcome = server.succeed(graph, timeout_seconds=580)
+    return server.latent(outcome), outcome.text()
 
 
 def assert_like_its_plain_twin(server, graph, plain_graph, tolerance):
@@ -74,8 +66,7 @@ def test_a_gguf_base(server, edit, folder, kind):
     name, plain_name = f"{kind}.gguf", f"{kind}_plain.safetensors"  # the host caches loaders by name
     width, python = models.width_for(server.host), server.host.python
     models.write_gguf_flux(folder / name, folder / plain_name, width, python=python, kind=kind)
-    gguf = {"class_type": "UnetLoaderGGUF", "inputs": {"unet_name": name}}
-    graph = {**edit, graphs.find_node(edit, "UNETLoader"): gguf}
+    graph = {**edit, graphs.find_node(edit, "UNETLoader"): graphs.make_node("UnetLoaderGGUF", unet_name=name)}
     plain = graphs.change(edit, "UNETLoader", unet_name=plain_name)
     assert_like_its_plain_twin(server, graph, plain, GGUF_TOLERANCE)
     _, report = sample(server, graphs.change(graph, "LoRWeBApplyMixedLoRA", mode="weights"))
@@ -89,13 +80,11 @@ def test_the_host_s_own_vit_l_gives_the_same_mix_as_ours(server, tmp_path):
     encoder = file.with_name("vit_l")
     models.write_vit_l(file, encoder)
     try:
-        shipped = server.run(graphs.load_twin(SAVE), timeout_seconds=580)
-        assert shipped.status == "success", (shipped, server.log[-3000:])
+        server.succeed(graphs.load_twin(graphs.SAVE_LORA), timeout_seconds=580)
         assert "missing clip vision" not in server.log
-        ours = graphs.change(
-            graphs.make_runnable(graphs.load_twin(SAVE)), "LoRWeBLoadImageEncoder", encoder_name=encoder.name
-        )
-        assert server.run(ours, timeout_seconds=580).status == "success"
+        ours = graphs.load_runnable(graphs.SAVE_LORA)
+        ours = graphs.change(ours, "LoRWeBLoadImageEncoder", encoder_name=encoder.name)
+        server.succeed(ours, timeout_seconds=580)
     finally:
         shutil.rmtree(encoder)
         file.write_bytes(b"")

@@ -1,96 +1,82 @@
 """Nodes that read a model's weights see mode weights, and stop after mode forward: an edit is never lost silently."""
 
-import copy
-
 import pytest
 import torch
 
 from tests.host import graphs
-from tests.host.conftest import read_latent
-
-MERGE = {"class_type": "ModelMergeSimple", "inputs": {"model1": ["bare", 0], "model2": ["edited", 0], "ratio": 0.5}}
-MERGE_INTO = {
-    "class_type": "ModelMergeSimple",
-    "inputs": {"model1": ["edited", 0], "model2": ["bare", 0], "ratio": 0.5},
-}
-SUBTRACT = {
-    "class_type": "ModelMergeSubtract",
-    "inputs": {"model1": ["edited", 0], "model2": ["bare", 0], "multiplier": 1.0},
-}
-SAVE = {"class_type": "ModelSave", "inputs": {"model": ["edited", 0], "filename_prefix": "read/model"}}
-EXTRACT = {
-    "class_type": "LoraSave",
-    "inputs": {
-        "model_diff": ["reader", 0],
-        "filename_prefix": "read/lora",
-        "rank": 4,
-        "lora_type": "standard",
-        "bias_diff": False,
-    },
-}
+from tests.host.graphs import make_node
 
 
-@pytest.fixture
-def edit():
-    """The first workflow, ready to run, saving its latent."""
-    return graphs.with_latent_saved(graphs.make_runnable(graphs.load_twin(graphs.EDIT)), "read")
+def merge(first, second):
+    return make_node("ModelMergeSimple", model1=[first, 0], model2=[second, 0], ratio=0.5)
+
+
+def save(model):
+    return make_node("ModelSave", model=[model, 0], filename_prefix="read/model")
+
+
+#: Name → the node that stops after mode forward, and all nodes behind Apply.
+READERS = {
+    "save": ("ModelSave", {"reader": save("edited")}),
+    "merge": ("ModelMergeSimple", {"reader": merge("bare", "edited"), "save": save("reader")}),
+    "merge into": ("ModelMergeSimple", {"reader": merge("edited", "bare"), "save": save("reader")}),
+    "extract": (
+        "LoraSave",
+        {
+            "reader": make_node("ModelMergeSubtract", model1=["edited", 0], model2=["bare", 0], multiplier=1.0),
+            "extract": make_node(
+                "LoraSave",
+                model_diff=["reader", 0],
+                filename_prefix="read/lora",
+                rank=4,
+                lora_type="standard",
+                bias_diff=False,
+            ),
+        },
+    ),
+}
 
 
 def with_reader(edit, mode, *, sampled, **nodes):
     """Return the edit with nodes that name the loader `bare` and Apply `edited`; one is sampled, or nothing is."""
     graph = graphs.change(edit, "LoRWeBApplyMixedLoRA", mode=mode)
     names = {"bare": graphs.find_node(graph, "UNETLoader"), "edited": graphs.find_node(graph, "LoRWeBApplyMixedLoRA")}
-    for name, node in copy.deepcopy(nodes).items():
-        node["inputs"] = {
+    for name, node in nodes.items():
+        inputs = {
             key: [names.get(value[0], value[0]), value[1]] if isinstance(value, list) else value
             for key, value in node["inputs"].items()
         }
-        graph[name] = node
+        graph[name] = make_node(node["class_type"], **inputs)
     if sampled:
-        graph[graphs.find_node(graph, "ModelSamplingFlux")]["inputs"]["model"] = ["reader", 0]
-    else:
-        del graph["latent"]
+        return graphs.change(graph, "ModelSamplingFlux", model=["reader", 0])
+    del graph["latent"]
     return graph
 
 
 @pytest.mark.parametrize("also_sampled_before", [False, True])
-@pytest.mark.parametrize(
-    ("stops", "nodes"),
-    [
-        ("ModelSave", {"reader": SAVE}),
-        ("ModelMergeSimple", {"reader": MERGE, "save": {**SAVE, "inputs": {**SAVE["inputs"], "model": ["reader", 0]}}}),
-        (
-            "ModelMergeSimple",
-            {"reader": MERGE_INTO, "save": {**SAVE, "inputs": {**SAVE["inputs"], "model": ["reader", 0]}}},
-        ),
-        ("LoraSave", {"reader": SUBTRACT, "extract": EXTRACT}),
-    ],
-    ids=["save", "merge", "merge into", "extract"],
-)
+@pytest.mark.parametrize("reader", READERS)
 def test_after_mode_forward_a_reader_stops_and_after_mode_weights_it_does_not(
-    server, edit, stops, nodes, also_sampled_before
+    server, edit, reader, also_sampled_before
 ):
+    stops, nodes = READERS[reader]
     if also_sampled_before:
-        assert server.run(graphs.change(edit, "LoRWeBApplyMixedLoRA", mode="forward")).status == "success"
+        server.succeed(graphs.change(edit, "LoRWeBApplyMixedLoRA", mode="forward"))
     before = set(server.base.glob("output/read/*"))
-    outcome = server.run(with_reader(edit, "forward", sampled=False, **nodes))
-    assert (outcome.status, outcome.node_type) == ("error", stops), outcome
-    assert "mode weights" in outcome.error and "Save Mixed LoRA" in outcome.error, outcome.error
+    graph = with_reader(edit, "forward", sampled=False, **nodes)
+    server.refuse(graph, stops, "mode weights", "Save Mixed LoRA")
     assert set(server.base.glob("output/read/*")) == before
-    outcome = server.run(with_reader(edit, "weights", sampled=False, **nodes))
-    assert outcome.status == "success", outcome
+    server.succeed(with_reader(edit, "weights", sampled=False, **nodes))
     for path in set(server.base.glob("output/read/*")) - before:
         path.unlink()
-    bare = read_latent(server, server.run(graphs.without_apply(edit)))
+    bare = server.sample(graphs.without_apply(edit))
     server.forget()
-    assert torch.equal(read_latent(server, server.run(graphs.without_apply(edit))), bare)
+    assert torch.equal(server.sample(graphs.without_apply(edit)), bare)
 
 
 def test_lora_loaders_and_a_sum_of_models_go_on_after_mode_forward(server, edit):
     """What adds to the weights reads none: W + V + edit."""
-    add = {"class_type": "ModelMergeAdd", "inputs": {"model1": ["edited", 0], "model2": ["bare", 0]}}
+    add = make_node("ModelMergeAdd", model1=["edited", 0], model2=["bare", 0])
     forward, weights = (
-        read_latent(server, server.run(with_reader(edit, mode, sampled=True, reader=add)))
-        for mode in ("forward", "weights")
+        server.sample(with_reader(edit, mode, sampled=True, reader=add)) for mode in ("forward", "weights")
     )
     assert (forward - weights).abs().max() <= 1e-5 * weights.abs().max()

@@ -99,7 +99,7 @@ def test_every_file_is_explained_with_folder_and_license(name, workflow):
         assert "FLUX.1 [dev] Non-Commercial License" in notes
     if "LoRWeBLoadBasis" in kinds:
         assert "huggingface.co/hilamanor/lorweb" in notes and "**non-commercial**" in notes
-    assert "workflows/example_pictures" in notes
+    assert "workflows/example_images" in notes
 
 
 def test_links_lead_to_model_pages_only(workflow):
@@ -107,15 +107,15 @@ def test_links_lead_to_model_pages_only(workflow):
 
 
 def test_every_named_image_ships_and_its_license_is_stated(workflow):
-    licenses = (graphs.PICTURES / "LICENSE.md").read_text()
+    licenses = (graphs.IMAGES / "LICENSE.md").read_text()
     for node in workflow["nodes"]:
         if node["type"] == "LoadImage":
-            assert (graphs.PICTURES / node["widgets_values"][0]).is_file()
+            assert (graphs.IMAGES / node["widgets_values"][0]).is_file()
             assert node["widgets_values"][0] in licenses
 
 
 def test_the_images_are_small():
-    assert sum(path.stat().st_size for path in graphs.PICTURES.glob("*.jpg")) < 300_000
+    assert sum(path.stat().st_size for path in graphs.IMAGES.glob("*.jpg")) < 300_000
 
 
 def test_the_notes_speak_of_an_example_pair_only_where_there_is_one(workflow):

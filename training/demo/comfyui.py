@@ -22,7 +22,7 @@ from lorweb_core.safetensors_file import write_safetensors_atomically
 from .scenes import MODEL_FOLDER
 from .vae import comfyui_vae_tensors
 
-EXAMPLE_IMAGES = Path(__file__).parents[2] / "workflows" / "example_pictures"
+EXAMPLE_IMAGES = Path(__file__).parents[2] / "workflows" / "example_images"
 
 
 def write_comfyui_folder(models: Path) -> dict[str, Path]:

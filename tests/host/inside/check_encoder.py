@@ -59,20 +59,20 @@ def check_modules_that_the_host_leaves_behind_follow():
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
-def check_embedding_many_pictures_can_be_interrupted():
+def check_embedding_many_images_can_be_interrupted():
     vision = load_tiny_encoder()
-    pictures = torch.rand(40, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(40, 32, 32, 3, generator=torch.Generator().manual_seed(0))
     batches = []
     vision.model.register_forward_hook(lambda *_: batches.append(1))
     comfy.model_management.interrupt_current_processing(True)
-    expect(comfy.model_management.InterruptProcessingException, (), vision.embed, pictures)
+    expect(comfy.model_management.InterruptProcessingException, (), vision.embed, images)
     assert len(batches) == 1
-    assert vision.embed(pictures).shape == (40, 16) and len(batches) == 3
+    assert vision.embed(images).shape == (40, 16) and len(batches) == 3
 
 
 def check_embedding_and_encode_image_agree():
     vision = load_tiny_encoder()
-    pictures = torch.rand(2, 40, 50, 3, generator=torch.Generator().manual_seed(0))
-    output = vision.encode_image(pictures)
-    assert torch.equal(vision.embed(pictures), output["image_embeds"])
+    images = torch.rand(2, 40, 50, 3, generator=torch.Generator().manual_seed(0))
+    output = vision.encode_image(images)
+    assert torch.equal(vision.embed(images), output["image_embeds"])
     assert output["last_hidden_state"].shape == output["penultimate_hidden_states"].shape == (2, 17, 32)

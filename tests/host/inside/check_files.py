@@ -58,7 +58,7 @@ def check_adapters_of_a_file_that_changed_are_not_mixed_with_the_old_keys():
     expect(CheckpointError, [name, "changed", "Queue the prompt again"], loaded.with_adapters)
 
 
-def check_pairs_are_encoded_again_when_a_picture_in_their_folder_changes():
+def check_pairs_are_encoded_again_when_an_image_in_their_folder_changes():
     folder = new_folder("input") / "pairs"
     folder.mkdir()
     folder_paths.set_input_directory(str(folder.parent))
@@ -118,18 +118,7 @@ def check_names_that_lead_elsewhere_are_refused_with_where():
 def check_prefixes_without_a_file_name_are_refused():
     output = new_folder("prefixes")
     folder_paths.set_output_directory(str(output))
-    for prefix in (
-        "",
-        ".",
-        "..",
-        " ",
-        "loras/",
-        "loras/..",
-        "loras/.",
-        "loras/ ",
-        "loras/.hidden",
-        "a\\..",
-    ):
+    for prefix in ("", ".", "..", " ", "loras/", "loras/..", "loras/.", "loras/ ", "loras/.hidden", "a\\.."):
         words = (f"filename_prefix is {prefix!r}: it must end in a file name", "such as loras/lorweb")
         expect(OutputError, words, host.next_output_path, prefix)
     assert not list(output.iterdir()), "nothing is made for them"

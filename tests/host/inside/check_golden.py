@@ -65,37 +65,18 @@ def reproduce(case, modes):
         patched, report = ApplyMixedLoRA().apply(model, LoadedBasis(basis), coefficients, 1.0, mode)
         assert f"Mode: {mode}" in report and "40 matched" in report, report
         output = run_model(patched, recorded)
-        torch.testing.assert_close(output, torch.stack(expected), atol=2e-5, rtol=0)
-        torch.testing.assert_close(output, recorded["out.lora"], atol=2e-5 + 3 * machine_gap, rtol=0)
+        for name, wanted, tolerance in (
+            ("folded", torch.stack(expected), 2e-5),
+            ("recorded", recorded["out.lora"], 2e-5 + 3 * machine_gap),
+        ):
+            difference = (output - wanted).abs().max()
+            assert difference <= tolerance, (case, mode, name, difference)
 
 
-def check_case_A():
-    reproduce("A", ["weights", "forward"])
+def check_both_modes_reproduce_the_recorded_outputs():
+    for case in "ABCDEGH":  # tests/golden/README.md lists their settings
+        reproduce(case, ["weights", "forward"])
 
 
-def check_case_B_tanh():
-    reproduce("B", ["weights", "forward"])
-
-
-def check_case_C_two_heads_summed():
-    reproduce("C", ["weights", "forward"])
-
-
-def check_case_D_single_adapter():
-    reproduce("D", ["weights", "forward"])
-
-
-def check_case_E_grid_query():
-    reproduce("E", ["weights", "forward"])
-
-
-def check_case_F_one_mix_per_sample():
+def check_mode_forward_reproduces_a_batch_with_one_mix_per_sample():
     reproduce("F", ["forward"])
-
-
-def check_case_G_tanh_heads_summed():
-    reproduce("G", ["weights", "forward"])
-
-
-def check_case_H_float16_file():
-    reproduce("H", ["weights", "forward"])

@@ -29,7 +29,7 @@ def layer_sizes(patcher):
     return sizes
 
 
-def make_loaded_basis(patcher, *, basis_size=3, rank=2, size=0.5, seed=0, bias=False, only=""):
+def make_loaded_basis(patcher, *, basis_size=3, rank=2, size=0.5, seed=0, bias=False):
     """Return a LoadedBasis whose delta is about `size` of the base weights' norm."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -38,14 +38,13 @@ def make_loaded_basis(patcher, *, basis_size=3, rank=2, size=0.5, seed=0, bias=F
 
     layers = {}
     for name, (wide_in, wide_out) in layer_sizes(patcher).items():
-        if only in name:
-            layers[name] = LayerBasis(
-                lora_down=normal(basis_size, rank, wide_in) * wide_in**-0.5,
-                lora_up=(normal(basis_size, rank, wide_out) * size).transpose(1, 2),
-                keys=normal(basis_size, 4),
-                query_projection=normal(4, 6),
-                lora_bias=normal(basis_size, wide_out) * 0.1 if bias else None,
-            )
+        layers[name] = LayerBasis(
+            lora_down=normal(basis_size, rank, wide_in) * wide_in**-0.5,
+            lora_up=(normal(basis_size, rank, wide_out) * size).transpose(1, 2),
+            keys=normal(basis_size, 4),
+            query_projection=normal(4, 6),
+            lora_bias=normal(basis_size, wide_out) * 0.1 if bias else None,
+        )
     return LoadedBasis(Basis(layers=layers, settings=RouterSettings(), basis_id=f"seed{seed:012}", name="seeded"))
 
 

@@ -86,28 +86,19 @@ def convert_from_diffusers(state_dict, config):
     return result
 
 
-def sample_once(patcher, *, batch=1, size=16, steps=2, cfg=1.0, seed=3, context_dim=None):
+def sample_once(patcher, *, batch=1, size=16, steps=2, cfg=1.0, seed=3):
     """Return latents from the host's own sampler: euler, simple, with a reference latent."""
     import comfy.sample
 
     generator = torch.Generator().manual_seed(seed)
     config = patcher.model.model_config.unet_config
-    context = torch.randn(1, 5, context_dim or config["context_in_dim"], generator=generator)
+    context = torch.randn(1, 5, config["context_in_dim"], generator=generator)
     extras = {
         "pooled_output": torch.randn(1, config["vec_in_dim"], generator=generator),
         "guidance": 2.5,
         "reference_latents": [torch.randn(1, 16, size, size, generator=generator)],
     }
     noise = torch.randn(batch, 16, size, size, generator=generator)
-    return comfy.sample.sample(
-        patcher,
-        noise,
-        steps,
-        cfg,
-        "euler",
-        "simple",
-        [[context, extras]],
-        [[torch.zeros_like(context), extras]],
-        torch.zeros_like(noise),
-        seed=seed,
-    )
+    positive, negative = [[context, extras]], [[torch.zeros_like(context), extras]]
+    latents = torch.zeros_like(noise)
+    return comfy.sample.sample(patcher, noise, steps, cfg, "euler", "simple", positive, negative, latents, seed=seed)

@@ -44,11 +44,9 @@ class LoadSeededTextEncoder:
 
     @classmethod
     def INPUT_TYPES(cls):
-        """No inputs."""
         return {"required": {}}
 
     def load(self):
-        """Return the encoder."""
         return (SeededTextEncoder(),)
 
 
@@ -56,7 +54,6 @@ class AnyType(str):
     """A socket type that fits every other, as several packs have one."""
 
     def __ne__(self, other):
-        """Differ from nothing."""
         return False
 
 
@@ -67,11 +64,9 @@ class NameOnALink:
 
     @classmethod
     def INPUT_TYPES(cls):
-        """One text."""
         return {"required": {"text": ("STRING", {"default": ""})}}
 
     def give(self, text):
-        """Return the text."""
         return (text,)
 
 
