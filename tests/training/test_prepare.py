@@ -1,13 +1,10 @@
 """`python -m training.prepare`, as a user calls it: from folders to an index, its check, its split."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +16,7 @@ COMMANDS = ("folders", "strips", "relation252k", "reference", "hf", "webdataset"
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> Path:
+def images(tmp_path):
     for task in ("night", "snow", "ink"):
         for number in range(4):
             seed = sum(map(ord, task)) + number
@@ -27,11 +24,11 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def prepare(*words: object) -> int:
+def prepare(*words):
     return main([str(word) for word in words])
 
 
-def test_from_folders_to_a_split_index(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_folders_to_a_split_index(images, capsys):
     index = images / "pairs.jsonl"
     assert prepare("folders", images, "--out", index) == 0
     assert capsys.readouterr().out == f"12 pair(s) in 3 task(s), 12 without a caption → {index}\n"
@@ -46,7 +43,7 @@ def test_from_folders_to_a_split_index(images: Path, capsys: pytest.CaptureFixtu
     assert sorted(Counter(r.task for r in records if r.split == "val").values()) == [1, 1, 4]
 
 
-def test_names_of_files_neither_steer_the_terminal_nor_forge_a_line(tmp_path: Path) -> None:
+def test_names_of_files_neither_steer_the_terminal_nor_forge_a_line(tmp_path):
     evil = "x\x1b[2J\nERROR forged"
     for number in range(3):
         write_pair(tmp_path / evil, f"{evil}{number}", number)
@@ -68,7 +65,7 @@ def test_names_of_files_neither_steer_the_terminal_nor_forge_a_line(tmp_path: Pa
         assert "\x1b" not in printed and "\nERROR forged" not in printed, printed
 
 
-def test_named_tasks_are_held_out_to_another_file(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_named_tasks_are_held_out_to_another_file(images, capsys):
     index, other = images / "pairs.jsonl", images / "split.jsonl"
     prepare("folders", images, "--out", index)
     before = index.read_bytes()
@@ -84,7 +81,7 @@ def test_named_tasks_are_held_out_to_another_file(images: Path, capsys: pytest.C
     assert "Did you mean 'ink'?" in capsys.readouterr().err
 
 
-def test_broken_pairs_are_not_the_ones_held_out(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_pairs_are_not_the_ones_held_out(images, capsys):
     index = images / "pairs.jsonl"
     prepare("folders", images, "--out", index)
     prepare("split", index, "--hold-out-pairs", "1", "--out", images / "whole.jsonl")
@@ -101,7 +98,7 @@ def test_broken_pairs_are_not_the_ones_held_out(images: Path, capsys: pytest.Cap
     assert not {r.id for r in held} & {r.id for r in first}
 
 
-def test_the_check_lists_and_writes_the_good_rest(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_check_lists_and_writes_the_good_rest(images, capsys):
     index, good = images / "pairs.jsonl", images / "good.jsonl"
     prepare("folders", images, "--out", index)
     truncate(images / "ink" / "0002_after.png")
@@ -115,7 +112,7 @@ def test_the_check_lists_and_writes_the_good_rest(images: Path, capsys: pytest.C
     assert prepare("check", index, "--quick") == 0
 
 
-def test_a_pair_that_is_merely_left_out_is_no_failure(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pair_that_is_merely_left_out_is_no_failure(images, capsys):
     for number in (1, 2, 3):
         for side in ("before", "after"):
             (images / "ink" / f"{number:04d}_{side}.png").unlink()
@@ -127,7 +124,7 @@ def test_a_pair_that_is_merely_left_out_is_no_failure(images: Path, capsys: pyte
     assert "usable pairs: 8" in out
 
 
-def test_the_check_speaks_json(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_check_speaks_json(images, capsys):
     index = images / "pairs.jsonl"
     prepare("folders", images, "--out", index)
     (images / "snow" / "0000_before.png").unlink()
@@ -139,7 +136,7 @@ def test_the_check_speaks_json(images: Path, capsys: pytest.CaptureFixture[str])
     assert (problem["kind"], problem["severity"], problem["pair_id"]) == ("missing", "error", "snow/0000")
 
 
-def test_an_import_lists_bad_files_and_stop_writes_nothing(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_import_lists_bad_files_and_stop_writes_nothing(images, capsys):
     (images / "ink" / "0001_before.png").write_bytes(b"x")
     index = images / "pairs.jsonl"
     assert prepare("folders", images, "--out", index, "--on-bad-data", "stop") == 2
@@ -153,7 +150,7 @@ def test_an_import_lists_bad_files_and_stop_writes_nothing(images: Path, capsys:
     assert said.out.startswith("11 pair(s)")
 
 
-def test_tasks_without_pairs_to_spare_are_reported(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tasks_without_pairs_to_spare_are_reported(images, capsys):
     for number in (2, 3):
         for side in ("before", "after"):
             (images / "ink" / f"{number:04d}_{side}.png").unlink()
@@ -164,7 +161,7 @@ def test_tasks_without_pairs_to_spare_are_reported(images: Path, capsys: pytest.
     assert "nothing to spare in 1 task(s), the first is ink" in capsys.readouterr().err
 
 
-def test_strips_and_relation252k_are_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_strips_and_relation252k_are_commands(tmp_path, capsys):
     group = tmp_path / "R" / "7-Ink" / "Group1"
     group.mkdir(parents=True)
     labels = []
@@ -190,9 +187,7 @@ def test_strips_and_relation252k_are_commands(tmp_path: Path, capsys: pytest.Cap
         (("reference", "{tmp}", "--images", "{tmp}/p", "--out", "{tmp}/x.jsonl"), "control"),
     ],
 )
-def test_an_error_is_one_line_and_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
-) -> None:
+def test_an_error_is_one_line_and_exit_code_2(tmp_path, capsys, words, message):
     assert prepare(*(word.format(tmp=tmp_path) for word in words)) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -200,24 +195,24 @@ def test_an_error_is_one_line_and_exit_code_2(
     assert error.count("\n") == 1
 
 
-def test_an_unwritable_index_is_reported(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unwritable_index_is_reported(images, capsys):
     assert prepare("folders", images, "--out", images / "no" / "such" / "pairs.jsonl") == 2
     assert "pairs.jsonl" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_explains_itself_with_an_example(command, capsys):
     assert prepare(command, "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"example: python -m training.prepare {command} " in text
 
 
 @pytest.mark.parametrize("words", [[], ["folder"], ["check"], ["split", "x", "--hold-out-pairs", "-1"]])
-def test_unknown_words_end_with_code_2(words: list[str]) -> None:
+def test_unknown_words_end_with_code_2(words):
     assert prepare(*words) == 2
 
 
-def test_a_terminal_without_some_characters_gets_others_and_nothing_fails(images: Path) -> None:
+def test_a_terminal_without_some_characters_gets_others_and_nothing_fails(images):
     (images / "ink").rename(images / "雪 é")
     (images / "雪 é" / "0001_before.png").write_bytes(b"no image")
     index = images / "pairs.jsonl"
@@ -230,7 +225,7 @@ def test_a_terminal_without_some_characters_gets_others_and_nothing_fails(images
     assert json.loads(checked.stdout)["held-out tasks"] == ["雪 é"]
 
 
-def in_code_page(*words: str) -> subprocess.CompletedProcess[str]:
+def in_code_page(*words):
     """`training.prepare` in a process of its own, as under Windows or with its output redirected there."""
     command = [sys.executable, "-m", "training.prepare", *words]
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
