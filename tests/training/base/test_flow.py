@@ -1,12 +1,12 @@
 """One training step against the published trainer's numbers, and laws of noise, weights and loss."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training.conftest import GOLDEN
 from training.base.flow import (
     add_noise,
     bell_weights,
@@ -17,8 +17,6 @@ from training.base.flow import (
     velocity_target,
 )
 from training.base.transformer import Conditioning
-
-GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 @pytest.fixture(params=["train_bs1", "train_bs2"])
