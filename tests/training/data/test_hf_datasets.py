@@ -55,7 +55,7 @@ def test_parquet_is_imported_without_encoding_again(tmp_path):
     ]
 
 
-def test_a_folder_of_parquet_splits_keeps_them(tmp_path):
+def test_a_folder_of_parquet_splits_and_a_saved_data_set_keep_them(tmp_path):
     (tmp_path / "set").mkdir()
     table(3).to_parquet(tmp_path / "set" / "train-00000-of-00001.parquet")
     table(2).to_parquet(tmp_path / "set" / "validation-00000-of-00001.parquet")
@@ -64,6 +64,10 @@ def test_a_folder_of_parquet_splits_keeps_them(tmp_path):
         ("train/000000", "train"), ("train/000001", "train"),
         ("validation/000000", "val"), ("validation/000001", "val"),
     ]  # fmt: skip
+    table().save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"test": table(2)}).save_to_disk(tmp_path / "several")
+    assert len(find_pairs(str(tmp_path / "one"), tmp_path / "p1").candidates) == 3
+    assert {c.split for c in find_pairs(str(tmp_path / "several"), tmp_path / "p2").candidates} == {"test"}
 
 
 def test_an_imagefolder_stays_where_it_is(tmp_path):
@@ -124,13 +128,6 @@ def test_a_tar_of_images_is_sent_to_where_it_can_be_read(tmp_path):
     write_shard(tmp_path / "set" / "train.tar", {"0001_before.png": encoded(1, "PNG")})
     with pytest.raises(DataError, match="`webdataset`"):
         find_pairs(str(tmp_path / "set"), tmp_path / "images")
-
-
-def test_a_saved_data_set_is_read(tmp_path):
-    table().save_to_disk(tmp_path / "one")
-    datasets.DatasetDict({"test": table(2)}).save_to_disk(tmp_path / "several")
-    assert len(find_pairs(str(tmp_path / "one"), tmp_path / "p1").candidates) == 3
-    assert {c.split for c in find_pairs(str(tmp_path / "several"), tmp_path / "p2").candidates} == {"test"}
 
 
 def test_columns_are_found_by_usual_names_or_named(tmp_path):

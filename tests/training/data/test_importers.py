@@ -140,24 +140,20 @@ def test_texts_of_no_pair_are_reported_once(tmp_path):
     assert "2 text file(s) named like no pair, as a_after.txt" in found.problems[0].reason
 
 
-def test_task_toml_sets_caption_split_weight(tmp_path):
-    write_pair(tmp_path / "t", "a", 1)
-    write_pair(tmp_path / "t", "b", 2)
+def test_task_toml_sets_caption_split_weight_and_a_reversed_task(tmp_path):
+    for number, stem in enumerate("ab"):
+        write_pair(tmp_path / "t", stem, number)
     (tmp_path / "t" / "a.txt").write_text("own words")
-    (tmp_path / "t" / "task.toml").write_text('caption = "all of them"\nsplit = "val"\nweight = 2\n')
-    first, second = records_of(folders.find_pairs(tmp_path))
-    assert (first.caption, second.caption) == ("own words", "all of them")
-    assert {(r.split, r.weight, task_caption(r)) for r in (first, second)} == {("val", 2.0, "all of them")}
-
-
-def test_a_bidirectional_task_gives_a_reversed_task_of_its_own(tmp_path):
-    write_pair(tmp_path / "t", "a", 1)
-    (tmp_path / "t" / "a.txt").write_text("forward words")
-    (tmp_path / "t" / "task.toml").write_text('bidirectional = true\nreverse_caption = "undo it"\n')
-    forward, backward = records_of(folders.find_pairs(tmp_path))
+    toml = tmp_path / "t" / "task.toml"
+    toml.write_text('caption = "all of them"\nsplit = "val"\nweight = 2\n')
+    records = records_of(folders.find_pairs(tmp_path))
+    assert [record.caption for record in records] == ["own words", "all of them"]
+    assert {(r.split, r.weight, task_caption(r)) for r in records} == {("val", 2.0, "all of them")}
+    toml.write_text('bidirectional = true\nreverse_caption = "undo it"\n')
+    forward, backward = (record for record in records_of(folders.find_pairs(tmp_path)) if record.id.startswith("t/a"))
     assert (backward.before, backward.after) == (forward.after, forward.before)
     assert (forward.task, backward.task) == ("t", "t (reversed)")
-    assert (forward.caption, backward.caption) == ("forward words", "undo it")
+    assert (forward.caption, backward.caption) == ("own words", "undo it")
     assert forward.sha256 != backward.sha256
 
 

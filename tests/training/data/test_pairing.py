@@ -98,16 +98,7 @@ def test_every_draw_keeps_the_rules(shapes):
         assert own == other or aspects_match(a.aspect, b.aspect)
 
 
-def test_tasks_are_chosen_by_the_root_of_their_count():
-    counts = {"x": 2, "y": 8, "z": 32}
-    records = squares(**counts)
-    seen = Counter(records[q.b].task for q in draw_many(drawer_of(records), 6000))
-    wanted = np.array([count**0.5 for count in counts.values()])
-    got = np.array([seen[task] for task in counts]) / 6000
-    assert np.abs(got - wanted / wanted.sum()).max() < 0.025
-
-
-def test_weights_multiply_tasks_and_pairs():
+def test_tasks_are_chosen_by_the_root_of_their_count_times_their_weight_and_pairs_by_weight():
     records = [pair_at("x", i) for i in range(4)] + [pair_at("y", i, weight=3.0) for i in range(4)]
     records += [pair_at("z", 0, weight=0.0), pair_at("z", 1, weight=2.0)]
     seen = Counter(records[q.b].id for q in draw_many(drawer_of(records), 9000))
