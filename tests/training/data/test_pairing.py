@@ -126,7 +126,8 @@ def test_all_couples_are_equally_likely():
     ("widths", "groups"),
     [
         ([64] * 3 + [128] * 3, [{0, 1, 2}, {3, 4, 5}]),
-        ([64, 72], [{0, 1}]),  # 12.5 % apart, of two buckets
+        ([74, 84], [{0, 1}]),  # 13.5 % apart, of two buckets
+        ([74, 86, 86], [{1, 2}]),  # 16 % apart, of two buckets
         ([64] * 3 + [200], [{0, 1, 2}]),
     ],
 )
