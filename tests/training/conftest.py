@@ -8,11 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from lorweb_core.checkpoint import load_basis
+from tests.training.data.pair_images import index_folder
 from training.adapter.trainable import BasisShape, TrainableKontext
 from training.config.reading import read_config
-from training.data.importers.building import build_pairs
-from training.data.importers.folders import find_pairs
-from training.data.index import write_pairs
 from training.demo.tiny_kontext import write_image_pairs, write_tiny_encoder, write_tiny_kontext
 from training.run.distributed import Processes
 from training.run.signals import StopRequest
@@ -68,27 +66,27 @@ def tiny_parts(tmp_path_factory):
     write_tiny_kontext(folder / "model", has_text=False)
     write_tiny_kontext(folder / "model-with-text")
     write_tiny_encoder(folder / "encoder")
-    records, _ = build_pairs(find_pairs(write_image_pairs(folder / "images")).candidates)
-    write_pairs(folder / "pairs.jsonl", records)
+    index_folder(write_image_pairs(folder / "images"), folder / "pairs.jsonl")
     return folder
+
+
+def tiny_words(parts, runs, *more):
+    """All overrides of tiny.yaml for runs with these parts in a folder `runs`."""
+    return [
+        f"base.model={parts / 'model'}",
+        f"encoder.model={parts / 'encoder'}",
+        f"data.index={parts / 'pairs.jsonl'}",
+        f"run.folder={runs}",
+        "text.caption_source=none",
+        "validation.every=0",
+        *more,
+    ]
 
 
 @pytest.fixture
 def tiny_overrides(tiny_parts, tmp_path):
     """A function: further `name=value`s → all overrides of tiny.yaml for this test; runs lie in tmp_path."""
-
-    def build(*more):
-        return [
-            f"base.model={tiny_parts / 'model'}",
-            f"encoder.model={tiny_parts / 'encoder'}",
-            f"data.index={tiny_parts / 'pairs.jsonl'}",
-            f"run.folder={tmp_path / 'runs'}",
-            "text.caption_source=none",
-            "validation.every=0",
-            *more,
-        ]
-
-    return build
+    return lambda *more: tiny_words(tiny_parts, tmp_path / "runs", *more)
 
 
 @pytest.fixture

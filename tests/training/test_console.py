@@ -1,4 +1,4 @@
-"""The command lines say what is ours to say, and nothing about packages that are not used."""
+"""The command lines print our own messages, and nothing about packages that are not used."""
 
 import os
 import subprocess

@@ -1,13 +1,10 @@
 """`python -m training.prepare`, as a user calls it: from folders to an index, its check, its split."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +16,7 @@ COMMANDS = ("folders", "strips", "relation252k", "reference", "hf", "webdataset"
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> Path:
+def images(tmp_path):
     for task in ("night", "snow", "ink"):
         for number in range(4):
             seed = sum(map(ord, task)) + number
@@ -27,11 +24,19 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def prepare(*words: object) -> int:
+@pytest.fixture
+def index(images, capsys):
+    """The index of these images; what its import printed is dropped."""
+    assert prepare("folders", images, "--out", images / "pairs.jsonl") == 0
+    capsys.readouterr()
+    return images / "pairs.jsonl"
+
+
+def prepare(*words):
     return main([str(word) for word in words])
 
 
-def test_from_folders_to_a_split_index(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_folders_to_a_split_index(images, capsys):
     index = images / "pairs.jsonl"
     assert prepare("folders", images, "--out", index) == 0
     assert capsys.readouterr().out == f"12 pair(s) in 3 task(s), 12 without a caption → {index}\n"
@@ -46,7 +51,7 @@ def test_from_folders_to_a_split_index(images: Path, capsys: pytest.CaptureFixtu
     assert sorted(Counter(r.task for r in records if r.split == "val").values()) == [1, 1, 4]
 
 
-def test_names_of_files_neither_steer_the_terminal_nor_forge_a_line(tmp_path: Path) -> None:
+def test_names_of_files_neither_steer_the_terminal_nor_forge_a_line(tmp_path):
     evil = "x\x1b[2J\nERROR forged"
     for number in range(3):
         write_pair(tmp_path / evil, f"{evil}{number}", number)
@@ -68,30 +73,22 @@ def test_names_of_files_neither_steer_the_terminal_nor_forge_a_line(tmp_path: Pa
         assert "\x1b" not in printed and "\nERROR forged" not in printed, printed
 
 
-def test_named_tasks_are_held_out_to_another_file(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index, other = images / "pairs.jsonl", images / "split.jsonl"
-    prepare("folders", images, "--out", index)
+def test_named_tasks_are_held_out_to_another_file(index, capsys):
     before = index.read_bytes()
-    assert (
-        prepare(
-            "split", index, "--out", other, "--hold-out-tasks", "ink", "--hold-out-tasks", "snow", "--split", "test"
-        )
-        == 0
-    )
+    other = ("--out", index.with_name("split.jsonl"), "--split", "test")
+    assert prepare("split", index, *other, "--hold-out-tasks", "ink", "--hold-out-tasks", "snow") == 0
     assert "held-out tasks: ink, snow" in capsys.readouterr().out
     assert index.read_bytes() == before
     assert prepare("split", index, "--hold-out-tasks", "inc") == 2
     assert "Did you mean 'ink'?" in capsys.readouterr().err
 
 
-def test_broken_pairs_are_not_the_ones_held_out(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index = images / "pairs.jsonl"
-    prepare("folders", images, "--out", index)
-    prepare("split", index, "--hold-out-pairs", "1", "--out", images / "whole.jsonl")
-    first = [r for r in read_pairs(images / "whole.jsonl") if r.split == "val"]
+def test_broken_pairs_are_not_the_ones_held_out(index, capsys):
+    whole = index.with_name("whole.jsonl")
+    prepare("split", index, "--hold-out-pairs", "1", "--out", whole)
+    first = [r for r in read_pairs(whole) if r.split == "val"]
     for record in first:
         record.after.write_bytes(b"no image any more")
-    capsys.readouterr()
     assert prepare("split", index, "--hold-out-pairs", "1") == 0
     assert "not held out: 3 pair(s) that cannot be used" in capsys.readouterr().err
     second = read_pairs(index)
@@ -101,11 +98,9 @@ def test_broken_pairs_are_not_the_ones_held_out(images: Path, capsys: pytest.Cap
     assert not {r.id for r in held} & {r.id for r in first}
 
 
-def test_the_check_lists_and_writes_the_good_rest(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index, good = images / "pairs.jsonl", images / "good.jsonl"
-    prepare("folders", images, "--out", index)
+def test_the_check_lists_and_writes_the_good_rest(images, index, capsys):
+    good = images / "good.jsonl"
     truncate(images / "ink" / "0002_after.png")
-    capsys.readouterr()
     assert prepare("check", index, "--good", good) == 1
     out = capsys.readouterr().out
     assert f"error: {images / 'ink' / '0002_after.png'}: damaged: " in out
@@ -115,31 +110,33 @@ def test_the_check_lists_and_writes_the_good_rest(images: Path, capsys: pytest.C
     assert prepare("check", index, "--quick") == 0
 
 
-def test_a_pair_that_is_merely_left_out_is_no_failure(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number in (1, 2, 3):
-        for side in ("before", "after"):
-            (images / "ink" / f"{number:04d}_{side}.png").unlink()
-    prepare("folders", images, "--out", images / "pairs.jsonl")
-    capsys.readouterr()
-    assert prepare("check", images / "pairs.jsonl") == 0
+def test_a_small_task_is_not_split_and_a_pair_that_is_merely_left_out_is_no_failure(images, capsys):
+    index = images / "pairs.jsonl"
+    for numbers in ((2, 3), (1,)):
+        for number in numbers:
+            for side in ("before", "after"):
+                (images / "ink" / f"{number:04d}_{side}.png").unlink()
+        prepare("folders", images, "--out", index)
+        capsys.readouterr()
+        if len(numbers) == 2:
+            assert prepare("split", index, "--hold-out-pairs", "1") == 0
+            assert "nothing to spare in 1 task(s), the first is ink" in capsys.readouterr().err
+    assert prepare("check", index) == 0
     out = capsys.readouterr().out
     assert "left out: ink: few-pairs: an analogy needs two pairs" in out
     assert "usable pairs: 8" in out
 
 
-def test_the_check_speaks_json(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index = images / "pairs.jsonl"
-    prepare("folders", images, "--out", index)
+def test_the_check_prints_json(images, index, capsys):
     (images / "snow" / "0000_before.png").unlink()
-    capsys.readouterr()
     assert prepare("check", index, "--json") == 1
-    said = json.loads(capsys.readouterr().out)
-    assert (said["pairs"], said["usable pairs"], said["tasks"]) == (12, 11, 3)
-    (problem,) = said["problems"]
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["pairs"], printed["usable pairs"], printed["tasks"]) == (12, 11, 3)
+    (problem,) = printed["problems"]
     assert (problem["kind"], problem["severity"], problem["pair_id"]) == ("missing", "error", "snow/0000")
 
 
-def test_an_import_lists_bad_files_and_stop_writes_nothing(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_import_lists_bad_files_and_stop_writes_nothing(images, capsys):
     (images / "ink" / "0001_before.png").write_bytes(b"x")
     index = images / "pairs.jsonl"
     assert prepare("folders", images, "--out", index, "--on-bad-data", "stop") == 2
@@ -148,34 +145,21 @@ def test_an_import_lists_bad_files_and_stop_writes_nothing(images: Path, capsys:
     assert error.count("\n") == 1
     assert not index.exists()
     assert prepare("folders", images, "--out", index) == 0
-    said = capsys.readouterr()
-    assert "error: " in said.err
-    assert said.out.startswith("11 pair(s)")
+    printed = capsys.readouterr()
+    assert "error: " in printed.err
+    assert printed.out.startswith("11 pair(s)")
 
 
-def test_tasks_without_pairs_to_spare_are_reported(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number in (2, 3):
-        for side in ("before", "after"):
-            (images / "ink" / f"{number:04d}_{side}.png").unlink()
-    index = images / "pairs.jsonl"
-    prepare("folders", images, "--out", index)
-    capsys.readouterr()
-    assert prepare("split", index, "--hold-out-pairs", "1") == 0
-    assert "nothing to spare in 1 task(s), the first is ink" in capsys.readouterr().err
-
-
-def test_strips_and_relation252k_are_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_strips_and_relation252k_are_commands(tmp_path):
     group = tmp_path / "R" / "7-Ink" / "Group1"
     group.mkdir(parents=True)
-    labels = []
     for number in range(2):
         paint(number, size=(128, 64)).save(group / f"{number}.png")
-        labels.append({"img_name": f"{number}.png", "edit_instruction": "ink it"})
+    labels = [{"img_name": f"{number}.png", "edit_instruction": "ink it"} for number in range(2)]
     (group / "labels.json").write_text(json.dumps(labels))
     assert prepare("relation252k", tmp_path / "R", "--out", tmp_path / "a.jsonl") == 0
     assert prepare("strips", group, "--task", "ink", "--out", tmp_path / "b.jsonl") == 0
-    first = read_pairs(tmp_path / "a.jsonl")
-    second = read_pairs(tmp_path / "b.jsonl")
+    first, second = (read_pairs(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
     assert [r.sha256 for r in first] == [r.sha256 for r in second]
     assert (first[0].caption, second[0].task) == ("ink it", "ink")
 
@@ -184,15 +168,15 @@ def test_strips_and_relation252k_are_commands(tmp_path: Path, capsys: pytest.Cap
     ("words", "message"),
     [
         (("folders", "{tmp}/nothing", "--out", "{tmp}/x.jsonl"), "a folder with"),
-        (("folders", "{tmp}", "--out", "{tmp}/x.jsonl"), "no usable images"),
+        (("folders", "{tmp}/empty", "--out", "{tmp}/x.jsonl"), "no usable images"),
+        (("folders", "{tmp}/data", "--out", "{tmp}/no/such/pairs.jsonl"), "pairs.jsonl"),
         (("check", "{tmp}/nothing.jsonl"), "There is no file"),
-        (("webdataset", "{tmp}", "--images", "{tmp}/p", "--out", "{tmp}/x.jsonl"), "tar file"),
-        (("reference", "{tmp}", "--images", "{tmp}/p", "--out", "{tmp}/x.jsonl"), "control"),
+        (("webdataset", "{tmp}/empty", "--images", "{tmp}/p", "--out", "{tmp}/x.jsonl"), "tar file"),
+        (("reference", "{tmp}/empty", "--images", "{tmp}/p", "--out", "{tmp}/x.jsonl"), "control"),
     ],
 )
-def test_an_error_is_one_line_and_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
-) -> None:
+def test_an_error_is_one_line_and_exit_code_2(tmp_path, images, capsys, words, message):
+    (tmp_path / "empty").mkdir()
     assert prepare(*(word.format(tmp=tmp_path) for word in words)) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -200,24 +184,19 @@ def test_an_error_is_one_line_and_exit_code_2(
     assert error.count("\n") == 1
 
 
-def test_an_unwritable_index_is_reported(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert prepare("folders", images, "--out", images / "no" / "such" / "pairs.jsonl") == 2
-    assert "pairs.jsonl" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_explains_itself_with_an_example(command, capsys):
     assert prepare(command, "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"example: python -m training.prepare {command} " in text
 
 
 @pytest.mark.parametrize("words", [[], ["folder"], ["check"], ["split", "x", "--hold-out-pairs", "-1"]])
-def test_unknown_words_end_with_code_2(words: list[str]) -> None:
+def test_unknown_words_end_with_code_2(words):
     assert prepare(*words) == 2
 
 
-def test_a_terminal_without_some_characters_gets_others_and_nothing_fails(images: Path) -> None:
+def test_a_terminal_without_some_characters_gets_others_and_nothing_fails(images):
     (images / "ink").rename(images / "雪 é")
     (images / "雪 é" / "0001_before.png").write_bytes(b"no image")
     index = images / "pairs.jsonl"
@@ -230,7 +209,7 @@ def test_a_terminal_without_some_characters_gets_others_and_nothing_fails(images
     assert json.loads(checked.stdout)["held-out tasks"] == ["雪 é"]
 
 
-def in_code_page(*words: str) -> subprocess.CompletedProcess[str]:
+def in_code_page(*words):
     """`training.prepare` in a process of its own, as under Windows or with its output redirected there."""
     command = [sys.executable, "-m", "training.prepare", *words]
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 from lorweb_core.checkpoint import load_basis
 from lorweb_core.router import route_query
 from lorweb_core.settings_sources import trained_text_tokens
+from tests.training.conftest import GOLDEN, tiny_words
 from training.base.flow import (
     CONTEXT,
     TARGET,
@@ -24,12 +24,12 @@ from training.base.flow import (
 )
 from training.base.sampler import SamplingOptions, attach_basis, load_sampler, set_coefficients
 from training.base.transformer import Conditioning, predict_velocity
+from training.config.reading import read_config
 from training.config.schema import BaseModelConfig
 from training.sample import find_triplets, main
 from training.train import train
 
 CPU = torch.device("cpu")
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +37,12 @@ def golden_run():
     return json.loads((GOLDEN / "pipeline.json").read_text()), load_file(GOLDEN / "pipeline.safetensors")
 
 
-def test_sigmas_of_the_reference_are_reproduced(golden_run):
-    facts, _ = golden_run
+def test_sigmas_and_token_ids_of_the_reference_are_reproduced_and_packing_is_undone(golden_run):
+    facts, tensors = golden_run
     sigmas = SigmaSchedule().sigmas(facts["steps"], facts["image_seq_len"])
     torch.testing.assert_close(sigmas, torch.tensor(facts["sigmas"]), atol=1e-7, rtol=0)
-
-
-def test_token_ids_of_the_reference_are_reproduced(golden_run):
-    _, tensors = golden_run
     assert torch.equal(token_ids(12, 12, TARGET), tensors["latent_ids"])
     assert torch.equal(token_ids(12, 12, CONTEXT), tensors["image_ids"])
-
-
-def test_packing_is_undone_exactly():
     latents = torch.randn(2, 16, 8, 12)
     assert torch.equal(unpack_latents(pack_latents(latents), 8, 12), latents)
 
@@ -86,30 +79,14 @@ def test_schedule_is_read_from_the_folder_and_equals_diffusers(tiny_parts):
         scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / 8, 8).numpy(), mu=mu)
         torch.testing.assert_close(schedule.sigmas(8, tokens), scheduler.sigmas, atol=1e-6, rtol=0)
     assert read_schedule(tiny_parts) == SigmaSchedule()
-
-
-def test_constant_shift_is_supported():
-    sigmas = SigmaSchedule(use_dynamic_shifting=False, shift=3.0).sigmas(2, 100)
-    torch.testing.assert_close(sigmas, torch.tensor([1.0, 0.75, 0.0]))
+    constant = SigmaSchedule(use_dynamic_shifting=False, shift=3.0).sigmas(2, 100)
+    torch.testing.assert_close(constant, torch.tensor([1.0, 0.75, 0.0]))
 
 
 @pytest.fixture(scope="module")
 def trained_file(tiny_parts, tmp_path_factory):
-    from training.config.reading import read_config
-
-    config = read_config(
-        "tiny.yaml",
-        [
-            f"base.model={tiny_parts / 'model'}",
-            f"encoder.model={tiny_parts / 'encoder'}",
-            f"data.index={tiny_parts / 'pairs.jsonl'}",
-            f"run.folder={tmp_path_factory.mktemp('runs')}",
-            "text.caption_source=none",
-            "validation.every=0",
-            "run.steps=5",
-        ],
-    )
-    return train(config).basis_file
+    words = tiny_words(tiny_parts, tmp_path_factory.mktemp("runs"), "run.steps=5")
+    return train(read_config("tiny.yaml", words)).basis_file
 
 
 @pytest.fixture
@@ -122,7 +99,7 @@ def triplets(tiny_parts, tmp_path):
     return tmp_path / "triplets"
 
 
-def _draw(tiny_parts, basis, out, *more, model="model"):
+def run_sample(tiny_parts, basis, out, *more, model="model"):
     return main(
         ["--base", str(tiny_parts / model), "--basis", str(basis), "--encoder", str(tiny_parts / "encoder"),
          "--out", str(out), "--megapixels", "0.05", "--steps", "2", "--dtype", "float32", "--device", "cpu", *more]
@@ -130,7 +107,7 @@ def _draw(tiny_parts, basis, out, *more, model="model"):
 
 
 def test_folder_of_triplets_becomes_images_of_b_size_and_grids(tiny_parts, trained_file, triplets, tmp_path):
-    assert _draw(tiny_parts, trained_file, tmp_path / "out", "--triplets", str(triplets)) == 0
+    assert run_sample(tiny_parts, trained_file, tmp_path / "out", "--triplets", str(triplets)) == 0
     assert Image.open(tmp_path / "out" / "first.png").size == (48, 48)
     assert Image.open(tmp_path / "out" / "second.png").size == (48, 32)
     assert (tmp_path / "out" / "second-grid.png").exists()
@@ -143,24 +120,30 @@ def test_prompts_folder_is_used(tiny_parts, trained_file, triplets, tmp_path):
     (prompts / "prompt.txt").write_text("anything else")
     assert [triplet.prompt for triplet in find_triplets(triplets, prompts)] == ["gray the image", "anything else"]
     options = ("--triplets", str(triplets), "--prompts", str(prompts), "--max-tokens", "16")
-    assert _draw(tiny_parts, trained_file, tmp_path / "out", *options, model="model-with-text") == 0
+    assert run_sample(tiny_parts, trained_file, tmp_path / "out", *options, model="model-with-text") == 0
 
 
 def test_single_triplet_needs_all_three_images(tiny_parts, trained_file, triplets, tmp_path, capsys):
     folder = triplets / "first"
-    assert _draw(tiny_parts, trained_file, tmp_path / "out", "--a", str(folder / "a.png")) == 2
+    assert run_sample(tiny_parts, trained_file, tmp_path / "out", "--a", str(folder / "a.png")) == 2
     assert "--a-prime" in capsys.readouterr().err
     parts = ("--a", "a", "--a-prime", "a_prime", "--b", "b")
     images = [str(folder / f"{part}.png") if not part.startswith("--") else part for part in parts]
-    assert _draw(tiny_parts, trained_file, tmp_path / "out", *images) == 0
+    assert run_sample(tiny_parts, trained_file, tmp_path / "out", *images) == 0
     assert (tmp_path / "out" / "b-edited.png").exists()
     assert f"Wrote {tmp_path / 'out' / 'b-edited.png'}" in capsys.readouterr().out
 
 
-def test_damaged_images_are_reported_before_anything_is_loaded(tiny_parts, trained_file, triplets, tmp_path, capsys):
+def test_damaged_and_missing_images_are_reported_before_anything_is_loaded(
+    tiny_parts, trained_file, triplets, tmp_path, capsys
+):
     (triplets / "second" / "b.png").write_bytes(b"no image")
-    assert _draw(tiny_parts, trained_file, tmp_path / "out", "--triplets", str(triplets), model="no-model") == 2
+    assert run_sample(tiny_parts, trained_file, tmp_path / "out", "--triplets", str(triplets), model="no-model") == 2
     assert "b.png" in capsys.readouterr().err
+    (triplets / "first" / "a_prime.png").unlink()
+    (triplets / "second" / "b.png").unlink()
+    with pytest.raises(ValueError, match="2 incomplete triplets: first, second"):
+        find_triplets(triplets)
 
 
 def test_an_encoder_that_only_the_training_machine_had_is_asked_for(trained_file, triplets, tmp_path, capsys):
@@ -175,23 +158,16 @@ def test_strength_zero_is_the_base_and_the_same_seed_gives_the_same_image(tiny_p
     base = BaseModelConfig(model=str(tiny_parts / "model"), dtype="float32")
     sampler = load_sampler(base, trained_file, [""], encoder=str(tiny_parts / "encoder"), device=CPU)
     images = [torch.rand(1, 48, 48, 3, generator=torch.Generator().manual_seed(n)) for n in range(3)]
-    options = {"steps": 2, "megapixels": 0.05}
-    first, _ = sampler.generate(*images, options=SamplingOptions(**options))
-    again, _ = sampler.generate(*images, options=SamplingOptions(**options))
-    base_only, _ = sampler.generate(*images, options=SamplingOptions(**options, strength=0.0))
+
+    def generate(**options):
+        return sampler.generate(*images, options=SamplingOptions(steps=2, megapixels=0.05, **options))[0]
+
+    first, again, base_only = generate(), generate(), generate(strength=0.0)
     for linear in sampler.linears.values():
         linear.layer.lora_up.zero_()
-    without, _ = sampler.generate(*images, options=SamplingOptions(**options))
     assert torch.equal(first, again)
     assert not torch.equal(first, base_only)
-    torch.testing.assert_close(base_only, without, atol=1e-5, rtol=0)
-
-
-def test_incomplete_triplets_are_all_named(triplets):
-    (triplets / "first" / "a_prime.png").unlink()
-    (triplets / "second" / "b.png").unlink()
-    with pytest.raises(ValueError, match="2 incomplete triplets: first, second"):
-        find_triplets(triplets)
+    torch.testing.assert_close(base_only, generate(), atol=1e-5, rtol=0)
 
 
 def test_basis_of_another_base_is_refused(golden_transformer):
@@ -202,21 +178,16 @@ def test_basis_of_another_base_is_refused(golden_transformer):
         attach_basis(golden_transformer, other)
 
 
-def test_prompts_have_as_many_tokens_as_in_training_unless_given(tiny_config, tiny_parts):
+def test_prompts_have_as_many_tokens_as_in_training_unless_given(tiny_config, tiny_parts, trained_file):
     """T5's pads are attended to, so another number of them is another prompt."""
-    model = str(tiny_parts / "model-with-text")
+    assert trained_text_tokens(load_basis(trained_file).metadata) == 1, "trained without text encoders"
+    model, encoder = (str(tiny_parts / name) for name in ("model-with-text", "encoder"))
     options = (f"base.model={model}", "text.caption_source=a", "text.max_tokens=16")
     basis = train(tiny_config("run.steps=1", *options)).basis_file
     base = BaseModelConfig(model=model, dtype="float32")
     for output, expected in ((None, 16), (8, 8)):
-        sampler = load_sampler(
-            base, basis, ["hello"], encoder=str(tiny_parts / "encoder"), max_tokens=output, device=CPU
-        )
+        sampler = load_sampler(base, basis, ["hello"], encoder=encoder, max_tokens=output, device=CPU)
         assert sampler.captions.look_up("hello")[0].shape[0] == expected
-
-
-def test_a_basis_trained_without_text_encoders_records_it(trained_file):
-    assert trained_text_tokens(load_basis(trained_file).metadata) == 1
 
 
 def test_images_are_as_large_as_in_training_unless_given(tiny_config, tiny_parts):
@@ -229,15 +200,12 @@ def test_images_are_as_large_as_in_training_unless_given(tiny_config, tiny_parts
         assert grid.shape[1:3] == (side_px, side_px)
 
 
-def test_a_base_that_does_not_fit_is_logged_with_the_way_out(tiny_config, tiny_parts, tmp_path, monkeypatch, capsys):
-    basis = train(tiny_config("run.steps=1")).basis_file
-
+def test_a_base_that_does_not_fit_is_logged_with_the_way_out(
+    tiny_parts, trained_file, triplets, tmp_path, monkeypatch, capsys
+):
     def run_out(*_args, **_options):
         raise torch.OutOfMemoryError("tried to allocate more than there is")
 
     monkeypatch.setattr("training.base.sampler.load_transformer", run_out)
-    images = sorted((tiny_parts / "images").rglob("*.png"))[:3]
-    words = ["--base", str(tiny_parts / "model"), "--basis", str(basis), "--encoder", str(tiny_parts / "encoder")]
-    words += ["--a", str(images[0]), "--a-prime", str(images[1]), "--b", str(images[2])]
-    assert main([*words, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert run_sample(tiny_parts, trained_file, tmp_path / "out", "--triplets", str(triplets)) == 2
     assert "Add --quantize nf4" in capsys.readouterr().err

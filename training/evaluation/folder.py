@@ -9,6 +9,7 @@ answers.jsonl, judge.json replies of judges; the latest judge and its prompts
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
 import json
@@ -53,7 +54,10 @@ class Records:
             raise self._unusable(error) from error
         self._ends_within_line = bool(data) and not data.endswith(b"\n")
         ignored = 0
-        for line in filter(bytes.strip, data.split(b"\n")):
+        for line in filter(None, map(bytes.strip, data.removeprefix(codecs.BOM_UTF8).split(b"\n"))):
+            if not (line.startswith(b"{") and line.endswith(b"}")):  # an exception of json for every line is slow
+                ignored += 1
+                continue
             try:
                 record = json.loads(line)
                 self._records[tuple(record[name] for name in key)] = record

@@ -8,12 +8,7 @@ from lorweb_core.basis import Basis
 from lorweb_core.mixing import layer_delta
 from lorweb_core.router import route_query
 from lorweb_core.settings import RouterSettings
-from training.adapter.linear import (
-    LoRWeBLinear,
-    StackedRouter,
-    hand_out_coefficients,
-    target_layers,
-)
+from training.adapter.linear import LoRWeBLinear, StackedRouter, hand_out_coefficients, target_layers
 from training.adapter.trainable import BasisShape, TrainableKontext
 
 
@@ -37,16 +32,11 @@ def test_output_is_the_base_plus_the_weighted_sum_of_adapters(shape):
     torch.testing.assert_close(linear(x).double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_without_coefficients_the_base_acts_alone():
+def test_base_is_frozen_its_facts_are_visible_and_without_coefficients_it_acts_alone():
     linear, x = _linear(), torch.randn(2, 5, 10)
     assert torch.equal(linear(x), linear.base(x))
-
-
-def test_base_is_frozen_and_its_facts_are_visible():
-    linear = _linear()
     assert {name for name, p in linear.named_parameters() if p.requires_grad} == {"down", "up"}
-    assert linear.weight is linear.base.weight
-    assert linear.bias is linear.base.bias
+    assert (linear.weight is linear.base.weight, linear.bias is linear.base.bias) == (True, True)
     assert (linear.in_features, linear.out_features) == (10, 6)
 
 
@@ -102,10 +92,12 @@ def test_coefficients_are_handed_out_in_the_order_of_the_layers():
     assert linears["two"].scale.tolist() == [[3, 3, 4, 4, 5, 5]]
 
 
-def test_all_linears_of_both_block_types_are_trained_and_nothing_else(golden_transformer):
+def test_all_linears_of_both_block_types_are_trained_and_a_pattern_that_matches_none_is_refused(golden_transformer):
     names = target_layers(golden_transformer)
     assert len(names) == 2 * 14 + 2 * 6
     assert all(name.startswith(("transformer_blocks.", "single_transformer_blocks.")) for name in names)
+    with pytest.raises(ValueError, match=r"basis\.include"):
+        target_layers(golden_transformer, include=("*.to_w",))
 
 
 def test_published_model_has_494_layers_and_835051520_parameters():
@@ -120,11 +112,6 @@ def test_published_model_has_494_layers_and_835051520_parameters():
     config = read_config("paper.yaml", ["data.index=x"])
     assert len(target_layers(transformer)) == 494
     assert estimate_memory(config, FULL_SIZE_CONFIG, 2304).gradients == 4 * 835_051_520
-
-
-def test_pattern_that_matches_nothing_is_refused(golden_transformer):
-    with pytest.raises(ValueError, match=r"basis\.include"):
-        target_layers(golden_transformer, include=("*.to_w",))
 
 
 @pytest.mark.slow

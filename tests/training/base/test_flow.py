@@ -1,12 +1,12 @@
 """One training step against the published trainer's numbers, and laws of noise, weights and loss."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training.conftest import GOLDEN
 from training.base.flow import (
     add_noise,
     bell_weights,
@@ -18,8 +18,6 @@ from training.base.flow import (
 )
 from training.base.transformer import Conditioning
 
-GOLDEN = Path(__file__).parents[2] / "golden"
-
 
 @pytest.fixture(params=["train_bs1", "train_bs2"])
 def golden_step(request):
@@ -27,13 +25,11 @@ def golden_step(request):
     return facts, load_file(GOLDEN / f"{request.param}.safetensors")
 
 
-def test_weights_of_the_reference_are_reproduced(golden_step):
+def test_weights_and_noisy_latents_of_the_reference_are_reproduced(golden_step):
     _, tensors = golden_step
     torch.testing.assert_close(bell_weights()[tensors["timestep_index"]], tensors["timestep_weight"], atol=1e-6, rtol=0)
-
-
-def test_noisy_latents_of_the_reference_are_reproduced(golden_step):
-    _, tensors = golden_step
+    assert abs(float(bell_weights().mean()) - 1) < 1e-6
+    assert (float(bell_weights()[0]), float(bell_weights()[500])) == (0, pytest.approx(1.580, abs=1e-3))
     noisy = add_noise(tensors["latents"], tensors["noise"], tensors["timesteps"] / 1000)
     torch.testing.assert_close(noisy, tensors["noisy_latents"], atol=1e-6, rtol=0)
     torch.testing.assert_close(velocity_target(tensors["latents"], tensors["noise"]), tensors["target"])
@@ -65,9 +61,8 @@ def test_loss_and_gradients_of_the_reference_are_reproduced(golden_step, golden_
     for name in (name for name in tensors if name.startswith("grad.") and name.endswith("lora_A")):
         layer = name.removeprefix("grad.").removesuffix(".lora_A")
         for suffix, gradient in _gradients_in_file_layout(model, layer).items():
-            torch.testing.assert_close(
-                gradient, tensors[f"grad.{layer}.{suffix}"], atol=1e-5 + machine_error, rtol=1e-5
-            )
+            wanted = tensors[f"grad.{layer}.{suffix}"]
+            torch.testing.assert_close(gradient, wanted, atol=1e-5 + machine_error, rtol=1e-5)
             compared += 1
     assert compared == 12
 
@@ -83,12 +78,6 @@ def _gradients_in_file_layout(model, layer):
     }
 
 
-def test_bell_has_mean_one_and_is_zero_at_pure_noise():
-    assert abs(float(bell_weights().mean()) - 1) < 1e-6
-    assert float(bell_weights()[0]) == 0
-    assert abs(float(bell_weights()[500]) - 1.580) < 1e-3
-
-
 @pytest.mark.parametrize("mode", ["bell", "uniform", "logit_normal", "shifted"])
 def test_sigmas_are_within_the_open_range_and_repeatable(mode):
     drawn = [draw_sigma(mode, sample_generator(7, step, 0)) for step in range(200)]
@@ -98,29 +87,24 @@ def test_sigmas_are_within_the_open_range_and_repeatable(mode):
 
 
 def test_shifted_sigmas_are_noisier_than_uniform_ones():
-    means = {
-        mode: sum(draw_sigma(mode, sample_generator(1, s, 0))[0] for s in range(500)) / 500
-        for mode in ("uniform", "shifted")
-    }
-    assert 0.45 < means["uniform"] < 0.55
-    assert means["shifted"] > means["uniform"] + 0.1
+    def mean(mode):
+        return sum(draw_sigma(mode, sample_generator(1, step, 0))[0] for step in range(500)) / 500
+
+    assert 0.45 < mean("uniform") < 0.55
+    assert mean("shifted") > mean("uniform") + 0.1
 
 
 def test_every_sample_has_its_own_noise():
-    first = torch.randn(8, generator=sample_generator(1, 5, 0))
-    assert not torch.equal(first, torch.randn(8, generator=sample_generator(1, 5, 1)))
-    assert not torch.equal(first, torch.randn(8, generator=sample_generator(1, 6, 0)))
-    assert not torch.equal(first, torch.randn(8, generator=sample_generator(2, 5, 0)))
+    places = [(1, 5, 0), (1, 5, 1), (1, 6, 0), (2, 5, 0)]
+    noises = {tuple(torch.randn(8, generator=sample_generator(*place)).tolist()) for place in places}
+    assert len(noises) == 4
 
 
-def test_answer_quadrant_is_weighed_and_the_mean_stays_one():
+def test_answer_quadrant_is_weighed_the_mean_stays_one_and_zero_ignores_the_copied_quadrants():
     weights = quadrant_weights(4, 6, 0.25)
     assert abs(float(weights.mean()) - 1) < 1e-6
     torch.testing.assert_close(weights[3, 5] * 0.25, weights[0, 0])
     assert torch.equal(quadrant_weights(4, 6, 1.0), torch.ones(4, 6))
-
-
-def test_loss_on_the_answer_alone_ignores_the_copied_quadrants():
     prediction, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4)
     prediction[:, :, :2] = 9
     assert float(sample_losses(prediction, target, torch.ones(1), copied_weight=0.0)) == 0

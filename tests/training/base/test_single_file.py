@@ -52,8 +52,7 @@ def _as_bfl(state, blocks=2):
     """The diffusers state of the golden transformer under BFL names."""
     result = {}
     for kind in ("weight", "bias"):
-        for name, part in OUTSIDE.items():
-            result[f"{name}.{kind}"] = state[f"{part}.{kind}"]
+        result |= {f"{name}.{kind}": state[f"{part}.{kind}"] for name, part in OUTSIDE.items()}
         scale, shift = state[f"norm_out.linear.{kind}"].chunk(2)
         result[f"final_layer.adaLN_modulation.1.{kind}"] = torch.cat([shift, scale])
         for index in range(blocks):
@@ -93,13 +92,13 @@ def _scaled_file(state, path, suffix, *, marker=False, quant_format=None):
         if not name.endswith(".weight") or "blocks" not in name:
             stored[name] = expected[name] = tensor
             continue
-        scale = tensor.abs().max() / 448
+        layer, scale = name.removesuffix(".weight"), tensor.abs().max() / 448
         stored[name] = (tensor / scale).to(torch.float8_e4m3fn)
-        stored[name.removesuffix(".weight") + suffix] = scale.reshape(1) if suffix == ".scale_weight" else scale
-        stored[name.removesuffix(".weight") + ".scale_input"] = torch.ones(1)
+        stored[layer + suffix] = scale.reshape(1) if suffix == ".scale_weight" else scale
+        stored[layer + ".scale_input"] = torch.ones(1)
         if quant_format is not None:
             text = json.dumps({"format": quant_format}).encode()
-            stored[name.removesuffix(".weight") + ".comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
+            stored[layer + ".comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
         expected[name] = stored[name].float() * scale
     if marker:
         stored["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
@@ -121,58 +120,47 @@ def test_scales_of_float8_files_are_honoured(state, tmp_path, suffix, marker, qu
         torch.testing.assert_close(read[name], tensor, atol=float(tensor.abs().max()) / 16 + 1e-6, rtol=0)
 
 
-def _refused(path):
-    with pytest.raises(ValueError, match="bf16, fp16, fp8 or scaled fp8") as caught:
-        check_header(path)
-    return str(caught.value)
+MLP = "double_blocks.0.img_mlp.0"
 
 
-def test_packed_weights_are_refused_by_the_header(state, tmp_path):
-    weights = _as_bfl(state)
-    weights["double_blocks.0.img_mlp.0.weight"] = torch.zeros(10, dtype=torch.uint8)
-    save_file(weights, tmp_path / "packed.safetensors")
-    assert "packed tensors of type U8" in _refused(tmp_path / "packed.safetensors")
-
-
-def test_unknown_quantization_format_is_refused(state, tmp_path):
-    _scaled_file(state, tmp_path / "x.safetensors", ".weight_scale", quant_format="nvfp4")
-    with pytest.raises(ValueError, match="nvfp4"):
-        read_single_file(tmp_path / "x.safetensors", dtype=torch.float32)
-
-
-def test_scales_per_row_are_refused(state, tmp_path):
-    weights = _as_bfl(state)
-    weights["double_blocks.0.img_mlp.0.weight_scale"] = torch.ones(128)
-    save_file(weights, tmp_path / "rows.safetensors")
-    assert "per row or block" in _refused(tmp_path / "rows.safetensors")
-
-
-def test_gguf_is_refused(tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(100))
-    assert "GGUF" in _refused(tmp_path / "model.gguf")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights | {f"{MLP}.weight": torch.zeros(10, dtype=torch.uint8)}, "packed tensors of type U8"),
+        (lambda weights: weights | {f"{MLP}.weight_scale": torch.ones(128)}, "per row or block"),
+        (lambda weights: {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(2)}, "no FLUX transformer"),
+        (lambda weights: {k: v for k, v in weights.items() if not k.startswith("guidance_in")}, "schnell"),
+    ],
+)
+def test_other_weights_are_refused_by_the_header(state, tmp_path, change, message):
+    save_file(change(_as_bfl(state)), tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=rf"(?s)(?=.*{message}).*bf16, fp16, fp8 or scaled fp8"):
+        check_header(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64, (20).to_bytes(8, "little") + b"no json here, none!!"])
-def test_damaged_header_is_refused(tmp_path, content):
-    (tmp_path / "model.safetensors").write_bytes(content)
-    _refused(tmp_path / "model.safetensors")
+def test_damaged_and_cut_files_and_gguf_are_refused_by_the_header(state, tmp_path, content):
+    path, gguf = tmp_path / "model.safetensors", tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="bf16, fp16, fp8 or scaled fp8"):
+        check_header(path)
+    save_file(_as_bfl(state), path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"is not a whole \.safetensors file.*bf16, fp16, fp8 or scaled fp8"):
+        check_header(path)
+    gguf.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ValueError, match=r"GGUF.*bf16, fp16, fp8 or scaled fp8"):
+        check_header(gguf)
 
 
-def test_another_model_is_refused(tmp_path):
-    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(2)}, tmp_path / "sd.safetensors")
-    assert "no FLUX transformer" in _refused(tmp_path / "sd.safetensors")
-
-
-def test_flux_without_guidance_is_refused(state, tmp_path):
-    weights = {name: tensor for name, tensor in _as_bfl(state).items() if not name.startswith("guidance_in")}
-    save_file(weights, tmp_path / "schnell.safetensors")
-    assert "schnell" in _refused(tmp_path / "schnell.safetensors")
-
-
-def test_unknown_tensors_are_listed(state, tmp_path):
-    save_file(_as_bfl(state) | {"double_blocks.0.lora.weight": torch.zeros(2)}, tmp_path / "x.safetensors")
+def test_unknown_quantization_formats_and_tensors_are_refused(state, tmp_path):
+    path = tmp_path / "x.safetensors"
+    _scaled_file(state, path, ".weight_scale", quant_format="nvfp4")
+    with pytest.raises(ValueError, match="nvfp4"):
+        read_single_file(path, dtype=torch.float32)
+    save_file(_as_bfl(state) | {"double_blocks.0.lora.weight": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match=r"double_blocks\.0\.lora\.weight"):
-        read_single_file(tmp_path / "x.safetensors", dtype=torch.float32)
+        read_single_file(path, dtype=torch.float32)
 
 
 def test_smaller_model_is_refused_before_training(state, tmp_path):
@@ -182,38 +170,34 @@ def test_smaller_model_is_refused_before_training(state, tmp_path):
         load_transformer(BaseModelConfig(model=str(path)), ModelSource(path, tmp_path), torch.device("cpu"))
 
 
-def test_file_that_was_cut_off_is_refused_by_its_header(state, tmp_path):
-    path = tmp_path / "x.safetensors"
-    save_file(_as_bfl(state), path)
-    path.write_bytes(path.read_bytes()[:-1000])
-    assert "is not a whole .safetensors file" in _refused(path)
-
-
 @pytest.mark.parametrize("content", [b"[1]", b"{}", b"no json"])
 def test_unreadable_quantization_format_is_refused(state, tmp_path, content):
-    path = tmp_path / "x.safetensors"
-    marker = {"double_blocks.0.img_mlp.0.comfy_quant": torch.tensor(list(content), dtype=torch.uint8)}
-    save_file(_as_bfl(state) | marker, path)
+    marker = {f"{MLP}.comfy_quant": torch.tensor(list(content), dtype=torch.uint8)}
+    save_file(_as_bfl(state) | marker, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="something unreadable"):
-        read_single_file(path, dtype=torch.float32)
+        read_single_file(tmp_path / "x.safetensors", dtype=torch.float32)
 
 
-def test_missing_single_file_and_unknown_names_say_where_to_look(tmp_path):
-    with pytest.raises(ValueError, match="models/diffusion_models"):
-        find_source(str(tmp_path / "absent.safetensors"), None)
-    with pytest.raises(ValueError, match="owner/name"):
-        find_source("nowhere", None)
-
-
-@pytest.mark.parametrize("name", ["nowhere/tiny-parts/model", "tiny-parts/model"])
-def test_missing_tiny_base_says_what_writes_it(name):
-    with pytest.raises(ValueError, match=rf"tiny-parts {name.removesuffix('/model')}` writes it"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent.safetensors", "models/diffusion_models"),
+        ("nowhere", "owner/name"),
+        ("nowhere/tiny-parts/model", "tiny-parts nowhere/tiny-parts` writes it"),
+        ("tiny-parts/model", "tiny-parts tiny-parts` writes it"),
+        ("owner/no--such--name", r"HFValidationError.*hf auth login"),
+    ],
+)
+def test_names_that_are_not_found_say_where_to_look_or_what_to_do(name, message):
+    with pytest.raises(ValueError, match=message):
         find_source(name, None)
 
 
-def test_repository_that_cannot_be_read_gets_the_steps():
-    with pytest.raises(ValueError, match=r"HFValidationError.*hf auth login"):
-        find_source("owner/no--such--name", None)
+def test_misspelt_path_in_a_folder_of_this_machine_is_not_taken_for_a_repository(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="There is no diffusers folder"):
+        find_parts_here("models/kontxt", None)
 
 
 def test_parts_in_the_local_cache_are_distinguished_from_those_to_download(tmp_path, monkeypatch):
@@ -229,13 +213,6 @@ def test_parts_in_the_local_cache_are_distinguished_from_those_to_download(tmp_p
     parts = find_parts_here(name, None)
     assert (parts.transformer, parts.components, parts.repositories) == (None, snapshot, (name,))
     assert read_transformer_config(parts) == FULL_SIZE_CONFIG
-
-
-def test_misspelt_path_in_a_folder_of_this_machine_is_not_taken_for_a_repository(tmp_path, monkeypatch):
-    (tmp_path / "models").mkdir()
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="There is no diffusers folder"):
-        find_parts_here("models/kontxt", None)
 
 
 @pytest.mark.slow

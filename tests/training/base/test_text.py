@@ -13,14 +13,10 @@ CAPTIONS = ("", "invert", "one prompt that is longer than all of its tokens")
 MAX_TOKENS = 16
 
 
-def _encoded(tiny_parts):
-    """The tiny base's embeddings of all captions, as training makes them."""
-    return dict(
-        encode_captions(
-            CAPTIONS, tiny_parts / "model-with-text", TRANSFORMER,
-            max_tokens=MAX_TOKENS, dtype=torch.float32, device=torch.device("cpu"),
-        )
-    )  # fmt: skip
+def _encode(tiny_parts):
+    """The tiny base's embeddings of all captions, as training makes them, one after the other."""
+    sizes = {"max_tokens": MAX_TOKENS, "dtype": torch.float32, "device": torch.device("cpu")}
+    return encode_captions(CAPTIONS, tiny_parts / "model-with-text", TRANSFORMER, **sizes)
 
 
 @pytest.mark.parametrize("caption", CAPTIONS)
@@ -41,13 +37,13 @@ def test_embeddings_are_those_of_the_stock_pipeline(tiny_parts, caption):
         prompt, pooled, _ = pipeline.encode_prompt(
             prompt=caption, prompt_2=None, device=torch.device("cpu"), max_sequence_length=MAX_TOKENS
         )
-    encoded = _encoded(tiny_parts)[caption]
+    encoded = dict(_encode(tiny_parts))[caption]
     assert torch.equal(encoded[0], prompt[0])
     assert torch.equal(encoded[1], pooled[0])
 
 
 def test_a_warning_counts_only_prompts_that_are_cut(tiny_parts, caplog):
-    assert len(_encoded(tiny_parts)) == 3
+    assert len(dict(_encode(tiny_parts))) == 3
     (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
     assert line == f"1 of 3 prompts are longer than max_tokens, 16, and are cut; first: {CAPTIONS[2]!r}"
 
@@ -58,10 +54,7 @@ def test_one_text_encoder_is_in_memory_at_a_time(tiny_parts):
 
     gc.collect()
     before = {id(item) for item in gc.get_objects()}
-    embeddings = encode_captions(
-        CAPTIONS, tiny_parts / "model-with-text", TRANSFORMER,
-        max_tokens=MAX_TOKENS, dtype=torch.float32, device=torch.device("cpu"),
-    )  # fmt: skip
+    embeddings = _encode(tiny_parts)
     next(embeddings)
     new = [item for item in gc.get_objects() if id(item) not in before]
     assert [type(item) for item in new if isinstance(item, CLIPTextModel | T5EncoderModel)] == [T5EncoderModel]

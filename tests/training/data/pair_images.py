@@ -1,18 +1,19 @@
 """Real image files for the data tests: smooth, all different, each recognizable by its mean color."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from training.data.checks import hash_files
-from training.data.index import PairRecord
+from training.data.importers.building import build_pairs
+from training.data.importers.folders import find_pairs
+from training.data.index import PairRecord, write_pairs
 
 
-def paint(seed: int, *, size: tuple[int, int] = (64, 64)) -> Image.Image:
+def paint(seed, *, size=(64, 64)):
     """A soft color gradient with a bright disc; different for every seed."""
     rng = np.random.default_rng(seed)
     width, height = size
@@ -24,7 +25,7 @@ def paint(seed: int, *, size: tuple[int, int] = (64, 64)) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def write_pair(folder: Path, stem: str, seed: int, *, size: tuple[int, int] = (64, 64)) -> tuple[Path, Path]:
+def write_pair(folder, stem, seed, *, size=(64, 64)):
     """`<stem>_before.png` and, negative, `<stem>_after.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     before, after = folder / f"{stem}_before.png", folder / f"{stem}_after.png"
@@ -34,48 +35,59 @@ def write_pair(folder: Path, stem: str, seed: int, *, size: tuple[int, int] = (6
     return before, after
 
 
-def write_tasks(root: Path, sizes: Mapping[str, list[tuple[int, int]]]) -> list[PairRecord]:
+def write_tasks(root, sizes):
     """A folder per task with one pair per size, and the records of their index."""
     records = []
     for task_number, (task, task_sizes) in enumerate(sizes.items()):
         for number, size in enumerate(task_sizes):
-            before, after = write_pair(root / task, f"{number:04d}", 1000 * task_number + number, size=size)
-            records.append(record_of(task, f"{number:04d}", before, after, size))
+            files = write_pair(root / task, f"{number:04d}", 1000 * task_number + number, size=size)
+            records.append(record_of(task, number, *files, size))
     return records
 
 
-def record_of(task: str, stem: str, before: Path, after: Path, size: tuple[int, int]) -> PairRecord:
-    """The index record of a written pair, with a caption of its own."""
-    return PairRecord(
-        id=f"{task}/{stem}",
-        task=task,
-        before=before,
-        after=after,
-        width=size[0],
-        height=size[1],
-        caption=f"do {task} on {stem}",
-        sha256=hash_files((before, after)),
-    )
+def record_of(task, name, before, after, size=(64, 64)):
+    """The index record of a written pair."""
+    fields = {"before": before, "after": after, "sha256": hash_files((before, after))}
+    return pair_at(task, name, width=size[0], height=size[1], **fields)
 
 
-def pair_at(task: str, number: int, *, width: int = 64, height: int = 64, **fields: object) -> PairRecord:
-    """A record without files, for tests that open none."""
-    name = f"{number:04d}"
-    return PairRecord(
-        **{
-            "id": f"{task}/{name}",
-            "task": task,
-            "before": Path(f"/nowhere/{task}/{name}_before.png"),
-            "after": Path(f"/nowhere/{task}/{name}_after.png"),
-            "width": width,
-            "height": height,
-            "caption": f"do {task} on {name}",
-            **fields,
-        }
-    )
+def pair_at(task, name, *, width=64, height=64, **fields):
+    """A record, by default of files that do not exist, for tests that open none; `name` may be a number."""
+    name = name if isinstance(name, str) else f"{name:04d}"
+    folder = Path("/nowhere") / task
+    defaults = {
+        "before": folder / f"{name}_before.png",
+        "after": folder / f"{name}_after.png",
+        "caption": f"do {task} on {name}",
+    }
+    return PairRecord(id=f"{task}/{name}", task=task, width=width, height=height, **defaults | fields)
 
 
-def truncate(path: Path, *, keep: float = 0.5) -> None:
+def index_folder(images, index):
+    """Write the index of a folder of pairs, as `prepare folders` does; return its path."""
+    records, _ = build_pairs(find_pairs(images).candidates)
+    write_pairs(index, records)
+    return index
+
+
+def truncate(path, *, keep=0.5):
     """Cut the end of a file off, as an interrupted copy does."""
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
+
+
+def encoded(seed, kind="JPEG"):
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    paint(seed).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_shard(path, members):
+    """A tar file, compressed if it is named so, of file name → bytes."""
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))

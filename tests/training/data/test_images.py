@@ -1,9 +1,5 @@
 """Reading images: orientation, alpha, modes, limits, damage; cutting, fitting and tiling them."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +9,7 @@ from training.data.buckets import Cell
 from training.data.images import cut_strip, fit_cell, load_pair, tile_grid, to_model_range
 
 
-def test_a_strip_is_cut_in_equal_halves(tmp_path: Path) -> None:
+def test_a_strip_is_cut_in_equal_halves(tmp_path):
     for width in (40, 41):
         strip = Image.new("RGB", (width, 20), "red")
         strip.paste("blue", (width - 20, 0, width, 20))
@@ -26,7 +22,7 @@ def test_a_strip_is_cut_in_equal_halves(tmp_path: Path) -> None:
     assert [half.size for half in cut_strip(Image.new("RGB", (1, 5)))] == [(1, 5), (1, 5)]
 
 
-def test_a_cell_is_the_center_of_the_image(tmp_path: Path) -> None:
+def test_a_cell_is_the_center_of_the_image(tmp_path):
     image = Image.new("RGB", (300, 100), "black")
     image.paste("white", (100, 0, 200, 100))
     assert fit_cell(image, Cell(32, 32))[:, 1:-1].min() > 250
@@ -36,12 +32,12 @@ def test_a_cell_is_the_center_of_the_image(tmp_path: Path) -> None:
     assert wide[:, 36:60].min() > 250
 
 
-def test_an_image_of_the_cells_size_is_not_changed() -> None:
+def test_an_image_of_the_cells_size_is_not_changed():
     image = paint(6, size=(48, 32))
     assert np.array_equal(fit_cell(image, Cell(48, 32)), np.asarray(image))
 
 
-def test_cells_are_tiled_in_reading_order() -> None:
+def test_cells_are_tiled_in_reading_order():
     cells = [np.full((4, 6, 3), value, np.uint8) for value in (1, 2, 3, 4)]
     grid = tile_grid(*cells)
     assert grid.shape == (3, 8, 12)
@@ -49,7 +45,7 @@ def test_cells_are_tiled_in_reading_order() -> None:
     assert grid.is_contiguous()
 
 
-def test_the_model_range_is_minus_one_to_one() -> None:
+def test_the_model_range_is_minus_one_to_one():
     values = to_model_range(tile_grid(*[np.full((2, 2, 3), value, np.uint8) for value in (0, 255, 127, 128)]))
     assert values.min() == -1
     assert values.max() == 1

@@ -1,15 +1,11 @@
 """The cache: what is put is got, across processes, kills, cut files and flipped bits."""
 
-from __future__ import annotations
-
 import os
 import random
 import resource
 import signal
 import time
 from multiprocessing import get_context
-from multiprocessing.context import ForkProcess
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,24 +13,31 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lorweb_core.errors import OutputError
+from tests.training.data.pair_images import truncate
 from training.data.tensor_cache import TensorCache, text_key
 
 FINGERPRINT = {"kind": "text", "model": "someone/model", "max_tokens": 512}
 
 
-def tensor_of(number: int) -> torch.Tensor:
+def tensor_of(number):
     return torch.full((2, 3), float(number))
 
 
-def filled(folder: Path, count: int = 10, *, shard_entries: int = 4) -> TensorCache:
-    cache = TensorCache(folder, FINGERPRINT, shard_entries=shard_entries)
-    for number in range(count):
+def filled(folder, first=0, count=10):
+    """A written cache of `count` tensors, four a shard."""
+    cache = TensorCache(folder, FINGERPRINT, shard_entries=4)
+    for number in range(first, first + count):
         cache.put(f"key{number}", tensor_of(number))
     cache.flush()
     return cache
 
 
-def shards(cache: TensorCache) -> list[Path]:
+def holds(cache, numbers):
+    """Whether each of these keys has the tensor that was put."""
+    return all(torch.equal(cache.get(f"key{number}"), tensor_of(number)) for number in numbers)
+
+
+def shards(cache):
     return sorted(cache.folder.glob("shard-*.safetensors"))
 
 
@@ -44,37 +47,32 @@ def shards(cache: TensorCache) -> list[Path]:
     shape=st.lists(st.integers(0, 4), max_size=4),
     key=st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(lambda key: key != "__metadata__"),
 )
-def test_any_tensor_comes_back_bit_for_bit(
-    tmp_path_factory: pytest.TempPathFactory, dtype: torch.dtype, shape: list[int], key: str
-) -> None:
-    folder = tmp_path_factory.mktemp("cache")
-    tensor = torch.randint(0, 255, shape).to(dtype)
+def test_any_tensor_comes_back_bit_for_bit(tmp_path_factory, dtype, shape, key):
+    folder, tensor = tmp_path_factory.mktemp("cache"), torch.randint(0, 255, shape).to(dtype)
     cache = TensorCache(folder, FINGERPRINT)
     cache.put(key, tensor)
-    for held in (cache.get(key), TensorCache(folder, FINGERPRINT).get(key)):
-        if held is None:  # not yet written
-            cache.flush()
-            held = TensorCache(folder, FINGERPRINT).get(key)
+    pending = cache.get(key)
+    cache.flush()
+    for held in (pending, cache.get(key), TensorCache(folder, FINGERPRINT).get(key)):
         assert held.dtype == dtype
         assert torch.equal(held, tensor)
 
 
-def test_what_is_put_is_found_before_and_after_writing(tmp_path: Path) -> None:
+def test_full_shards_are_written_by_themselves_and_the_rest_by_flush(tmp_path):
     cache = TensorCache(tmp_path, FINGERPRINT, shard_entries=4)
     for number in range(10):
         cache.put(f"key{number}", tensor_of(number))
-    assert len(shards(cache)) == 2  # full shards are written by themselves
-    assert len(cache) == 10
+    assert (len(shards(cache)), len(cache)) == (2, 10)
     cache.flush()
     assert len(shards(cache)) == 3
     reopened = TensorCache(tmp_path, FINGERPRINT)
     assert reopened.keys() == {f"key{number}" for number in range(10)}
-    assert all(torch.equal(reopened.get(f"key{n}"), tensor_of(n)) for n in range(10))
+    assert holds(reopened, range(10))
     assert reopened.get("unknown") is None
     assert reopened.missing(["key3", "new", "key4", "new"]) == ["new"]
 
 
-def test_a_put_tensor_is_a_copy_also_of_a_view(tmp_path: Path) -> None:
+def test_a_put_tensor_is_a_copy_also_of_a_view(tmp_path):
     base = torch.arange(24.0).reshape(4, 6)
     cache, expected = TensorCache(tmp_path, FINGERPRINT), base.T[1:, ::2].clone()
     cache.put("x", base.T[1:, ::2])
@@ -84,7 +82,7 @@ def test_a_put_tensor_is_a_copy_also_of_a_view(tmp_path: Path) -> None:
     assert torch.equal(TensorCache(tmp_path, FINGERPRINT).get("x"), expected)
 
 
-def test_another_fingerprint_is_another_cache(tmp_path: Path) -> None:
+def test_another_fingerprint_is_another_cache(tmp_path):
     filled(tmp_path)
     other = TensorCache(tmp_path, {**FINGERPRINT, "max_tokens": 128})
     assert len(other) == 0
@@ -94,11 +92,9 @@ def test_another_fingerprint_is_another_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.001, 0.4, 0.99])
-def test_a_cut_shard_is_set_aside_and_exactly_its_tensors_are_missing(tmp_path: Path, keep: float) -> None:
+def test_a_cut_shard_is_set_aside_and_exactly_its_tensors_are_missing(tmp_path, keep):
     cache = filled(tmp_path)
-    victim = shards(cache)[1]
-    data = victim.read_bytes()
-    victim.write_bytes(data[: int(len(data) * keep)])
+    truncate(shards(cache)[1], keep=keep)
     reopened = TensorCache(tmp_path, FINGERPRINT)
     lost = reopened.missing(f"key{number}" for number in range(10))
     assert len(lost) in (2, 4)
@@ -106,11 +102,10 @@ def test_a_cut_shard_is_set_aside_and_exactly_its_tensors_are_missing(tmp_path: 
     for key in lost:
         reopened.put(key, tensor_of(int(key[3:])))
     reopened.flush()
-    again = TensorCache(tmp_path, FINGERPRINT)
-    assert all(torch.equal(again.get(f"key{n}"), tensor_of(n)) for n in range(10))
+    assert holds(TensorCache(tmp_path, FINGERPRINT), range(10))
 
 
-def flip_byte_of(cache: TensorCache, number: int) -> Path:
+def flip_byte_of(cache, number):
     content = tensor_of(number).numpy().tobytes()
     (shard,) = (path for path in shards(cache) if content in path.read_bytes())
     data = bytearray(shard.read_bytes())
@@ -119,20 +114,19 @@ def flip_byte_of(cache: TensorCache, number: int) -> Path:
     return shard
 
 
-def test_a_flipped_bit_is_found_on_reading_and_its_shard_is_made_again(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_found_on_reading_and_its_shard_is_made_again(tmp_path):
     victim = flip_byte_of(filled(tmp_path), 5)
     reopened = TensorCache(tmp_path, FINGERPRINT)
     assert len(reopened) == 10  # headers alone do not show it
     assert reopened.get("key5") is None
     assert not victim.exists()
     for held in (reopened, TensorCache(tmp_path, FINGERPRINT)):
-        missing = held.missing(f"key{n}" for n in range(10))
-        assert missing == ["key4", "key5", "key6", "key7"]
-        assert all(torch.equal(held.get(f"key{n}"), tensor_of(n)) for n in range(10) if f"key{n}" not in missing)
+        assert held.missing(f"key{n}" for n in range(10)) == ["key4", "key5", "key6", "key7"]
+        assert holds(held, (0, 1, 2, 3, 8, 9))
 
 
-def test_damage_to_any_single_byte_gives_the_right_tensor_or_none(tmp_path: Path) -> None:
-    cache = filled(tmp_path, 3)
+def test_damage_to_any_single_byte_gives_the_right_tensor_or_none(tmp_path):
+    cache = filled(tmp_path, count=3)
     (victim,) = shards(cache)
     intact, rng = victim.read_bytes(), random.Random(0)
     for position in range(len(intact)):
@@ -147,59 +141,47 @@ def test_damage_to_any_single_byte_gives_the_right_tensor_or_none(tmp_path: Path
         assert None in found or position >= 8  # at most a blank of the header's padding may go unnoticed
 
 
-def test_a_shard_that_another_process_made_again_is_looked_up_again(tmp_path: Path) -> None:
+def test_a_shard_that_another_process_made_again_is_looked_up_again(tmp_path):
     reader, writer = filled(tmp_path), TensorCache(tmp_path, FINGERPRINT)
     flip_byte_of(writer, 5)
     assert writer.get("key5") is None  # the shard is gone
     assert reader.get("key6") is None
-    for number in range(4, 8):
-        writer.put(f"key{number}", tensor_of(number))
-    writer.flush()
+    filled(tmp_path, 4, 4)
     reader.refresh()
-    assert torch.equal(reader.get("key5"), tensor_of(5))
+    assert holds(reader, [5])
 
 
-def test_a_place_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error_and_a_failed_write_keeps_everything_pending(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="cache folder"):
         TensorCache(tmp_path / "file", FINGERPRINT)
-
-
-def test_a_failed_write_keeps_everything_pending(tmp_path: Path) -> None:
     cache = TensorCache(tmp_path, FINGERPRINT)
-    cache.put("x", tensor_of(1))
+    cache.put("key1", tensor_of(1))
     moved = cache.folder.rename(tmp_path / "gone")
     with pytest.raises(OutputError):
         cache.flush()
     moved.rename(cache.folder)
     cache.flush()
-    assert torch.equal(TensorCache(tmp_path, FINGERPRINT).get("x"), tensor_of(1))
+    assert holds(TensorCache(tmp_path, FINGERPRINT), [1])
 
 
-def fill(folder: Path, first: int, count: int) -> None:
-    cache = TensorCache(folder, FINGERPRINT, shard_entries=4)
-    for number in range(first, first + count):
-        cache.put(f"key{number}", tensor_of(number))
-    cache.flush()
-
-
-def start_filling(folder: Path, first: int, count: int) -> ForkProcess:
-    writer = get_context("fork").Process(target=fill, args=(folder, first, count))
+def start_filling(folder, first, count):
+    writer = get_context("fork").Process(target=filled, args=(folder, first, count))
     writer.start()
     return writer
 
 
-def test_two_processes_write_side_by_side(tmp_path: Path) -> None:
+def test_two_processes_write_side_by_side(tmp_path):
     writers = [start_filling(tmp_path, first, 60) for first in (0, 40)]  # 20 keys are written by both
     for writer in writers:
         writer.join(120)
     assert [writer.exitcode for writer in writers] == [0, 0]
     cache = TensorCache(tmp_path, FINGERPRINT)
     assert len(cache) == 100
-    assert all(torch.equal(cache.get(f"key{n}"), tensor_of(n)) for n in range(100))
+    assert holds(cache, range(100))
 
 
-def test_a_killed_process_loses_at_most_what_was_pending(tmp_path: Path) -> None:
+def test_a_killed_process_loses_at_most_what_was_pending(tmp_path):
     writer = start_filling(tmp_path, 0, 1_000_000)
     while len(list(tmp_path.rglob("shard-*"))) < 20 and writer.is_alive():
         time.sleep(0.01)
@@ -213,7 +195,7 @@ def test_a_killed_process_loses_at_most_what_was_pending(tmp_path: Path) -> None
     assert not list(cache.folder.glob("*.bad"))
 
 
-def fill_a_full_disk(folder: Path) -> None:
+def fill_a_full_disk(folder):
     """Exit code 0 when a write beyond 4 KB is an error and leaves nothing; the limit stands for a full disk."""
     cache = TensorCache(folder, FINGERPRINT)
     cache.put("large", torch.zeros(5000))
@@ -227,13 +209,13 @@ def fill_a_full_disk(folder: Path) -> None:
     os._exit(2)
 
 
-def test_a_full_disk_is_reported_and_leaves_no_partial_shard(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_partial_shard(tmp_path):
     process = get_context("fork").Process(target=fill_a_full_disk, args=(tmp_path,))
     process.start()
     process.join(60)
     assert process.exitcode == 0
 
 
-def test_text_keys_are_short_and_differ() -> None:
+def test_text_keys_are_short_and_differ():
     assert text_key("a" * 10_000) != text_key("a" * 10_001)
     assert len(text_key("é")) == len(text_key("")) == 32

@@ -39,12 +39,9 @@ def test_no_edit_of_the_test_is_one_on_which_rates_were_chosen(tmp_path):
     assert not tested & {edit.name for edit in validation_edits()}
 
 
-def test_a_folder_made_with_other_pairs_is_an_error(tmp_path):
+def test_a_folder_made_with_other_pairs_and_an_unknown_variant_are_errors(tmp_path, capsys):
     prepare_demo(tmp_path, pairs_per_edit=1)
     with pytest.raises(SettingsError, match="Choose another --out"):
         prepare_demo(tmp_path, pairs_per_edit=2)
-
-
-def test_an_unknown_variant_is_an_error(tmp_path, capsys):
     assert main(["ablation", "--out", str(tmp_path), "--variant", "lorwep"]) == 2
     assert "lorwep is unknown. There are lorweb, fewer-larger" in capsys.readouterr().err

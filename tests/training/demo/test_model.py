@@ -46,17 +46,12 @@ def _pixels(art):
 
 
 @torch.no_grad()
-def test_the_vae_network_computes_the_closed_form_and_clips(art):
+def test_the_vae_network_computes_the_closed_form_clips_and_keeps_every_level_even_in_half_precision(art):
     vae = build_vae()
     latents = vae.encode(_pixels(art)).latents
     torch.testing.assert_close(latents, encode_art(art), atol=1e-6, rtol=0)
     torch.testing.assert_close(decode_art(latents), art, atol=1e-6, rtol=0)
     assert float((vae.decode(torch.full((1, 16, 2, 2), -1.3)).sample + 1).abs().max()) < 1e-4
-
-
-@torch.no_grad()
-def test_block_images_survive_the_vae_to_the_last_level_even_in_half_precision(art):
-    vae = build_vae()
     for rounded in (vae, vae.half().float()):
         back = rounded.decode(encode_art(art)).sample
         assert psnr((back + 1) / 2, (_pixels(art) + 1) / 2) > 65
@@ -79,11 +74,14 @@ def test_bfl_names_and_back_is_bit_equal():
 
 
 @torch.no_grad()
-def test_an_untrained_base_takes_the_code_linearly_into_its_modulation():
+def test_an_untrained_base_takes_the_code_linearly_into_its_modulation_and_the_zero_code_means_copy():
     embedder = build_base(0).time_text_embed.text_embedder
     first, second = edit_code(Edit("frame", hue=3)), edit_code(Edit("darker", amount=0.65))
     both, one, other, none = (embedder(code[None]) for code in (first + second, first, second, 0 * first))
     assert float((both - one - other + none).norm() / (both - none).norm()) < 0.12
+    edits = (None, Edit("frame", hue=0), Edit("frame", hue=1), Edit("gray"))
+    codes = {tuple(edit_code(edit).tolist()) for edit in edits}
+    assert len(codes) == 4 and (0.0,) * tiny_kontext.CODE_DIM in codes and not edit_code(None).any()
 
 
 def test_the_stock_pipeline_and_our_sampler_agree(base_file):
@@ -110,9 +108,3 @@ def test_the_diffusers_folder_gives_the_same_weights(base_file, tmp_path):
     expected = load_base(base_file).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
     assert {tensor.dtype for tensor in load_file(base_file).values()} == {torch.bfloat16}
-
-
-def test_the_zero_code_means_copy_and_others_differ():
-    assert not edit_code(None).any()
-    codes = {tuple(edit_code(edit).tolist()) for edit in (Edit("frame", hue=0), Edit("frame", hue=1), Edit("gray"))}
-    assert len(codes) == 3 and len(next(iter(codes))) == tiny_kontext.CODE_DIM

@@ -3,10 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from tests.training.data.pair_images import write_pair
-from training.data.importers.building import build_pairs
-from training.data.importers.folders import find_pairs
-from training.data.index import write_pairs
+from tests.training.data.pair_images import index_folder, write_pair
 from training.evaluation.folder import EvaluationFolder
 from training.evaluation.methods import baseline, generate, images_method
 from training.evaluation.sets import SetOptions, read_set
@@ -19,9 +16,7 @@ def write_index(root, *, tasks=("dark", "light"), pairs=3, size=(48, 40)):
         for pair in range(pairs):
             write_pair(root / task, f"{pair:04d}", 100 * number + pair, size=size)
             (root / task / f"{pair:04d}.txt").write_text(f"make it {task}, please {pair}", encoding="utf-8")
-    records, _ = build_pairs(find_pairs(root).candidates)
-    write_pairs(root / "pairs.jsonl", records)
-    return root / "pairs.jsonl"
+    return index_folder(root, root / "pairs.jsonl")
 
 
 def write_evaluation(root, *methods, **index):

@@ -5,11 +5,9 @@ import json
 import pytest
 from PIL import Image
 
+from tests.training.data.pair_images import index_folder
 from tests.training.evaluation.judge_server import MODEL, serving, well_formed
 from tests.training.evaluation.test_metrics import write_network
-from training.data.importers.building import build_pairs
-from training.data.importers.folders import find_pairs
-from training.data.index import write_pairs
 from training.demo.analogies import GUIDANCE, draw_analogies
 from training.demo.scenes import IMAGE_PX, MODEL_FOLDER, TEST_PHOTOS, edits_of, to_image
 from training.demo.tiny_kontext import write_diffusers_folder
@@ -28,9 +26,7 @@ def held_out(tmp_path):
         names = ("0_before", "0_after", "1_before", "1_after")
         for name, pixels in zip(names, drawn.images, strict=True):
             to_image(pixels).save(folder / f"{name}.png")
-    records, _ = build_pairs(find_pairs(tmp_path / "pairs").candidates)
-    write_pairs(tmp_path / "pairs" / "pairs.jsonl", records)
-    return tmp_path / "pairs" / "pairs.jsonl"
+    return index_folder(tmp_path / "pairs", tmp_path / "pairs" / "pairs.jsonl")
 
 
 def test_the_demo_model_beats_copying_by_every_measure_that_sees_the_edit(held_out, tmp_path):
@@ -51,10 +47,8 @@ def test_the_demo_model_beats_copying_by_every_measure_that_sees_the_edit(held_o
         assert main(judge) == 0
     assert main(["aggregate", str(out), "--no-plot", "--sheets", "1"]) == 0
     values = json.loads((out / "results" / "results.json").read_text(encoding="utf-8"))
-    ours, copy = (
-        {name: summary["mean"] for name, summary in values["methods"][method].items()}
-        for method in ("LoRWeB", "copy-b")
-    )
+    means = {m: {name: summary["mean"] for name, summary in v.items()} for m, v in values["methods"].items()}
+    ours, copy = means["LoRWeB"], means["copy-b"]
     assert values["samples"] == len(KINDS)
     assert ours["psnr"] > copy["psnr"] + 6
     assert ours["ssim"] > copy["ssim"]

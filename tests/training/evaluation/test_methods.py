@@ -30,8 +30,8 @@ def evaluation(tmp_path):
 def write_quadrants(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     grid = Image.new("RGB", (20, 20))
-    for number, color in enumerate(("red", "green", "blue", "yellow")):
-        grid.paste(color, (10 * (number % 2), 10 * (number // 2), 10 * (number % 2) + 10, 10 * (number // 2) + 10))
+    for color, corner in zip(("red", "green", "blue", "yellow"), ((0, 0), (10, 0), (0, 10), (10, 10)), strict=True):
+        grid.paste(color, (*corner, corner[0] + 10, corner[1] + 10))
     grid.save(path)
 
 

@@ -51,44 +51,30 @@ def write_network(folder, name, *, seed=0):
     sizes, places, heads = NETWORKS[name]
     weights = {}
     for (wide_in, wide_out, kernel), place in zip(sizes, places, strict=True):
-        spread = (2 / (wide_in * kernel * kernel)) ** 0.5
-        weights[f"features.{place}.weight"] = spread * torch.randn(
-            wide_out, wide_in, kernel, kernel, generator=generator
-        )
+        weight = torch.randn(wide_out, wide_in, kernel, kernel, generator=generator)
+        weights[f"features.{place}.weight"] = (2 / (wide_in * kernel * kernel)) ** 0.5 * weight
         weights[f"features.{place}.bias"] = 0.1 * torch.randn(wide_out, generator=generator)
-    head_weights = {
-        f"lin{i}.model.1.weight": torch.rand(1, size, 1, 1, generator=generator) for i, size in enumerate(heads)
-    }
-    torch.save(weights, folder / f"{name}-backbone.pth")
-    torch.save(head_weights, folder / f"{name}.pth")
-    return folder / f"{name}-backbone.pth", folder / f"{name}.pth"
-
-
-@pytest.mark.parametrize("name", ["alex", pytest.param("vgg", marks=pytest.mark.slow)])
-def test_lpips_is_zero_for_equal_images_symmetric_and_per_image(tmp_path, name):
-    lpips = load_lpips(*write_network(tmp_path, name))
-    first, second = images(1, 2, 40, 48, 3), images(2, 2, 40, 48, 3)
-    assert lpips.name == name
-    assert torch.equal(lpips.distance(first, first), torch.zeros(2))
-    there, back = lpips.distance(first, second), lpips.distance(second, first)
-    assert torch.equal(there, back)
-    assert (there > 0).all()
-    alone = lpips.distance(first[1:], second[1:])
-    assert torch.allclose(there[1:], alone, rtol=1e-5)
+    shapes = {f"lin{i}.model.1.weight": (1, size, 1, 1) for i, size in enumerate(heads)}
+    files = folder / f"{name}-backbone.pth", folder / f"{name}.pth"
+    torch.save(weights, files[0])
+    torch.save({key: torch.rand(*shape, generator=generator) for key, shape in shapes.items()}, files[1])
+    return files
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [
-        ("alex", [0.835114, 0.818437]),
-        pytest.param("vgg", [0.702192, 0.702890], marks=pytest.mark.slow),
-    ],
+    [("alex", [0.835114, 0.818437]), pytest.param("vgg", [0.702192, 0.702890], marks=pytest.mark.slow)],
 )
-def test_lpips_equals_the_lpips_package(tmp_path, name, expected):
+def test_lpips_equals_the_package_is_symmetric_per_image_and_zero_for_equal_images(tmp_path, name, expected):
     """The numbers are those of lpips 0.1.4 with these weights, computed once with its own forward pass."""
     lpips = load_lpips(*write_network(tmp_path, name, seed=3))
-    distances = lpips.distance(images(1, 2, 64, 72, 3), images(2, 2, 64, 72, 3))
+    first, second = images(1, 2, 64, 72, 3), images(2, 2, 64, 72, 3)
+    distances = lpips.distance(first, second)
     assert distances.tolist() == pytest.approx(expected, rel=1e-4)
+    assert lpips.name == name
+    assert torch.equal(lpips.distance(second, first), distances)
+    assert torch.equal(lpips.distance(first, first), torch.zeros(2))
+    assert torch.allclose(lpips.distance(first[1:], second[1:]), distances[1:], rtol=1e-5)
 
 
 def test_lpips_backbones_may_be_safetensors_and_bad_ones_are_errors(tmp_path):
@@ -97,22 +83,15 @@ def test_lpips_backbones_may_be_safetensors_and_bad_ones_are_errors(tmp_path):
     first, second = images(1, 1, 40, 40, 3), images(2, 1, 40, 40, 3)
     distance = load_lpips(backbone, heads).distance(first, second)
     assert torch.equal(load_lpips(tmp_path / "alex.safetensors", heads).distance(first, second), distance)
-
-    with pytest.raises(EvaluationError, match="AlexNet or VGG-16"):
-        load_lpips(heads, heads)
-    with pytest.raises(EvaluationError, match="lpips-backbone"):
-        load_lpips(tmp_path / "nothing.pth", heads)
     (tmp_path / "text.pth").write_text("no weights", encoding="utf-8")
-    with pytest.raises(EvaluationError, match="cannot be read as a file of weights"):
-        load_lpips(tmp_path / "text.pth", heads)
-    with pytest.raises(EvaluationError, match="are not one alex network"):
-        load_lpips(backbone, backbone)
-
-
-def test_psnr_is_ten_times_the_logarithm_and_ends_at_rounding():
-    dark = torch.zeros(8, 8, 3)
-    assert psnr(dark, dark + 0.1) == pytest.approx(20.0, abs=1e-4)
-    assert psnr(dark, dark) == pytest.approx(10 * math.log10(12 * 255**2))
+    for files, message in (
+        ((heads, heads), "AlexNet or VGG-16"),
+        ((tmp_path / "nothing.pth", heads), "lpips-backbone"),
+        ((tmp_path / "text.pth", heads), "cannot be read as a file of weights"),
+        ((backbone, backbone), "are not one alex network"),
+    ):
+        with pytest.raises(EvaluationError, match=message):
+            load_lpips(*files)
 
 
 def test_ssim_equals_the_formula_written_out(tmp_path):
@@ -135,12 +114,14 @@ def test_ssim_equals_the_formula_written_out(tmp_path):
     assert "at least 11 px" in ssim(first[:10], second[:10])
 
 
-def test_clip_direction_is_the_cosine_of_both_changes():
+def test_psnr_is_ten_times_the_logarithm_and_clip_direction_the_cosine_of_both_changes():
+    dark = torch.zeros(8, 8, 3)
+    assert psnr(dark, dark + 0.1) == pytest.approx(20.0, abs=1e-4)
+    assert psnr(dark, dark) == pytest.approx(10 * math.log10(12 * 255**2)), "ends at rounding"
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
     right, up = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    assert clip_direction(a, a + right, b, b + 3 * right) == pytest.approx(1.0)
-    assert clip_direction(a, a + right, b, b - right) == pytest.approx(-1.0)
-    assert clip_direction(a, a + right, b, b + up) == pytest.approx(0.0)
+    for change, cosine in ((3 * right, 1.0), (-right, -1.0), (up, 0.0)):
+        assert clip_direction(a, a + right, b, b + change) == pytest.approx(cosine)
     assert "result equals b" in clip_direction(a, a + right, b, b)
     assert "a′ equals a" in clip_direction(a, a, b, b + right)
 

@@ -35,8 +35,7 @@ def test_every_pair_of_an_index_gets_its_b_and_the_true_answer(tmp_path):
 
 def test_pairs_and_tasks_that_cannot_be_used_are_counted(tmp_path):
     write_index(tmp_path, tasks=("dark",), pairs=2)
-    for stem, size in (("0009_before", (40, 90)), ("0009_after", (40, 90))):
-        paint(7, size=size).save(tmp_path / "dark" / f"{stem}.png")
+    write_pair(tmp_path / "dark", "0009", 7, size=(40, 90))
     write_pair(tmp_path / "lonely", "0000", 5)
     index = write_index(tmp_path, tasks=("dark",), pairs=2)
     assert read_set(str(index), SetOptions("all", b_per_pair=1)).not_used() == [
@@ -61,11 +60,10 @@ def test_strips_are_cut_in_halves(tmp_path):
     index = write_index(tmp_path, tasks=("strips",), pairs=2, size=(32, 30))
     records = []
     for record in read_pairs(index):
-        strip = Image.new("RGB", (64, 30))
-        for half, path in enumerate((record.before, record.after)):
-            strip.paste(Image.open(path), (32 * half, 0))
-        strip.save(record.before.with_name(f"strip-{record.before.name}"))
-        path = record.before.with_name(f"strip-{record.before.name}")
+        strip, path = Image.new("RGB", (64, 30)), record.before.with_name(f"strip-{record.before.name}")
+        for half, source in enumerate((record.before, record.after)):
+            strip.paste(Image.open(source), (32 * half, 0))
+        strip.save(path)
         records.append(replace(record, before=path, after=path, strip=True))
     write_pairs(tmp_path / "strips.jsonl", records)
     cut, whole = (read_set(str(tmp_path / name), ALL).analogies for name in ("strips.jsonl", "pairs.jsonl"))
