@@ -1,7 +1,7 @@
 """Write the demo's files where ComfyUI looks for them: python -m training.demo.comfyui COMFYUI/models
 
     diffusion_models/lorweb_demo_kontext.safetensors    UNETLoader, weight type default
-    vae/lorweb_demo_codec.safetensors                   VAELoader
+    vae/lorweb_demo_vae.safetensors                   VAELoader
     lorweb/lorweb_demo_basis.safetensors                this pack's basis loader
     clip_vision/lorweb_demo_encoder/                    this pack's image encoder loader (not ComfyUI's own)
 
@@ -29,7 +29,7 @@ def write_comfyui_folder(models: Path) -> dict[str, Path]:
     """Write base, VAE, basis and encoder into ComfyUI's `models` and return {unet, vae, basis, encoder} → path."""
     paths = {
         "unet": models / "diffusion_models" / "lorweb_demo_kontext.safetensors",
-        "vae": models / "vae" / "lorweb_demo_codec.safetensors",
+        "vae": models / "vae" / "lorweb_demo_vae.safetensors",
         "basis": models / "lorweb" / "lorweb_demo_basis.safetensors",
         "encoder": models / "clip_vision" / "lorweb_demo_encoder",
     }
