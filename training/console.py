@@ -46,7 +46,7 @@ def open_device(name: str = "auto") -> torch.device:
     Everything that computes on a GPU gets its device here, so cuDNN's attention is switched off here too: under torch
     2.11 its backward pass crashes stock FLUX on Hopper. The flash and memory-efficient kernels remain.
 
-    Raises: SettingsError: for any other name, and for a GPU that does not exist.
+    Raises SettingsError for any other name, and for a GPU that does not exist.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

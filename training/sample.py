@@ -114,7 +114,7 @@ class Triplet:
 def find_triplets(folder: Path, prompts: Path | None = None) -> list[Triplet]:
     """Return the triplets of a folder, by name, each with its prompt ("" without one).
 
-    Raises: ImageError: when there are none, or some are incomplete; all are named.
+    Raises ImageError when there are none, or some are incomplete; all are named.
     """
     found, incomplete = [], []
     for path in sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []:
@@ -145,7 +145,7 @@ def generate_triplet(
 ) -> Path:
     """Generate b′ of a triplet, write it and its row of four images, and return its path.
 
-    Raises: OutputError: when they cannot be written.
+    Raises OutputError when they cannot be written.
     """
     images = [from_pil(read_image(path))[None] for path in triplet.images]
     answer, generated = sampler.generate(*images, prompt=triplet.prompt, options=options, on_step=on_step)

@@ -100,7 +100,7 @@ def train(config: TrainConfig, *, resume: str | None = None) -> RunResult:
     Args:
         config: of the run.
         resume: `latest`, a checkpoint folder, or None to start.
-    Raises: LoRWeBError: for everything that a user can get wrong.
+    Raises LoRWeBError for everything that a user can get wrong.
     """
     with listen_for_signals() as stop:
         logger.info("run folder: %s", config.run_folder)

@@ -51,7 +51,7 @@ def read_config(path: Path | str, overrides: Sequence[str] = ()) -> TrainConfig:
     Args:
         path: YAML file; a bare name such as `paper.yaml`, or `paper`, also finds the shipped ones.
         overrides: each `section.name=value`, value in YAML.
-    Raises: ConfigError: with all errors of file and overrides.
+    Raises ConfigError with all errors of file and overrides.
     """
     values = _read_file(_find(Path(path)))
     errors = []

@@ -62,7 +62,7 @@ class CheckpointSaver:
     def __call__(self, state: TrainingState, *, is_last: bool = False) -> None:
         """Write a checkpoint, unless that of this step was written already.
 
-        Raises: OutputError: when the last one cannot be written.
+        Raises OutputError when the last one cannot be written.
         """
         if self.processes.is_main and self.saved_step != state.step:
             folder, started = self.config.run_folder / "checkpoints", time.monotonic()
@@ -103,7 +103,7 @@ def restore_state(state: TrainingState, saved: dict[str, Any], config: TrainConf
 
     torch's own generators are left to `restore_random_states`: building the rest of a run still uses them.
 
-    Raises: ShapeError: when the basis has other sizes. CheckpointError: when the optimizer is of another kind.
+    Raises ShapeError when the basis has other sizes; CheckpointError when the optimizer is of another kind.
     """
     if (before := saved["optimizer_class"]) != (now := _class_name(state.optimizer)):
         raise CheckpointError(
@@ -166,7 +166,7 @@ def save_checkpoint(
         write_basis: writes the basis file to the path it is given.
         keep: how many stay.
     Returns: the checkpoint's folder.
-    Raises: OutputError: when it cannot be written; the earlier ones are untouched and nothing partial is left.
+    Raises OutputError when it cannot be written; the earlier ones are untouched and nothing partial is left.
     """
     target = folder / f"step-{step:09d}"
     partial = folder / f"{_PARTIAL_PREFIX}{target.name}"
@@ -219,7 +219,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def load_latest(folder: Path) -> dict[str, Any] | None:
     """Return the state of the newest undamaged checkpoint, or None when there is none at all.
 
-    Raises: CheckpointError: when all are damaged; a new start would delete them.
+    Raises CheckpointError when all are damaged; a new start would delete them.
     """
     whole, present = list_checkpoints(folder), _step_folders(folder)
     for path in [*(path for path in present if path not in whole), *reversed(whole)]:
@@ -238,7 +238,7 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return the state of one checkpoint folder, on the CPU, after comparing all its files with the manifest.
 
-    Raises: CheckpointError: when it is missing, damaged or of another format.
+    Raises CheckpointError when it is missing, damaged or of another format.
     """
     files = _read_manifest(path)["files"]
     try:
@@ -265,7 +265,7 @@ def _step_folders(folder: Path) -> list[Path]:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest: `order` among the saves of its run, `files` as name → (size, SHA-256).
 
-    Raises: CheckpointError: when it is missing, damaged or of another format, or a file does not have its size.
+    Raises CheckpointError when it is missing, damaged or of another format, or a file does not have its size.
     """
     try:
         content = json.loads((folder / MANIFEST_FILE).read_bytes())

@@ -79,7 +79,7 @@ def open_training_data(config: TrainConfig, preprocessing: Preprocessing | None)
     Args:
         config: of the run.
         preprocessing: of the image encoder; None when no single images are embedded during the run.
-    Raises: DataError: unusable index or examples, or nothing to train on.
+    Raises DataError for an unusable index or examples, or nothing to train on.
     """
     pairs = read_pairs(config.data.index)
     records, problems = divided_pairs(config, pairs)
@@ -119,7 +119,7 @@ def divided_pairs(config: TrainConfig, pairs: Sequence[PairRecord]) -> tuple[lis
 
     Only usable pairs are held out: a broken one would leave its task without validation.
 
-    Raises: DataError: nothing is usable or left for training.
+    Raises DataError when nothing is usable or left for training.
     """
     data = config.data
     usable, problems = usable_pairs(pairs, resolution_px=data.resolution_px)
@@ -143,7 +143,7 @@ def read_examples(config: TrainConfig) -> tuple[list[PairRecord], list[Quadruple
 
     Without b_prime.* the answer is unknown: b's pair then has b on both sides.
 
-    Raises: DataError: for everything that is missing or cannot be read, at once.
+    Raises DataError for everything that is missing or cannot be read, at once.
     """
     records: list[PairRecord] = []
     quadruplets, problems = [], []
@@ -242,7 +242,7 @@ def training_batches(
     Each unreadable image is logged once (here, since the workers do not know of each other); `close()` ends the workers
     and logs the count.
 
-    Raises: DataLostError: while iterating.
+    Raises DataLostError while iterating.
     """
     sampler = BucketBatchSampler(
         data.training, batch_size=config.run.batch_size, rank=rank, world_size=world_size, start=first_step

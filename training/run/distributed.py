@@ -38,7 +38,7 @@ class Processes:
         world_size: number of processes.
         device: of this process.
         is_sharded: whether the base is sharded.
-    Raises: SettingsError: when `cuda` is wanted and there is none, or srun starts several tasks without torchrun.
+    Raises SettingsError when `cuda` is wanted and there is none, or srun starts several tasks without torchrun.
     """
 
     def __init__(self, device: str = "auto", *, strategy: str = "ddp") -> None:

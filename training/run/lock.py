@@ -18,7 +18,7 @@ from lorweb_core.errors import OutputError
 def run_lock(folder: Path) -> Iterator[None]:
     """Hold `run.lock` in a run's folder, which is created if needed.
 
-    Raises: OutputError: when another process has it, or may have it on another host, or the folder cannot be written.
+    Raises OutputError when another process has it, or may have it on another host, or the folder cannot be written.
     """
     path, own_host = folder / "run.lock", socket.gethostname()
     try:

@@ -101,7 +101,7 @@ class Loop:
     def run(self, state: TrainingState) -> None:
         """Train until the last step or a request to stop; the state is saved at the end either way.
 
-        Raises: DivergenceError: after too many bad steps. ModelError: if a single sample does not fit in memory.
+        Raises DivergenceError after too many bad steps; ModelError if a single sample does not fit in memory.
         """
         steps, validation, log_every = self.config.run.steps, self.config.validation, self.config.tracking.log_every
         if validation.every and state.step == 0:  # the baseline of the curves

@@ -48,7 +48,7 @@ def assemble(
 ) -> tuple[Loop, TrainingState]:
     """Return the loop and the state it starts from, everything loaded.
 
-    Raises: LoRWeBError: for everything that a user can get wrong.
+    Raises LoRWeBError for everything that a user can get wrong.
     """
     if config.run.batch_size % processes.world_size:
         raise SettingsError(
@@ -110,7 +110,7 @@ def load_start(path: Path, config: TrainConfig) -> Basis:
 
     Adam's updates are about as large as the rate, whatever the gradient. Measured in benchmarks/results/own-folder.md.
 
-    Raises: SettingsError: when it was trained with other settings than the run has.
+    Raises SettingsError when it was trained with other settings than the run has.
     """
     basis, wanted, rate = load_basis(path), config.router_settings(), config.optimizer.learning_rate
     weight = median(float(layer.lora_down.float().square().mean().sqrt()) for layer in basis.layers.values())

@@ -162,7 +162,7 @@ class Validator:
     def compute(self, model: TrainableKontext) -> ValidationResult:
         """Return losses, images with their scores, and router health; the same on every process.
 
-        Raises: ValidationStoppedError.
+        Raises ValidationStoppedError.
         """
         rows = {name: self.images(model, name) for name in self.sets if self.config.validation.images}
         rows = {name: of_set for name, of_set in rows.items() if of_set}
