@@ -165,6 +165,9 @@ def test_tensors_of_another_type_or_shape_are_refused(tmp_path):
         save_file(tensors, path, metadata)
         with pytest.raises(LoRWeBError, match=word):
             load_coefficients(path)
+    huge = {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]}
+    with pytest.raises(CheckpointError, match="1 other tensors"):
+        load_coefficients(write_raw(path, {"__metadata__": metadata, "a": huge}, b""))
 
 
 def test_layers_whose_names_would_steer_a_terminal_are_refused_without_doing_so(tmp_path):
