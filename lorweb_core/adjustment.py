@@ -83,7 +83,7 @@ def adjust_coefficients(
                 )
             values = _apply_temperature(values, temperature)
         if 0 < top_k < values.shape[-1]:
-            values = keep_strongest(values, top_k, renormalize=renormalize)
+            values = _keep_strongest(values, top_k, renormalize=renormalize)
         values = values * math.prod(strengths.get(part, 1.0) for part in parts[name])
         if not is_all_finite(values):
             changed = ", ".join(f"{part} {strength:g}" for part, strength in strengths.items() if strength != 1.0)
@@ -105,7 +105,7 @@ def _apply_temperature(values: Tensor, temperature: float) -> Tensor:
     return torch.sign(values) * share * magnitude.sum(-1, keepdim=True)
 
 
-def keep_strongest(values: Tensor, top_k: int, *, renormalize: bool) -> Tensor:
+def _keep_strongest(values: Tensor, top_k: int, *, renormalize: bool) -> Tensor:
     """Return values [..., N] with all but the k largest magnitudes zero, 0 < k < N; of equal ones the first."""
     magnitude = values.abs()
     strongest = magnitude.argsort(dim=-1, descending=True, stable=True)[..., :top_k]
@@ -119,7 +119,7 @@ def keep_strongest(values: Tensor, top_k: int, *, renormalize: bool) -> Tensor:
 def parts_of_layers(layer_names: Iterable[str]) -> dict[str, list[str]]:
     """Return layer name → the parts of `PART_NAMES` that it belongs to; none outside the blocks.
 
-    Each list of blocks is cut into thirds, as long as the highest index among the names says.
+    Each list of blocks, whose length is the highest block index + 1, is cut into thirds.
     """
     parsed = {layer_name: parse_layer_name(layer_name) for layer_name in layer_names}
     block_counts: dict[str, int] = {}

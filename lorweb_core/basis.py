@@ -6,7 +6,7 @@ c the coefficients of `router`. In code A and B are called `lora_down` [N, r, in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,6 +23,27 @@ _DIMENSIONS = {
     "query_projection": ("K", "Q"),
     "lora_bias": ("N", "out"),
 }
+
+
+def describe_misfit(shapes: Mapping[str, Sequence[int]], dimensions: Mapping[str, Sequence[str]]) -> str:
+    """Return the first shape that contradicts its dimensions or an earlier shape, or "" when all fit.
+
+    `dimensions` names the dimensions of each tensor, such as N, r, in; equal names stand for equal sizes above 0.
+    Example: "keys is [5, 8], not [N, K] with N = 4 as in lora_down".
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, letters in dimensions.items():
+        if name not in shapes:
+            continue
+        shape = list(shapes[name])
+        text = f"{name} is {shape!r:.80}, not [{', '.join(letters)}]"
+        if len(shape) != len(letters) or 0 in shape:
+            return text
+        for letter, size in zip(letters, shape, strict=True):
+            known, source = sizes.setdefault(letter, (size, name))
+            if size != known:
+                return f"{text} with {letter} = {known} as in {source}"
+    return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,20 +66,10 @@ class LayerBasis:
     lora_bias: Tensor | None = None
 
     def __post_init__(self) -> None:
-        sizes: dict[str, tuple[int, str]] = {}
-        for name, letters in _DIMENSIONS.items():
-            tensor = getattr(self, name)
-            if tensor is None:
-                continue
-            shape = list(tensor.shape)
-            if len(shape) != len(letters) or 0 in shape:
-                raise ShapeError(f"{name} is {shape}, not [{', '.join(letters)}]")
-            for letter, size in zip(letters, shape, strict=True):
-                known, source = sizes.setdefault(letter, (size, name))
-                if size != known:
-                    raise ShapeError(
-                        f"{name} is {shape}, not [{', '.join(letters)}] with {letter} = {known} as in {source}"
-                    )
+        shapes = {name: tensor.shape for name in _DIMENSIONS if (tensor := getattr(self, name)) is not None}
+        misfit = describe_misfit(shapes, _DIMENSIONS)
+        if misfit:
+            raise ShapeError(f"The tensors of a layer do not fit together: {misfit}. Take all from the same layer.")
 
     @property
     def basis_size(self) -> int:
@@ -105,7 +116,8 @@ class Basis:
         basis_id: short hash of header, keys and projections; ties coefficients to their basis.
         metadata: the file's own header strings, untouched.
         report: lines that say which settings were assumed, and why; empty when none was.
-        settings_source: where the settings were stated (header, YAML files, defaults), for people.
+        settings_source: where the settings were stated (header, YAML files, defaults), for messages; empty for a basis
+            that was not read from a file.
     """
 
     layers: Mapping[str, LayerBasis]
@@ -114,7 +126,7 @@ class Basis:
     name: str = "basis"
     metadata: Mapping[str, Any] = field(default_factory=dict)
     report: tuple[str, ...] = ()
-    settings_source: str = "argument"
+    settings_source: str = ""
 
     @cached_property
     def query_dim(self) -> int:

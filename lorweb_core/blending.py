@@ -69,7 +69,7 @@ def blend_coefficients(
         blended = _weighted_mean(values, factors)
     else:
         blended = sum((value * factor for value, factor in zip(values, factors, strict=True)), torch.zeros(()))
-    return _split_finite(blended, wholes, f"weights {given}")
+    return _split_finite(blended, wholes, "weights", given)
 
 
 def sweep_analogies(analogies: Sequence[Mapping[str, Any]], start: float, end: float, *, steps: int) -> Coefficients:
@@ -84,7 +84,7 @@ def sweep_analogies(analogies: Sequence[Mapping[str, Any]], start: float, end: f
     weights = [interpolation_weights(position, len(analogies)) for position in positions]
     wholes, values = _join_analogies(analogies)
     swept = torch.cat([_weighted_mean(values, row) for row in weights])
-    return _split_finite(swept, wholes, f"positions {start:g} to {end:g}")
+    return _split_finite(swept, wholes, "positions", f"{start:g} to {end:g}")
 
 
 def interpolation_weights(position: float, count: int) -> list[float]:
@@ -152,11 +152,11 @@ def _weighted_mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor
     return result
 
 
-def _split_finite(blended: Tensor, wholes: Sequence[Coefficients], given: str) -> Coefficients:
+def _split_finite(blended: Tensor, wholes: Sequence[Coefficients], what: str, given: str) -> Coefficients:
     if not is_all_finite(blended):
         largest = max(float(mix.abs().max()) for whole in wholes for mix in whole["layers"].values())
         raise SettingsError(
-            f"The {given} overflow float32, since the coefficients reach {largest:.2g}. Use smaller "
-            f"{given.partition(' ')[0]}, or analogies with smaller numbers."
+            f"The {what} {given} overflow float32, since the coefficients reach {largest:.2g}. Use smaller {what}, or "
+            "analogies with smaller numbers."
         )
     return with_layers(wholes[0], split_layers(blended, wholes[0]["layers"]))

@@ -11,7 +11,7 @@ the layer itself may be called `….attn.to_q`. Names and shapes are checked bef
 one kind are reported at once. Nothing is ever unpickled.
 
 While reading, the file is memory-mapped and copied tensor by tensor into its final form; afterwards no byte of the
-basis depends on the file, which may be replaced or cut while the basis is in use. The extra memory is one tensor.
+returned basis depends on the file. The extra memory is one tensor.
 Source: docs/file-format.md.
 """
 
@@ -29,8 +29,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .basis import Basis, LayerBasis
-from .errors import CheckpointError, ShapeError, printable
+from .basis import Basis, LayerBasis, describe_misfit
+from .errors import CheckpointError, printable
 from .layer_names import sort_layer_names
 from .safetensors_file import TensorEntry, open_tensors, read_header, write_safetensors_atomically
 from .settings import RouterSettings
@@ -46,6 +46,13 @@ _ATTRIBUTES = {
     "lora_keys": "keys",
     "att_lora_to_q.weight": "query_projection",
     "lora_B_bias": "lora_bias",
+}
+_DIMENSIONS = {
+    "lora_A": ("N", "in", "r"),
+    "lora_B": ("N", "r", "out"),
+    "lora_keys": ("N", "K"),
+    "att_lora_to_q.weight": ("K", "Q"),
+    "lora_B_bias": ("N", "out"),
 }
 _FLOAT_DTYPES = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 _REQUIRED = ("lora_A", "lora_B", "lora_keys")
@@ -185,15 +192,16 @@ def _read_shapes(entries: Mapping[str, TensorEntry], file_name: str) -> dict[str
         )
     shapes = {}
     for layer_name in sort_layer_names(by_layer):
+        parts = by_layer[layer_name]
+        # Before torch sees a shape: with a 0 in it, the others may be larger than any that torch can have.
+        misfit = describe_misfit({part: entry.shape for part, entry in parts.items()}, _DIMENSIONS)
+        if misfit:
+            raise CheckpointError(f"In layer {layer_name} of {file_name}, {misfit}. {_REWRITE}")
         tensors = {}
-        for part, entry in by_layer[layer_name].items():
+        for part, entry in parts.items():
             tensor = torch.empty(entry.shape, device="meta")
-            is_matrix = part in ("lora_A", "lora_B") and tensor.dim() == 3
-            tensors[_ATTRIBUTES[part]] = tensor.transpose(1, 2) if is_matrix else tensor
-        try:
-            shapes[layer_name] = LayerBasis(**tensors)
-        except ShapeError as error:
-            raise CheckpointError(f"In layer {layer_name} of {file_name}, {error}. {_REWRITE}") from error
+            tensors[_ATTRIBUTES[part]] = tensor.transpose(1, 2) if tensor.dim() == 3 else tensor
+        shapes[layer_name] = LayerBasis(**tensors)
     return shapes
 
 

@@ -55,6 +55,7 @@ class Comparison:
 
     difference: CoefficientTable  # first - second
     cosine: Tensor  # [L], between the two layers; 0 where one is all zeros, NaN where both are
+    adapter_use: Tensor  # [N], mean |difference| of each adapter over the layers
     distance: float  # mean over layers of ½ · Σ|difference|
 
 
@@ -109,8 +110,13 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, mix: int = 0
     sides = [side.values.nan_to_num(0.0).double() for side in (first_table, second_table)]
     cosine = torch.nn.functional.cosine_similarity(sides[0], sides[1], dim=1, eps=1e-300).float()
     are_off = (sides[0] == 0).all(1) & (sides[1] == 0).all(1)
-    distance = 0.5 * table.values.nan_to_num(0.0).abs().sum(1).mean()
-    return Comparison(table, torch.where(are_off, math.nan, cosine), float(distance))
+    magnitude = table.values.nan_to_num(0.0).abs()
+    return Comparison(
+        table,
+        cosine=torch.where(are_off, math.nan, cosine),
+        adapter_use=magnitude.mean(0),
+        distance=float(0.5 * magnitude.sum(1).mean()),
+    )
 
 
 def describe(coefficients: Coefficients, *, mix: int = 0, title: str = "") -> str:

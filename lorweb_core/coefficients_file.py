@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from .coefficients import Coefficients, require_whole_coefficients
-from .errors import CheckpointError
+from .errors import CheckpointError, one_line
 from .files import parse_json
 from .images import require_images, to_pil
 from .safetensors_file import Header, open_tensors, read_header, write_safetensors_atomically
@@ -95,7 +95,11 @@ def load_coefficients(path: Path) -> CoefficientsFile:
             f"The header key {METADATA_KEY} of {path.name} lacks format_version, basis_id or settings: {text!r}. {_ASK}"
         )
     _require_texts(content, path)
-    odd = [name for name, entry in header.entries.items() if entry.dtype != "F32" or len(entry.shape) != 2]
+    odd = [
+        name
+        for name, entry in header.entries.items()
+        if entry.dtype != "F32" or len(entry.shape) != 2 or 0 in entry.shape
+    ]
     if odd or not header.entries:
         found = f"{len(odd)} other tensors (such as {', '.join(odd[:3])})" if odd else "no tensor"
         raise CheckpointError(f"{path.name} has {found}, not one float32 tensor [B, N] per layer. {_ASK}")
@@ -129,5 +133,6 @@ def _decode_thumbnail(header: Header, path: Path) -> Image.Image | None:
                 raise ValueError(f"{image.size[0]}×{image.size[1]} px")
             return image.convert("RGB")
     except (binascii.Error, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())[:80] or type(error).__name__
-        raise CheckpointError(f"{THUMBNAIL_KEY} in {path.name} is not a small image: {reason}. {_ASK}") from error
+        raise CheckpointError(
+            f"{THUMBNAIL_KEY} in {path.name} is not a small image: {one_line(error, 80)}. {_ASK}"
+        ) from error

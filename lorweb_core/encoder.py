@@ -11,14 +11,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .errors import ModelError
+from .errors import ModelError, one_line
 from .images import require_images
 from .preprocessing import (
     CLIP_PREPROCESSING,
@@ -198,7 +197,7 @@ def read_encoder_size(folder_or_id: str | Path, *, revision: str | None = None) 
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {shorten(str(error), 200, placeholder=' …')}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _read_vision_config(folder: Path) -> tuple[bool, dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-#: What a terminal obeys or shows as a new line, what reverses the text around it, and halves of a character.
+#: What a terminal obeys or shows as a new line, what reverses the text around it, and unpaired surrogates.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -26,11 +26,16 @@ def quote(text: str, limit: int = 80) -> str:
     return quoted if len(text) <= limit else f"{quoted}… ({len(text):,} characters)"
 
 
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Return the message of another library's error on one line, cut to a limit; its type when it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 class LoRWeBError(ValueError):
     """A user-facing error: whole sentences, printed as one line."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(" ".join(message.splitlines())))  # of libraries, some messages have several lines
+        super().__init__(printable(" ".join(message.splitlines())))  # messages of libraries may span lines
 
 
 class CheckpointError(LoRWeBError):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,21 +151,17 @@ def _factor(
 ) -> tuple[Tensor, Tensor, float]:
     """Return down, up and the share of energy kept; raises OutputError when numbers leave float32's range."""
     mixed = mix_layer(layer, coefficients, strength=strength)
-    overflow = OutputError(
+    if mixed.down.isfinite().all() and mixed.up.isfinite().all():
+        with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]  # the product overflowed
+            if 0 < rank < layer.total_rank:
+                reduced = reduce_rank(mixed.down, mixed.up, rank=rank)
+                down, up, kept = reduced.down, reduced.up, reduced.kept_energy
+            else:
+                down, up = balance_pair(mixed.down, mixed.up)
+                kept = 1.0
+            if down.isfinite().all() and up.isfinite().all():
+                return down, up, kept
+    raise OutputError(
         f"The mix of layer {name} overflows float32 at strength {strength:g}. Use a smaller strength, or smaller "
         "coefficients."
     )
-    if not (mixed.down.isfinite().all() and mixed.up.isfinite().all()):
-        raise overflow
-    if 0 < rank < layer.total_rank:
-        try:
-            reduced = reduce_rank(mixed.down, mixed.up, rank=rank)
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # the product overflowed
-            raise overflow from error
-        down, up, kept = reduced.down, reduced.up, reduced.kept_energy
-    else:
-        down, up = balance_pair(mixed.down, mixed.up)
-        kept = 1.0
-    if not (down.isfinite().all() and up.isfinite().all()):
-        raise overflow
-    return down, up, kept

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import yaml
 
-from .errors import FileError, OutputError
+from .errors import FileError, OutputError, one_line
 
 #: Settings and configs are a page of text; PyYAML takes 0.5 s for the worst file of this size.
 MAX_YAML_BYTES = 50_000
@@ -36,16 +36,14 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a regular file, or a link to one, for reading bytes. Raises FileError for anything else."""
     try:
         mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-            raise FileError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file.")
-        return path.open("rb")
+        if stat.S_ISREG(mode):
+            return path.open("rb")
     except FileNotFoundError:
         raise FileError(f"There is no file {path}.") from None
-    except FileError:
-        raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    raise FileError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file.")
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -84,7 +82,7 @@ def parse_json(text: str, source: str) -> Any:  # noqa: ANN401
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError also for numbers of more than 4,300 digits
-        raise FileError(f"{source} is not usable JSON: {_one_line(error)}.") from error
+        raise FileError(f"{source} is not usable JSON: {one_line(error)}.") from error
     _require_plain(value, source)
     return value
 
@@ -104,7 +102,7 @@ def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401
         value = yaml.load(text, _BoundedLoader)
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         # All but YAMLError: the safe loader's constructors, for a month 99, `!!bool maybe`, `!!int ''` and the like.
-        raise FileError(f"{source} is not usable YAML: {_one_line(error)}.") from error
+        raise FileError(f"{source} is not usable YAML: {one_line(error)}.") from error
     _require_plain(value, source)
     return value
 
@@ -150,10 +148,6 @@ def _require_plain(value: object, source: str) -> None:
         if not level:
             return
     raise FileError(f"{source} is nested more than {MAX_DEPTH} deep.")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -9,7 +9,8 @@
 Colors: black → violet → orange → pale yellow for numbers ≥ 0; blue ← white → red for differences, whatever their
 signs, and for coefficients when there are negative ones. They follow the square root of the number, so that one strong
 adapter does not leave all others black.
-`web/js` draws the same in the browser, from the same numbers; keep the colors in step.
+`web/js/coefficients_heat_map.js` draws the same in the browser, with the cell and edge colors from here. It repeats
+only the two colors of the bars: change them in both files.
 """
 
 from __future__ import annotations
@@ -45,8 +46,7 @@ def draw_coefficients(table: CoefficientTable, title: str, *, summary: Summary |
 
 def draw_comparison(comparison: Comparison, title: str) -> Image.Image:
     """Return a heat map of a difference, with the cosine per layer beside it."""
-    use = comparison.difference.values.nan_to_num(0.0).abs().mean(0)
-    cosine = comparison.cosine.clamp(min=0.0)
+    cosine, use = comparison.cosine.clamp(min=0.0), comparison.adapter_use
     return _draw(comparison.difference, title, strip=cosine, strip_title="cosine", use=use, is_difference=True)
 
 

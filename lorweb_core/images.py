@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from .errors import ImageError, ShapeError
+from .errors import ImageError, ShapeError, one_line
 
 #: What is opened, as Pillow calls it, and how such files end.
 IMAGE_FORMATS = {
@@ -89,7 +89,7 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, at_least_px: int | N
                 image.draft(None, (at_least_px, at_least_px))
             rgb = _to_rgb(image)
         except _DECODER_ERRORS as error:
-            raise ImageFileError(path, "damaged", f"decoding stops with “{_one_line(error)}”; copy it again") from error
+            raise ImageFileError(path, "damaged", f"decoding stops with “{one_line(error)}”; copy it again") from error
     factor = 1 if at_least_px is None else min(rgb.size) // at_least_px
     if factor > 1:
         rgb = rgb.reduce(factor)
@@ -119,9 +119,9 @@ def _open(path: Path, max_pixels: int) -> ImageFile.ImageFile:
     except ImageFileError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageFileError(path, "too-large", _one_line(error)) from error
+        raise ImageFileError(path, "too-large", one_line(error)) from error
     except _DECODER_ERRORS as error:
-        reason = f"it cannot be opened (“{_one_line(error)}”)"
+        reason = f"it cannot be opened (“{one_line(error)}”)"
         if isinstance(error, UnidentifiedImageError):
             reason = f"it is none of {', '.join(IMAGE_FORMATS)}; save it as PNG or JPEG"
         raise ImageFileError(path, "unreadable", reason) from error
@@ -173,10 +173,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     white = Image.new("RGB", rgba.size, "white")
     white.paste(rgba, mask=rgba)
     return white
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def require_images(name: str, images: Tensor) -> Tensor:

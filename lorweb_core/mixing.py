@@ -5,7 +5,7 @@
 
 Three forms of the same thing: a factored pair with c folded in (`mix_layer`), the full weight change
 (`layer_delta`), and the contribution to a forward pass with one c per sample (`add_contribution`). Source:
-arXiv 2602.15727, Eq. 2.
+arXiv 2602.15727, Eq. 5.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MixedLayer:
 def mix_layer(layer: LayerBasis, coefficients: Tensor, *, strength: float = 1.0) -> MixedLayer:
     """Return the mixed LoRA of one layer as an ordinary (down, up) pair.
 
-    delta = strength · Σ_n coefficients[n] · up[n] @ down[n]   (arXiv 2602.15727, Eq. 2), kept factored: rank N·r.
+    delta = strength · Σ_n coefficients[n] · up[n] @ down[n]   (arXiv 2602.15727, Eq. 5), kept factored: rank N·r.
     The coefficients are folded, in float32, into the side with fewer numbers; the other side is a view of the basis
     in its dtype. A negative strength reverses the edit. Raises ShapeError if coefficients is not [N].
     """

@@ -157,7 +157,7 @@ def _parse_preprocessing(values: Mapping[str, Any], preset: Preprocessing, path:
         is_usual &= all(values.get(step, True) for step in ("do_resize", "do_rescale", "do_normalize"))
         is_usual &= abs(float(values.get("rescale_factor", 1 / 255)) * 255 - 1) < 1e-6
         is_usual &= len(mean) == len(std) == 3 and min(std) > 0 and size_px > 0
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, OverflowError):  # OverflowError: int() of 1e999
         is_usual = False
     if not is_usual:
         raise ModelError(

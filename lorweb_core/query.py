@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .errors import ImageError, ShapeError
+from .errors import ImageError, SettingsError, ShapeError
 from .grid import reference_grid
 from .images import MAX_ASPECT, from_pil, require_analogy, to_pil
 from .preprocessing import Preprocessing, fit_image, fit_images
 from .settings import RouterSettings
 
-#: Modes that join embeddings of separate images, and how many of a, a′, b they take.
-_IMAGE_COUNT = {"cat-aa'b": 3, "ca'-ca": 2, "ca'-ca+cb": 3}
+#: How many of a, a′, b a mode embeds as separate images; 0 for the modes that embed the grid or a part of it.
+_IMAGE_COUNT = {"cat-aa'b": 3, "ca'-ca": 2, "ca'-ca+cb": 3, "aa'bb'": 0, "caa'bb'": 0, "caa'b": 0, "caa'": 0}
 
 
 def images_to_embed(
@@ -45,11 +45,12 @@ def images_to_embed(
         preprocessing: when given, the images come fitted to [·, S, S, 3], so they can be embedded as one batch
             and no full-size grid is kept.
     Raises: ImageError, ShapeError: see `images.require_analogy`, and when a reference crop would be empty.
+        SettingsError: for an unknown query mode.
     """
+    count = _count_images(query_mode)
     analogy = require_analogy(image_a, image_a_prime, image_b)
-    if query_mode in _IMAGE_COUNT and not reference_crops:
-        whole = analogy[: _IMAGE_COUNT[query_mode]]
-        return [fit_images(images, preprocessing) if preprocessing else images for images in whole]
+    if count and not reference_crops:
+        return [fit_images(images, preprocessing) if preprocessing else images for images in analogy[:count]]
     rows = []
     for index in range(len(image_b)):
         triplet = (to_pil(images[index if len(images) > 1 else 0]) for images in analogy)
@@ -62,9 +63,9 @@ def join_embeddings(query_mode: str, embeddings: Sequence[Tensor]) -> Tensor:
     """Return the query embedding [B, Q], float32; Q is 3·P for `cat-aa'b`, else P.
 
     `embeddings` are one [1 or B, P] per entry of `images_to_embed`, not normalized. Raises ShapeError when their
-    number, widths or batches do not fit.
+    number, widths or batches do not fit, SettingsError for an unknown query mode.
     """
-    count = _IMAGE_COUNT.get(query_mode, 1)
+    count = _count_images(query_mode) or 1
     batch = max((len(embedding) for embedding in embeddings), default=0)
     shapes = [tuple(embedding.shape) for embedding in embeddings]
     widths = {shape[1] for shape in shapes if len(shape) == 2}
@@ -127,9 +128,18 @@ def embed_once(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return encode_new
 
 
+def _count_images(query_mode: str) -> int:
+    if query_mode not in _IMAGE_COUNT:
+        raise SettingsError(f"query_mode is {query_mode!r:.80}. Known are {', '.join(_IMAGE_COUNT)}.")
+    return _IMAGE_COUNT[query_mode]
+
+
 def _cut_grid(query_mode: str, grid: Image.Image, reference_crops: bool) -> list[Image.Image]:
-    """What of the grid is embedded. The reference takes half the width for both sides of every quadrant, so its b is
-    empty from an aspect of 2:1 on, where it crashes."""
+    """Return the crops of the grid to embed.
+
+    The reference takes half the width for both sides of every quadrant, so its b is empty from an aspect of 2:1 on,
+    where it crashes.
+    """
     width, height = grid.size
     half_width = width // 2
     half_height = half_width if reference_crops else height // 2
@@ -138,7 +148,7 @@ def _cut_grid(query_mode: str, grid: Image.Image, reference_crops: bool) -> list
         grid.paste((0, 0, 0), (half_width, half_height, width, max(height, half_height)))
     elif query_mode == "caa'":
         boxes = [(0, 0, width, min(half_height, height))]
-    elif query_mode in _IMAGE_COUNT:
+    elif _IMAGE_COUNT[query_mode]:
         lower = min(half_height, height)
         boxes = [(0, 0, half_width, lower), (half_width, 0, width, lower), (0, half_height, half_width, height)]
         boxes = boxes[: _IMAGE_COUNT[query_mode]]

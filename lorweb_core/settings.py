@@ -1,6 +1,6 @@
 """Router settings: what the tensors of a basis do not show about how a query becomes coefficients.
 
-Where they come from (argument, header, sidecar, shapes) is `settings_sources`.
+Where they come from (YAML file, header, sidecar, shapes) is `settings_sources`.
 """
 
 from __future__ import annotations

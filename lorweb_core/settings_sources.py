@@ -172,7 +172,7 @@ def _list(values: Mapping[str, object]) -> str:
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
-    """Return what a YAML file says, in the reference's form or the plain one; nothing when it is about other things.
+    """Return what a YAML file says, in the reference's form or the plain one; an empty dict if it contains no settings.
 
     The names are those of `RouterSettings` and `_FACTS`. Raises FileError when it is unreadable or not YAML,
     SettingsError for unknown names or unusable values.
@@ -186,7 +186,8 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     # The reference's form, any of whose sections may be missing.
     config = content.get("config")
     processes = config.get("process") if isinstance(config, dict) else None
-    networks = [process.get("network") for process in processes or () if isinstance(process, dict)]
+    processes = processes if isinstance(processes, list) else ()
+    networks = [process.get("network") for process in processes if isinstance(process, dict)]
     network = next((network for network in networks if isinstance(network, dict)), {})
     arguments = network.get("network_kwargs")
     arguments = arguments if isinstance(arguments, dict) else {}

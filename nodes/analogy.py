@@ -127,7 +127,7 @@ class EncodeAnalogies:
         }
 
     @classmethod
-    def IS_CHANGED(cls, folder: list[str | None], **_others: object) -> str | float:
+    def IS_CHANGED(cls, folder: list[str | None], **_others: object) -> str | float:  # the host passes all inputs
         """Encode again when an image in the folder changes."""
         if folder[0] is None:  # linked, and not known yet: never the same
             return float("nan")  # a new object each time: the host takes the same object for equal

@@ -66,7 +66,8 @@ class PreviewCoefficients:
         whole = require_whole_coefficients(coefficients)
         other = None if compare_with is None else require_whole_coefficients(compare_with)
         count = max(count_mixes(side) for side in (whole, other) if side is not None)
-        texts, images, data = zip(*(_view(whole, other, index) for index in range(count)), strict=True)
+        views = [_view(whole, other, index, is_shown=index < MAX_MIXES_SHOWN) for index in range(count)]
+        texts, images, data = zip(*views, strict=True)
         text = _SEPARATOR.join(texts[:MAX_MIXES_SHOWN])
         if count > MAX_MIXES_SHOWN:
             text = f"The first {MAX_MIXES_SHOWN} of {count} mixes; the outputs have all.{_SEPARATOR}{text}"
@@ -80,8 +81,13 @@ class PreviewCoefficients:
         }
 
 
-def _view(coefficients: Coefficients, other: Coefficients | None, mix: int) -> tuple[str, Image.Image, dict[str, Any]]:
-    """Return text, image and the browser's data of one mix: numbers for the texts, and colors as the image has them."""
+def _view(
+    coefficients: Coefficients, other: Coefficients | None, mix: int, *, is_shown: bool
+) -> tuple[str, Image.Image, dict[str, Any]]:
+    """Return text, image and the browser's data of one mix: numbers for the texts, and colors as the image has them.
+
+    The data is empty for a mix that the browser does not show.
+    """
     text = describe(coefficients, mix=min(mix, count_mixes(coefficients) - 1))
     if other is None:
         table = tabulate(coefficients, mix=mix)
@@ -90,10 +96,11 @@ def _view(coefficients: Coefficients, other: Coefficients | None, mix: int) -> t
         image = draw_coefficients(table, f"mix {mix + 1}: layer × adapter", summary=summary)
     else:
         comparison = compare(coefficients, other, mix=mix)
-        table, strip = comparison.difference, comparison.cosine
-        use = table.values.nan_to_num(0.0).abs().mean(0)
+        table, strip, use = comparison.difference, comparison.cosine, comparison.adapter_use
         text = f"{text}\n{describe_comparison(comparison)}"
         image = draw_comparison(comparison, f"mix {mix + 1}: coefficients - compare_with")
+    if not is_shown:
+        return text, image, {}
     names = [parse_layer_name(name) for name in table.layer_names]
     edge = np.array([[KIND_COLORS[name.block_kind], PART_COLORS[name.part]] for name in names], dtype=np.uint8)
     data = {

@@ -39,7 +39,7 @@ class LoadBasis:
         return tuple(part for name in names for part in _fingerprint_basis(host.find_basis(name)))
 
     def load(self, basis_name: str) -> tuple[LoadedBasis]:
-        """Return the basis, read into memory completely, so that its file may be replaced."""
+        """Return the basis, in memory. Apply may read its adapters again from the file, so keep the file in place."""
         path = host.find_basis(basis_name)
         if path is None:
             raise CheckpointError(

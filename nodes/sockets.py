@@ -89,6 +89,9 @@ _NEEDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
+_ADD_AGAIN = "Delete the node from the workflow and add it again."
+
+
 def guard(node: type[Any], title: str) -> None:
     """Make a node's function check the values on its sockets first, and explain an out-of-memory error.
 
@@ -102,9 +105,13 @@ def guard(node: type[Any], title: str) -> None:
         try:
             bound = signature.bind(*arguments, **named)
         except TypeError as error:  # the host passes a link to an input that the node does not have
-            raise LoRWeBError(f"{title} {error}. Delete the node from the workflow and add it again.") from error
+            raise LoRWeBError(f"{title} {error}. {_ADD_AGAIN}") from error
         inputs = {**bound.arguments, **bound.kwargs}
-        for section, specs in node.INPUT_TYPES().items():
+        sections = node.INPUT_TYPES()
+        unknown = bound.kwargs.keys() - {name for specs in sections.values() for name in specs}
+        if unknown:  # the same, where the node's function takes any name
+            raise LoRWeBError(f"{title} got an unexpected input {', '.join(map(repr, sorted(unknown)))}. {_ADD_AGAIN}")
+        for section, specs in sections.items():
             for name, (kind, *_) in specs.items():
                 if section == "required" or inputs.get(name) is not None:
                     _require_kind(name, kind, inputs.get(name), is_list=hasattr(node, "INPUT_IS_LIST"))

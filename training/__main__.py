@@ -27,6 +27,8 @@ def main() -> None:
             sys.exit(import_module(COMMANDS[name][0]).main(arguments, f"lorweb {name}"))
         from lorweb_core import command_line
     except ModuleNotFoundError as error:
+        if name == "demo" and (error.name or "").startswith("training.demo"):  # left out by .comfyignore
+            sys.exit("The demo is only in the git repository.")
         if error.name is None or error.name.startswith(("training", "lorweb_core")):
             raise
         sys.exit(f"lorweb {name} needs the package {error.name}: run `pip install 'lorweb[train]'`")

@@ -61,13 +61,13 @@ BAD_TENSORS = {
     "query widths": (reshaped("att_lora_to_q.weight", 8, 9), rf"width 18, but 1 of 4 another \({FIRST}\)\."),
     "rank": (
         reshaped("lora_B", 4, 3, 12),
-        rf"In layer {FIRST} of .*, lora_up is \[4, 12, 3\], not \[N, out, r\] with r = 2 as in lora_down",
+        rf"In layer {FIRST} of .*, lora_B is \[4, 3, 12\], not \[N, r, out\] with r = 2 as in lora_A\.",
     ),
-    "basis size": (reshaped("lora_keys", 5, 8), r"keys is \[5, 8\], not \[N, K\] with N = 4 as in lora_down"),
-    "key width": (reshaped("att_lora_to_q.weight", 7, 18), r"is \[7, 18\], not .* with K = 8 as in keys"),
-    "bias": (reshaped("lora_B_bias", 4, 11), r"is \[4, 11\], not .* with out = 12 as in lora_up"),
-    "two-dimensional lora_A": (reshaped("lora_A", 12, 2), r"lora_down is \[12, 2\], not \[N, r, in\]"),
-    "empty": (reshaped("lora_A", 0, 12, 2), r"is \[0, 2, 12\], not"),
+    "basis size": (reshaped("lora_keys", 5, 8), r"lora_keys is \[5, 8\], not \[N, K\] with N = 4 as in lora_A"),
+    "key width": (reshaped("att_lora_to_q.weight", 7, 18), r"is \[7, 18\], not .* with K = 8 as in lora_keys"),
+    "bias": (reshaped("lora_B_bias", 4, 11), r"is \[4, 11\], not .* with out = 12 as in lora_B"),
+    "two-dimensional lora_A": (reshaped("lora_A", 12, 2), r"lora_A is \[12, 2\], not \[N, in, r\]\."),
+    "empty": (reshaped("lora_A", 0, 12, 2), r"is \[0, 12, 2\], not"),
     "integers": (
         reshaped("lora_keys", 4, 8, dtype=torch.int8),
         r"has 1 tensors that are not floating-point numbers \(.*lora_keys: I8\)",
@@ -85,6 +85,17 @@ def test_bad_tensors_are_refused(tmp_path, change, message):
     save_file({name: tensor.contiguous() for name, tensor in change(reference_tensors()).items()}, path)
     with pytest.raises(CheckpointError, match=message):
         load_basis(path)
+
+
+@pytest.mark.parametrize("shape", [[0, 2**63, 1], [0, 2**62, 4], [1] * 10_000], ids=["63 bits", "62 bits", "long"])
+def test_shapes_that_no_tensor_can_have_are_refused_with_a_short_message(tmp_path, shape):
+    name = f"transformer.{FIRST}.lora_A"
+    header, data = split_raw(write_reference(tmp_path / "bad.safetensors", without(name)(reference_tensors())))
+    extra = b"" if 0 in shape else bytes(4)
+    header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(extra)]}
+    with pytest.raises(CheckpointError, match=rf"lora_A is \[{shape[0]}, .*, not \[N, in, r\]") as caught:
+        load_basis(write_raw(tmp_path / "bad.safetensors", header, data + extra))
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.float8_e5m2])

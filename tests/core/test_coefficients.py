@@ -180,6 +180,14 @@ BAD_FILES = {
     "long name": (edit(settings={"basis_name": "x" * 256}), "basis_name.*256"),
     "NaN": (set_tensors(a=torch.full((1, 4), torch.nan)), "NaN.*finite"),
     "half precision": (set_tensors(a=torch.ones(1, 4).half()), "1 other tensors"),
+    "huge and empty": (
+        lambda path: write_raw(
+            path,
+            {**split_raw(path)[0], "a": {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]}},
+            split_raw(path)[1],
+        ),
+        "1 other tensors",
+    ),
     "one-dimensional": (set_tensors(a=torch.ones(4)), "1 other tensors"),
     "no tensor": (set_tensors(), "no tensor"),
     "uneven batch": (set_tensors(a=torch.ones(1, 4), b=torch.ones(2, 4)), "same batch"),

@@ -20,15 +20,6 @@ from lorweb_core.command_line import main as core_main
 from lorweb_core.errors import LoRWeBError
 from tests.basis_files import write_raw, write_reference
 from tests.synthetic import SIZES
-from training.config.reading import read_config
-from training.data.importers import reference, relation252k
-from training.data.importers.building import read_caption
-from training.data.importers.folders import read_task_settings
-from training.data.index import read_pairs
-from training.evaluation import questions
-from training.evaluation.folder import Records
-from training.prepare import main as prepare_main
-from training.train import main as train_main
 
 FIRST = next(iter(SIZES))
 TINY = {"sizes": {FIRST: (3, 3)}, "basis_size": 2, "key_dim": 2, "query_dim": 3}
@@ -46,7 +37,16 @@ LABELS = '[{"image": "1.png", "prompt": "turn it"}, {"image_name": "2.png", "cap
 METADATA = '[{"analogy_id": "1", "edit_prompt": "turn it", "pair_A": "x", "pair_C": 3}]'
 
 
-def read_reply(path):
+def trainer(module, read):
+    """Return a reader that calls read(module of the trainer, path); tests skip where the trainer is not installed."""
+
+    def read_with_module(path):
+        return read(pytest.importorskip(f"training.{module}"), path)
+
+    return read_with_module
+
+
+def read_reply(questions, path):
     text = path.read_bytes().decode("utf-8", "replace")
     for kind in ("rating", "comparison"):
         try:
@@ -72,16 +72,31 @@ KINDS = {
         lambda path: load_basis(path.with_name("basis.safetensors"), settings=path),
     ),
     "coefficients.safetensors": (write_coefficients, load_coefficients),
-    "config.yaml": (write(CONFIG), read_config),
-    "pairs.jsonl": (write(f"{json.dumps(PAIR)}\n{json.dumps({**PAIR, 'id': '2'})}\n"), read_pairs),
-    "task.toml": (write('caption = "gold"\nweight = 2.0\nsplit = "val"\n'), read_task_settings),
-    "Group1/labels.json": (write(LABELS), lambda path: relation252k.find_pairs(path.parents[1])),
-    reference.METADATA_NAME: (write(METADATA), lambda path: reference._read_metadata(path.parent)),
+    "config.yaml": (write(CONFIG), trainer("config.reading", lambda reading, path: reading.read_config(path))),
+    "pairs.jsonl": (
+        write(f"{json.dumps(PAIR)}\n{json.dumps({**PAIR, 'id': '2'})}\n"),
+        trainer("data.index", lambda index, path: index.read_pairs(path)),
+    ),
+    "task.toml": (
+        write('caption = "gold"\nweight = 2.0\nsplit = "val"\n'),
+        trainer("data.importers.folders", lambda folders, path: folders.read_task_settings(path)),
+    ),
+    "Group1/labels.json": (
+        write(LABELS),
+        trainer("data.importers.relation252k", lambda relation252k, path: relation252k.find_pairs(path.parents[1])),
+    ),
+    "analogy_metadata.json": (
+        write(METADATA),
+        trainer("data.importers.reference", lambda reference, path: reference._read_metadata(path.parent)),
+    ),
     "answers.jsonl": (
         write('{"key": "a", "answer": "b"}\n{"key": [1], "answer": "b"}\n'),
-        lambda path: Records(path, "key"),
+        trainer("evaluation.folder", lambda folder, path: folder.Records(path, "key")),
     ),
-    "reply.txt": (write('So: {"metrics": {"accuracy": 7, "consistency": 9}} and {"better": 2}'), read_reply),
+    "reply.txt": (
+        write('So: {"metrics": {"accuracy": 7, "consistency": 9}} and {"better": 2}'),
+        trainer("evaluation.questions", read_reply),
+    ),
 }
 #: What parsers of these formats are known to stumble over.
 TOKENS = [
@@ -184,7 +199,11 @@ def report_bombs(folder):
         own = folder / name.replace("/", "-")
         own.mkdir()
         path, read = prepare(own, name)
-        read_or_refuse(read, path)
+        try:
+            read_or_refuse(read, path)
+        except pytest.skip.Exception:
+            print(json.dumps([name, "skipped", 0, 0]))
+            continue
         before = peak_mb()
         for bomb, text in BOMBS.items():
             header = len(text).to_bytes(8, "little") if name.endswith(".safetensors") else b""
@@ -200,7 +219,8 @@ def test_no_file_of_a_megabyte_takes_more_than_two_seconds_or_300_megabytes(tmp_
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(results) == len(KINDS) * len(BOMBS)
+    skipped = sum(result[1] == "skipped" for result in results)
+    assert len(results) == (len(KINDS) - skipped) * len(BOMBS) + skipped
     assert [result for result in results if result[2] > 2 or result[3] > 300] == []
 
 
@@ -245,6 +265,8 @@ def test_pipes_and_devices_are_refused_or_skipped(tmp_path, name, make):
 
 
 def test_command_lines_end_with_one_message_and_code_2(tmp_path, capsys):
+    train_main = pytest.importorskip("training.train").main
+    prepare_main = pytest.importorskip("training.prepare").main
     pipe, config, deep = tmp_path / "pipe.safetensors", tmp_path / "config.yaml", tmp_path / "pairs.jsonl"
     os.mkfifo(pipe)
     deep.write_text("[" * 2_000)
@@ -264,13 +286,15 @@ def test_command_lines_end_with_one_message_and_code_2(tmp_path, capsys):
 
 
 def test_a_pipe_among_the_captions_of_a_folder_is_left_out_with_a_warning(tmp_path):
+    building = pytest.importorskip("training.data.importers.building")
     os.mkfifo(tmp_path / "0.txt")
     problems = []
-    assert read_caption(tmp_path / "0.txt", problems) == ""
+    assert building.read_caption(tmp_path / "0.txt", problems) == ""
     assert "0.txt is a named pipe, not a file" in str(problems[0]) and problems[0].severity == "warning"
 
 
 def test_a_number_of_4301_digits_in_a_reply_is_an_unreadable_reply():
+    questions = pytest.importorskip("training.evaluation.questions")
     with pytest.raises(questions.ReplyError, match="there is no better"):
         questions.read_reply("comparison", '{"better": ' + "1" * 4_301 + "}")
     with pytest.raises(questions.ReplyError, match="more than 20000 characters"):

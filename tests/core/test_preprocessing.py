@@ -135,6 +135,8 @@ def test_a_processor_file_of_newer_transformers_is_understood(tmp_path):
         {"image_mean": [0.5]},
         {"resample": 77},
         {"crop_size": 0},
+        {"size": float("inf")},
+        {"resample": float("inf")},
     ],
 )
 def test_preprocessing_that_we_would_do_differently_is_refused(values, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from lorweb_core.encoder import load_image_encoder
-from lorweb_core.errors import ImageError, ShapeError
+from lorweb_core.errors import ImageError, SettingsError, ShapeError
 from lorweb_core.query import embed_analogy, embed_once, images_to_embed, join_embeddings
 from lorweb_core.settings import QUERY_MODES, RouterSettings
 from tests.images import GOLDEN, golden_tensor, noise, write_tiny_clip
@@ -204,3 +204,9 @@ def test_joined_embeddings_are_float32_in_the_order_a_a_prime_b():
     assert joined.tolist() == [[1, 1, 2, 2, 5, 5]] * 3
     assert join_embeddings("ca'-ca", [a, a_prime]).tolist() == [[1, 1]]
     assert join_embeddings("ca'-ca+cb", [a, a_prime, b]).tolist() == [[6, 6]]
+
+
+def test_an_unknown_mode_is_refused_rather_than_read_as_the_grid():
+    for function, arguments in ((images_to_embed, [noise(8, 8)] * 3), (join_embeddings, [[torch.ones(1, 4)]])):
+        with pytest.raises(SettingsError, match=r"query_mode is 'paab'\. Known are cat-aa'b"):
+            function("paab", *arguments)

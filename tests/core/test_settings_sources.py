@@ -157,6 +157,8 @@ VARIANTS = {
     "no network_kwargs": ("config: {process: [{network: {linear: 2}}]}", RouterSettings(), [ALL]),
     "no network": ("config: {process: [{type: sd_trainer}]}", RouterSettings(), [ALL]),
     "no process": ("config: {process: abc}", RouterSettings(), [ALL]),
+    "a number of processes": ("config: {process: 5}", RouterSettings(), [ALL]),
+    "a true process": ("config: {process: true}", RouterSettings(), [ALL]),
     "job only": ("job: extension", RouterSettings(), [ALL]),
     "another program's": ("[1, {steps: 3}]", RouterSettings(), [ALL]),
     "empty": ("", RouterSettings(), [ALL]),

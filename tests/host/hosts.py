@@ -2,8 +2,8 @@
 
 The host is COMFYUI_PATH, else comfy-cli's default workspace ~/comfy/ComfyUI, else the ComfyUI around this folder;
 its interpreter is COMFYUI_PYTHON, else `.venv` inside it. A second, oldest supported host is COMFYUI_OLD_PATH, else
-~/comfy/ComfyUI-v0.3.43 (slow tests only). LORWEB_PACK is the node pack under test, such as an unpacked archive of
-`comfy node pack`; without it, this repository:
+~/comfy/ComfyUI-v0.3.43 (slow tests only; 0.1.0 was tested on 0.33.0). LORWEB_PACK is the node pack under test, such
+as an unpacked archive of `comfy node pack`; without it, this repository:
 
     LORWEB_PACK=/tmp/pack LORWEB_REQUIRE_HOST=1 python -m pytest tests/host/test_workflows.py tests/host/test_inside.py
 """

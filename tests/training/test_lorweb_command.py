@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorweb_core import command_line
-from training.__main__ import COMMANDS
+from training.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,3 +35,12 @@ def test_all_commands_are_listed_and_an_unknown_one_is_an_error():
         assert done.returncode == code
         assert [name for name in (*COMMANDS, *command_line.COMMANDS) if f"\n  {name} " not in done.stdout] == []
     assert "no command 'trian'" in done.stderr
+
+
+def test_a_package_without_the_demo_says_where_it_is(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lorweb", "demo"])
+    for name in ("training.demo", "training.demo.__main__"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "training.demo", None)
+    with pytest.raises(SystemExit, match=r"^The demo is only in the git repository\.$"):
+        main()

@@ -4,7 +4,8 @@
 
 σ ∈ [0, 1]; the model's timestep is 1000·σ. Every sample's noise and sigma depend on (seed, step, its place in the
 batch) alone: not on the number of processes, the micro-batch size or what ran before, which makes resuming exact.
-Source of the bell: what the published trainer does in effect (README, "Differences"); the rest arXiv 2403.03206.
+Source of the bell: what the published trainer does in effect (docs/training.md, "Differences from the published
+trainer"); the rest arXiv 2403.03206.
 """
 
 from __future__ import annotations

@@ -136,7 +136,8 @@ def _find(part: str, name: str, *, download: bool) -> Path:
     is_tiny = folder.parts[-2:] == _TINY_PARTS
     # Where the folder around it exists, a path that has the form of a repository's id was most likely meant as a path.
     if is_tiny or not is_repository_id(name) or (not download and folder.parent.is_dir()):
-        tiny = f" `python -m training.demo tiny-parts {folder.parent}` writes it." if is_tiny else ""
+        command = f"python -m training.demo tiny-parts {folder.parent}"
+        tiny = f" `{command}` writes it; the demo is only in the git repository." if is_tiny else ""
         raise ModelError(
             f"There is no diffusers folder {name!r}, and it is neither a single .safetensors file nor a Hugging Face "
             "id such as owner/name. Correct base.model (or base.components); relative paths start at the current "

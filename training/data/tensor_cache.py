@@ -1,4 +1,4 @@
-"""Tensors on disk that are expensive to make again: text and image embeddings, latents.
+"""Tensors on disk that are expensive to compute: text and image embeddings.
 
     cache = TensorCache("cache", {"kind": "text", "model": file_facts(folder, "text_encoder*/*"), "max_tokens": 512})
     for caption in cache.missing(captions): cache.put(text_key(caption), encode(caption))

@@ -130,6 +130,7 @@ class Loop:
                     self.validate(state)
                     state.fitted_steps = 0
         except StoppedAtOnceError as error:
+            self.stop.leaves_compiler = False
             if not self.stop.has_stepped:
                 raise
             logger.warning("%s: saving and stopping", error)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 #: Exit code of a run that was asked to stop before its last step.
 EXIT_STOPPED = 3
-_SECONDS_TO_LEAVE = 5.0
+_SECONDS_TO_LEAVE = 3.0
 
 
 class StoppedAtOnceError(KeyboardInterrupt):
@@ -38,21 +38,24 @@ class StopRequest:
         reason: name of the first signal.
         has_stepped: whether this process has finished a step, which is then saved before the end.
         waits_for_compiler: whether compiling is finished first: weights are half-way changed, or others would wait.
+        leaves_compiler: from raising `StoppedAtOnceError` in the compiler until the loop has caught it.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.has_stepped = False
         self.waits_for_compiler = False
+        self.leaves_compiler = False
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """Note the first request, and leave at once where the step's end is not waited for."""
         if self.reason is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.reason = signal.Signals(number).name
+        self.reason = self.reason or signal.Signals(number).name
         if not self.has_stepped:
             raise StoppedAtOnceError(f"{self.reason}: stopped before the first step was done; nothing is lost")
         if not self.waits_for_compiler and CompileContext.try_get() is not None:
+            self.leaves_compiler = True
             raise StoppedAtOnceError(f"{self.reason}: stopped compiling")
         logger.warning("%s: the run is saved and ends after this step; Ctrl-C again ends it at once", self.reason)
 
@@ -67,7 +70,7 @@ def listen_for_signals() -> Iterator[StopRequest]:
     writer.setblocking(False)
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     has_left = threading.Event()
-    threading.Thread(target=_end_if_stuck, args=(request, reader, numbers, has_left), daemon=True).start()
+    threading.Thread(target=_watch, args=(request, reader, numbers, has_left), daemon=True).start()
     try:
         yield request
     finally:
@@ -78,16 +81,22 @@ def listen_for_signals() -> Iterator[StopRequest]:
         writer.close()
 
 
-def _end_if_stuck(request: StopRequest, reader: socket.socket, numbers: list[int], has_left: threading.Event) -> None:
-    """End a process whose main thread is in foreign code (a barrier, a backward pass that compiles, a download).
+def _watch(request: StopRequest, reader: socket.socket, numbers: list[int], has_left: threading.Event) -> None:
+    """See a process out whose main thread the exception of the handler does not reach.
 
-    Python calls its handlers only between two instructions of the main thread; this thread hears of a signal at once.
+    Python calls handlers only between two instructions of the main thread, not in foreign code (a barrier, a backward
+    pass that compiles, a download): before the first step such a process is ended. And Python drops what is raised in
+    a weak reference's callback, of which the compiler has many: the signal is repeated until it got out.
     """
     with reader:
         while received := reader.recv(1):
-            if received[0] in numbers and not has_left.wait(_SECONDS_TO_LEAVE) and not request.has_stepped:
+            if received[0] not in numbers:
+                continue
+            if not has_left.wait(_SECONDS_TO_LEAVE) and not request.has_stepped:
                 logger.warning("%s: stopped before the first step was done", signal.Signals(received[0]).name)
                 os._exit(EXIT_STOPPED)
+            if request.leaves_compiler and not has_left.is_set():
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def leave_lost_children_to_the_loader() -> None:

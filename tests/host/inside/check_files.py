@@ -8,11 +8,11 @@ import folder_paths
 import torch
 from comfyui_lorweb.lorweb_core.basis import LayerBasis
 from comfyui_lorweb.lorweb_core.checkpoint import save_basis
-from comfyui_lorweb.lorweb_core.errors import CheckpointError, ImageError, OutputError
+from comfyui_lorweb.lorweb_core.errors import CheckpointError, ImageError, LoRWeBError, OutputError
 from comfyui_lorweb.lorweb_core.settings import RouterSettings
 from comfyui_lorweb.nodes import host
 from comfyui_lorweb.nodes.analogy import EncodeAnalogies
-from comfyui_lorweb.nodes.coefficients import PreviewCoefficients
+from comfyui_lorweb.nodes.coefficients import AdjustCoefficients, PreviewCoefficients
 from comfyui_lorweb.nodes.loaders import LoadBasis, LoadImageEncoder
 from refusals import expect
 from seeded_basis import make_coefficients, make_loaded_basis
@@ -132,3 +132,11 @@ def check_prefixes_without_a_file_name_are_refused():
 def check_a_preview_refuses_what_is_no_coefficients():
     coefficients = make_coefficients(make_loaded_basis(build_flux(TINY)))
     expect(CheckpointError, ("This input got []", "not coefficients"), PreviewCoefficients().preview, coefficients, {})
+
+
+def check_a_link_to_an_input_that_adjust_no_longer_has_is_refused():
+    values = dict.fromkeys(AdjustCoefficients.INPUT_TYPES()["required"], 1.0) | {"top_k": 0, "renormalize": True}
+    values["coefficients"] = make_coefficients(make_loaded_basis(build_flux(TINY)))
+    AdjustCoefficients().adjust(**values)
+    words = ["Adjust Coefficients", "'old_input'", "Delete the node from the workflow and add it again"]
+    expect(LoRWeBError, words, lambda: AdjustCoefficients().adjust(**values, old_input=1.0))
