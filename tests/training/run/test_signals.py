@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 
+from training.run import signals
 from training.run.checkpoints import list_checkpoints
 from training.run.signals import EXIT_STOPPED
 from training.train import train
@@ -90,6 +92,22 @@ def test_compiling_a_later_graph_ends_at_once_and_saves(tiny_config, tiny_overri
     assert "validation at step 2" not in log
     saved = list_checkpoints(tiny_config().run_folder / "checkpoints")
     assert [path.name for path in saved] == ["step-000000001", "step-000000002"], log
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_python_drops_in_a_callback_of_the_compiler_is_raised_again(monkeypatch):
+    """The compiler holds its state in weak references, whose callbacks swallow every exception."""
+    monkeypatch.setattr(signals, "_SECONDS_TO_LEAVE", 0.2)
+    monkeypatch.setattr(signals.CompileContext, "try_get", lambda: "compiling")
+    with signals.listen_for_signals() as stop:
+        stop.has_stepped = True
+        key = type("Key", (), {})()
+        dropped = weakref.ref(key, lambda _: signal.raise_signal(signal.SIGTERM))
+        del key
+        assert dropped() is None and stop.reason == "SIGTERM"
+        with pytest.raises(signals.StoppedAtOnceError, match="SIGTERM: stopped compiling"):
+            time.sleep(5)
+        stop.leaves_compiler = False
 
 
 @pytest.mark.parametrize("name", NAMES)
