@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import NoReturn
+
+EXIT_ERROR = 2  # as lorweb_core.console has it, which needs typer
 
 #: Command → module with a `main`, and its subject; imported when called, since PyTorch and diffusers take seconds.
 COMMANDS = {
@@ -28,10 +31,10 @@ def main() -> None:
         from lorweb_core import command_line
     except ModuleNotFoundError as error:
         if name == "demo" and (error.name or "").startswith("training.demo"):  # left out by .comfyignore
-            sys.exit("The demo is only in the git repository.")
+            _leave("The demo is only in the git repository.")
         if error.name is None or error.name.startswith(("training", "lorweb_core")):
             raise
-        sys.exit(f"lorweb {name} needs the package {error.name}: run `pip install 'lorweb[train]'`")
+        _leave(f"lorweb {name} needs the package {error.name}: run `pip install 'lorweb[train]'`")
     if name in command_line.COMMANDS:
         sys.exit(command_line.main(sys.argv[1:], "lorweb"))
     texts = {command: text for command, (_, text) in COMMANDS.items()}
@@ -42,7 +45,12 @@ def main() -> None:
     print("Usage: lorweb COMMAND [ARGUMENTS]...\n\nCommands, each with a --help of its own:")
     print("\n".join(f"  {command:<10}{text}" for command, text in texts.items()))
     if name not in ("", "--help"):
-        sys.exit(f"\nError: there is no command {name!r}.")
+        _leave(f"\nError: there is no command {name!r}.")
+
+
+def _leave(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(EXIT_ERROR)
 
 
 if __name__ == "__main__":
