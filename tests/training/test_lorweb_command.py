@@ -42,6 +42,6 @@ def test_a_package_without_the_demo_says_where_it_is(monkeypatch, capsys):
     for name in ("training.demo", "training.demo.__main__"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "training.demo", None)
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main()
     assert capsys.readouterr().err == "The demo is only in the git repository.\n"
