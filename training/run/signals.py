@@ -95,7 +95,7 @@ def _watch(request: StopRequest, reader: socket.socket, numbers: list[int], has_
             if not has_left.wait(_SECONDS_TO_LEAVE) and not request.has_stepped:
                 logger.warning("%s: stopped before the first step was done", signal.Signals(received[0]).name)
                 os._exit(EXIT_STOPPED)
-            if request.leaves_compiler and not has_left.is_set():
+            if request.leaves_compiler and not has_left.is_set() and hasattr(signal, "pthread_kill"):  # not on Windows
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
