@@ -88,12 +88,13 @@ def test_a_killed_loading_process_costs_no_step(tiny_config, monkeypatch):
     assert train(tiny_config("run.steps=6", "data.workers=0"), resume="latest").step == 6
 
 
-def test_a_crash_does_not_leave_the_process_waiting_for_its_loaders(tiny_overrides):
+@pytest.mark.parametrize("where", ["loop.set_learning_rate", "loop.Loop.step"], ids=["update", "before the first batch"])
+def test_a_crash_does_not_leave_the_process_waiting_for_its_loaders(tiny_overrides, where):
     """They ignore SIGTERM, which is how Python ends them at exit while a traceback keeps the loader alive."""
     crash = (
         "import sys; from training import train; from training.run import loop\n"
         "def fail(*_): raise RuntimeError('an error in the update')\n"
-        "loop.set_learning_rate = fail; train.main(sys.argv[1:])"
+        f"{where} = fail; train.main(sys.argv[1:])"
     )
     command = [sys.executable, "-c", crash, "--config", "tiny.yaml", *tiny_overrides("data.workers=1")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
