@@ -88,7 +88,7 @@ def test_a_killed_loading_process_costs_no_step(tiny_config, monkeypatch):
     assert train(tiny_config("run.steps=6", "data.workers=0"), resume="latest").step == 6
 
 
-@pytest.mark.parametrize("where", ["loop.set_learning_rate", "loop.Loop.step"], ids=["update", "before the first batch"])
+@pytest.mark.parametrize("where", ["loop.set_learning_rate", "loop.Loop.step"])  # the latter: before the first batch
 def test_a_crash_does_not_leave_the_process_waiting_for_its_loaders(tiny_overrides, where):
     """They ignore SIGTERM, which is how Python ends them at exit while a traceback keeps the loader alive."""
     crash = (
