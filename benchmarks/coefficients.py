@@ -4,8 +4,8 @@
 
 494 layers of 32 numbers, B mixes, seeded; checks of the input included, as the nodes call it. "preview" is the images,
 numbers and text of as many mixes as the node shows; "sweep" goes from one mix to another in B steps. Times are medians
-of rounds in which all operations take turns; process time is what this process used of the processor. "ratio" is the
-median of an operation's time ÷ that of "blend" in the same round.
+of rounds in which all operations take turns. "ratio" is the median of an operation's time ÷ that of "blend" in the
+same round.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ with tempfile.TemporaryDirectory() as temporary, torch.inference_mode():
         seconds = time_interleaved(list_operations(count, Path(temporary)), rounds=options.rounds)
         ratios = median_ratios(seconds, "blend")
         result[f"mixes_{count}"] = {
-            name: {"process_ms": round(1000 * statistics.median(times), 2), "ratio": ratios[name]}
+            name: {"median_ms": round(1000 * statistics.median(times), 2), "ratio": ratios[name]}
             for name, times in seconds.items()
         }
 save_result("coefficients", result)

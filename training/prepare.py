@@ -147,7 +147,7 @@ def check(
     json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of lines")] = False,
     good: Annotated[Path | None, typer.Option(metavar="INDEX", help="write an index of pairs without errors")] = None,
 ) -> None:
-    """List everything that is wrong with an index; exit code 1 when a file is broken."""
+    """List everything that is wrong with an index; exit code 1 when there is an error."""
     records = read_pairs(index)
     problems = check_pairs(records, resolution_px=resolution, decode=not quick, label="checking")
     usable = without_errors(records, problems)
@@ -204,7 +204,7 @@ def split(
         for record in every
     ]
     if len(divided) < len(records):
-        print(f"not held out: {len(records) - len(divided)} pair(s) that cannot be used", file=sys.stderr)
+        print(f"not chosen: {len(records) - len(divided)} pair(s) that cannot be used", file=sys.stderr)
         print(as_text(errors_among(problems)), file=sys.stderr)
     write_pairs(out or index, records)
 

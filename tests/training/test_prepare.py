@@ -90,7 +90,7 @@ def test_broken_pairs_are_not_the_ones_held_out(index, capsys):
     for record in first:
         record.after.write_bytes(b"no image any more")
     assert prepare("split", index, "--hold-out-pairs", "1") == 0
-    assert "not held out: 3 pair(s) that cannot be used" in capsys.readouterr().err
+    assert "not chosen: 3 pair(s) that cannot be used" in capsys.readouterr().err
     second = read_pairs(index)
     assert len(second) == 12
     held = [r for r in second if r.split == "val"]

@@ -1,7 +1,7 @@
 """Check every pair of an index before training and list whatever is wrong, file by file.
 
-Errors (the pair is not used): missing, unreadable, damaged, too-large, wrong-mode, changed, odd-aspect, mismatch,
-duplicate, few-pairs, no-partner. Warnings (it is used): identical, small, shared.
+Errors: missing, unreadable, damaged, too-large, wrong-mode, changed, odd-aspect, mismatch, duplicate (across splits).
+Left out: duplicate (within a task), few-pairs, no-partner. Warnings (the pair is used): identical, small, shared.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def stop_on_errors(problems: Sequence[Problem]) -> None:
     more = len(errors) - _SHOWN_PROBLEMS
     raise DataError(
         f"The data set has {len(errors)} problem(s): {shown}{f' and {more} more' if more > 0 else ''}. Repair or "
-        "remove these files; `python -m training.prepare check` lists all."
+        "remove these files; `python -m training.prepare check`, or an import without --on-bad-data stop, lists all."
     )
 
 
@@ -129,7 +129,7 @@ class PairRecord:
 
 
 def read_pairs(path: str | Path) -> tuple[PairRecord, ...]:
-    """The records of an index file, paths made absolute. Raises DataError that names all unusable lines."""
+    """The records of an index file, paths made absolute. Raises DataError with the first unusable lines and a count."""
     path = Path(path).absolute()
     try:
         text = read_text(path, _MAX_BYTES)
@@ -138,11 +138,13 @@ def read_pairs(path: str | Path) -> tuple[PairRecord, ...]:
             f"{error} Correct the path, or create a pair index with `python -m training.prepare`."
         ) from error
     records, wrong = [], []
-    for number, line in enumerate((line for line in text.split("\n") if line.strip()), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             records.append(_parse_record(line, path.parent))
         except ValueError as error:
-            wrong.append(f"line {number}: {error}")
+            wrong.append(f"line {number}: {str(error).rstrip('.')}")
             if len(wrong) == _MAX_PROBLEMS:
                 break
     wrong += [f"id {name!r} occurs {n} times" for name, n in Counter(r.id for r in records).items() if n > 1]

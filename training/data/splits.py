@@ -44,6 +44,10 @@ def hold_out(
     for task in _tasks_to_hold_out(images_of, tasks, seed):
         goes_to = dict.fromkeys(images_of[task], split) | goes_to
     left = [(record, name) for record, name in training if name not in goes_to]
+    if not training:
+        raise DataError(
+            "The index has no pair of the split train, so there is nothing to train on. Correct the split of its pairs."
+        )
     if not left:
         raise DataError(
             f"All {len(images_of)} task(s) would be held out and none left for training. Hold out fewer tasks, or "

@@ -1,7 +1,7 @@
 """Tensors on disk that are expensive to compute: text and image embeddings.
 
     cache = TensorCache("cache", {"kind": "text", "model": file_facts(folder, "text_encoder*/*"), "max_tokens": 512})
-    for caption in cache.missing(captions): cache.put(text_key(caption), encode(caption))
+    if cache.missing([text_key(caption)]): cache.put(text_key(caption), encode(caption))
     cache.flush()
 
 `<folder>/<kind>/<hash of the fingerprint>/shard-<hash>.safetensors`, up to 256 tensors each, written whole or not at

@@ -31,7 +31,7 @@ from ..evaluation.metrics import load_meter, measure_all
 from ..evaluation.report import as_markdown, write_sheets
 from ..evaluation.test_set import Analogy, ImagePart, Sample, read_samples, write_samples
 from .analogies import draw_analogies, load_demo, to_art
-from .compare import TEST_SEED
+from .compare import METHODS, TEST_SEED
 from .scenes import (
     INDEX_NAME,
     MODEL_FOLDER,
@@ -55,11 +55,11 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "smaller": ("smaller, 8 × rank 4", ("basis.basis_size=8",)),
     "more-rank": ("more rank alone, 16 × rank 16", ("basis.rank=16",)),
     "larger": ("larger, 32 × rank 4", ("basis.basis_size=32",)),
-    "gain-1": ("gain 1 (as published)", ("basis.coefficient_gain=1",)),
+    "gain-1": ("gain 1 (as published)", METHODS["gain-1"][0]),
     "tanh": ("tanh instead of softmax", ("basis.activation=tanh", "basis.coefficient_gain=1")),
     "grid-query": ("encoder sees the grid only", ("basis.query_mode=aa'bb'",)),
     _UNTRAINED: ("untrained encoder", ()),
-    "one-lora": ("one LoRA, equal rank 64", ("basis.basis_size=1", "basis.rank=64", "basis.coefficient_gain=1")),
+    "one-lora": ("one LoRA, equal rank 64", METHODS["one-lora"][0]),
     "one-lora-larger": (
         "one LoRA, rank 128", ("basis.basis_size=1", "basis.rank=128", "basis.coefficient_gain=1"),
     ),
@@ -80,8 +80,6 @@ def ablation(out: Path, names: Sequence[str], *, steps: int, seed: int, per_edit
         rates = _GAIN_1_RATES if "basis.coefficient_gain=1" in overrides else _GAIN_N_RATES
         rates = _LORA_RATES if "basis.basis_size=1" in overrides else rates
         basis_file = trained_basis(out, name, (*overrides, f"encoder.model={encoder}"), rates, steps=steps, seed=seed)
-        if not basis_file.is_file():  # a signal stopped the trainer
-            raise KeyboardInterrupt
         methods.append(_variant_method(title, basis_file, encoder, folder))
     write_samples(folder, write_test_images(out / "test", per_edit=per_edit), max_side_px=1024)
     samples = read_samples(folder)

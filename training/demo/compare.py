@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 VALIDATION_SEED, TEST_SEED = 101, 202
 _BATCH = 32
-#: Config overrides of each method, whose runs `ablation` reuses, and the (adapters, router) rates to choose from.
+#: Config overrides of each method, and the (adapters, router) rates to choose from.
 METHODS: dict[str, tuple[tuple[str, ...], tuple[tuple[float, float], ...]]] = {
     "lorweb": ((), ((1e-3, 1e-3), (3e-3, 1e-3), (1e-2, 1e-3))),
     "gain-1": (("basis.coefficient_gain=1",), ((3e-3, 1e-3), (1e-2, 1e-3), (3e-2, 1e-3))),

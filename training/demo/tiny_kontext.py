@@ -37,7 +37,7 @@ CONFIG: dict[str, Any] = {
     "num_attention_heads": 1, "joint_attention_dim": CODE_DIM, "pooled_projection_dim": CODE_DIM,
     "guidance_embeds": True, "axes_dims_rope": (16, 56, 56),
 }  # fmt: skip
-#: The random base; every dimension that the code distinguishes differs.
+#: The random base; pooled width, channels and embedding width differ from the others.
 TRANSFORMER: dict[str, Any] = {
     "in_channels": 64, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
     "joint_attention_dim": 32, "pooled_projection_dim": 24, "guidance_embeds": True, "axes_dims_rope": (4, 6, 6),

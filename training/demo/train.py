@@ -1,6 +1,7 @@
 """Train the demo's parts from nothing: encoder (10 min), base (45 min), pairs (10 s), basis (20 min).
 
-Times are for one CPU core; seeds are fixed. Each part is skipped if its file exists, or resumed where it stopped.
+Times are for one CPU core; seeds are fixed. Encoder and base are skipped if their files exist, the pairs are written
+anew; base and basis resume where they stopped.
 To ship them, copy base.safetensors, basis.safetensors and encoder/ to training/demo/model.
 """
 
@@ -66,5 +67,6 @@ def trained_basis(
         log.info("training %s", name)
         learning = (f"optimizer.learning_rate={rates[0]}", f"optimizer.router_learning_rate={rates[1]}")
         run = (f"run.name={name}", f"run.steps={steps}", f"run.seed={seed}")
-        train(basis_config(out, *overrides, *learning, *run), resume="latest")
+        if train(basis_config(out, *overrides, *learning, *run), resume="latest").basis_file is None:
+            raise KeyboardInterrupt  # a signal stopped the trainer
     return file

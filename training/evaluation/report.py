@@ -132,7 +132,7 @@ def draw_pareto(evaluation: Evaluation, path: Path) -> bool:
 
 
 def write_sheets(
-    folder: EvaluationFolder, methods: Sequence[str], samples: Sequence[Sample], *, rows: int = 8, sheets: int = 4,
+    folder: EvaluationFolder, methods: Sequence[str], samples: Sequence[Sample], *, rows: int, sheets: int,
     cell_px: int = 192,
 ) -> None:  # fmt: skip
     """Write up to `sheets` images with a row per sample: a, a′, b, b′ of every method, the true b′.

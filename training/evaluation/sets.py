@@ -28,7 +28,7 @@ from .folder import EvaluationError
 from .test_set import Analogy, ImagePart
 
 _SHOWN = 5
-_DEPTH = 4  # of an edited image of the evalset: part / category / prompt / file
+_DEPTH = 4  # folders above an edited image of the evalset: decoded… / part / category / prompt
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,13 @@ def read_set(spec: str, options: SetOptions) -> AnalogySet:
             kept.append(analogy)
     found.unused["tasks without analogies"] = [task for task in dict.fromkeys(tasks) if task not in counts]
     if not kept:
+        where, advice = "", ""
+        if read is _read_index:
+            where = f" in split {options.split!r}"
+            advice = " Use --split all, or hold pairs out with `python -m training.prepare split --split test`."
         raise EvaluationError(
-            f"{spec} has no analogies in split {options.split!r}: {'; '.join(found.not_used()) or 'no pairs'}. "
-            "A task needs two pairs with aspects within 15 %. Use --split all, or hold pairs out with "
-            "`python -m training.prepare split --split test`."
+            f"{spec} has no analogies{where}: {'; '.join(found.not_used()) or 'no pairs'}. A task needs two pairs with "
+            f"aspects within 15 %.{advice}"
         )
     names = Counter(analogy.sample for analogy in kept)
     found.analogies = []

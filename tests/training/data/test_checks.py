@@ -91,7 +91,7 @@ def test_an_unchanged_pair_is_a_warning(records):
     assert kinds(check_pairs(records, resolution_px=64)) == [("t/0000", "identical", "warning")]
 
 
-def test_duplicates_are_errors_within_a_task_and_across_splits(records):
+def test_duplicates_are_left_out_within_a_task_and_errors_across_splits(records):
     again = replace(records[0], id="t/again")
     leak = replace(records[1], id="t/leak", split="val")
     shared = replace(records[2], id="other/shared", task="other")

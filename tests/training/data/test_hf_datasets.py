@@ -160,12 +160,17 @@ def test_what_cannot_be_opened_is_reported_without_asking_the_network(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(DataError, match="no such file or folder"):
         find_pairs("./nothing/here", tmp_path / "images")
-    try:
-        found = find_pairs(str(tmp_path / "broken.parquet"), tmp_path / "images")
-    except DataError:
-        return
-    assert [problem.kind for problem in found.problems] == ["damaged"]
-    assert not found.candidates
+    with pytest.raises(DataError, match="cannot be opened"):
+        find_pairs(str(tmp_path / "broken.parquet"), tmp_path / "images")
+
+
+def test_a_dot_in_a_hub_id_is_no_file_suffix(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **_: asked.append(name) or {})
+    find_pairs("owner/edits-1.5M", tmp_path / "images")
+    assert asked == ["owner/edits-1.5M"]
+    with pytest.raises(DataError, match="no such file or folder"):
+        find_pairs("owner/edits.parquet", tmp_path / "images")
 
 
 def test_without_the_package_the_install_line_is_reported(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ def test_a_strip_is_cut_in_equal_halves(tmp_path):
     assert [half.size for half in cut_strip(Image.new("RGB", (1, 5)))] == [(1, 5), (1, 5)]
 
 
-def test_a_cell_is_the_center_of_the_image(tmp_path):
+def test_a_cell_is_the_center_of_the_image():
     image = Image.new("RGB", (300, 100), "black")
     image.paste("white", (100, 0, 200, 100))
     assert fit_cell(image, Cell(32, 32))[:, 1:-1].min() > 250

@@ -329,7 +329,7 @@ def test_keys_are_kept_apart_importing_again_changes_nothing_and_another_set_nee
 def test_incomplete_samples_and_damaged_shards_are_listed(tmp_path):
     write_shard(tmp_path / "a.tar", {
         "1.before.jpg": encoded(1), "1.json": b"{}",
-        "2.before.jpg": encoded(2), "2.after.jpg": encoded(3), "2.json": b"{broken",
+        "2.before.jpg": encoded(2), "2.after.jpg": encoded(3), "2.json": b"{broken", "2.txt": b"draw it",
         "3.before.jpg": b"no image", "3.after.jpg": encoded(4),
     })  # fmt: skip
     buffer = io.BytesIO()
@@ -343,7 +343,7 @@ def test_incomplete_samples_and_damaged_shards_are_listed(tmp_path):
     assert kinds(found) == {("a.tar", "unpaired"), ("a.tar", "unreadable")} | damaged
     records, problems = build_pairs(found.candidates)
     assert [problem.kind for problem in problems] == ["unreadable"]
-    assert "a/2" in [record.id for record in records]
+    assert [record.caption for record in records if record.id == "a/2"] == ["draw it"]
     assert sum(record.id.startswith("b/") for record in records) in (3, 4)
 
 

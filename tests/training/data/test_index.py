@@ -52,12 +52,12 @@ GOOD = {"id": "x", "task": "t", "before": "a.png", "after": "b.png", "width": 8,
 def test_every_error_is_reported_at_once(tmp_path):
     path = tmp_path / "pairs.jsonl"
     wrong = [{**GOOD, "captoin": "x"}, {**GOOD, "width": "8", "split": "trian", "weight": -1}]
-    path.write_text("\n".join(["{not json", *map(json.dumps, wrong)]), encoding="utf-8")
+    path.write_text("\n".join(["", "{not json", "", *map(json.dumps, wrong)]), encoding="utf-8")
     with pytest.raises(DataError) as caught:
         read_pairs(path)
     for part in (
-        "line 1: it is not usable JSON",
-        "line 2: unknown field 'captoin' (did you mean 'caption'?)",
+        "line 2: it is not usable JSON",
+        "); line 4: unknown field 'captoin' (did you mean 'caption'?)",
         "width is '8', not of type int",
         "split is 'trian', not one of train, val, test",
         "weight is -1",
@@ -97,7 +97,7 @@ def test_an_empty_or_missing_index_is_refused(tmp_path):
         read_pairs(tmp_path)
 
 
-def test_a_place_that_cannot_be_written_is_reported_and_the_old_index_stays(tmp_path):
+def test_a_folder_that_does_not_exist_is_reported_and_nothing_is_written(tmp_path):
     with pytest.raises(OutputError):
         write_pairs(tmp_path / "no such folder" / "pairs.jsonl", [pair_at("t", 0)])
     assert not list(tmp_path.rglob("*"))

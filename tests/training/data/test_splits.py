@@ -47,6 +47,11 @@ def test_every_task_keeps_two_training_pairs():
     assert kept == {"a": 2, "b": 2, "c": 5}
 
 
+def test_an_index_without_training_pairs_is_refused_as_such():
+    with pytest.raises(DataError, match="no pair of the split train"):
+        hold_out([replace(record, split="val") for record in tasks(a=3)])
+
+
 def test_other_splits_stay_and_nothing_else_changes():
     records = [replace(r, split="test") if r.id.endswith("0") else r for r in tasks(a=4, b=4)]
     held = hold_out(records, tasks=["a"], split="val")

@@ -94,7 +94,7 @@ def test_lpips_backbones_may_be_safetensors_and_bad_ones_are_errors(tmp_path):
             load_lpips(*files)
 
 
-def test_ssim_equals_the_formula_written_out(tmp_path):
+def test_ssim_equals_the_formula_written_out():
     first, second = images(3, 13, 14, 3), images(4, 13, 14, 3)
     window = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
     window = np.outer(window, window) / np.outer(window, window).sum()

@@ -1,5 +1,6 @@
 """Test sets: which analogies come out of every kind of source, and what lies in an evaluation folder."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -31,6 +32,7 @@ def test_every_pair_of_an_index_gets_its_b_and_the_true_answer(tmp_path):
     assert read_set(str(index), ALL).analogies == analogies
     fewer = read_set(str(index), SetOptions("all", per_task=1)).analogies
     assert {a.sample for a in fewer} <= {a.sample for a in analogies}
+    assert Counter(a.task for a in fewer) == {"dark": 1, "light": 1}
 
 
 def test_pairs_and_tasks_that_cannot_be_used_are_counted(tmp_path):
@@ -117,6 +119,8 @@ def test_what_of_the_papers_set_cannot_be_used_is_counted(evalset):
     assert read_set(f"evalset:{evalset}", SetOptions(tasks=("db_not_in_trainset/Make it snow",))).not_used() == []
     with pytest.raises(EvaluationError, match="Did you mean"):
         read_set(f"evalset:{evalset}", SetOptions(tasks=("db_not_in_trainset/Make it snows",)))
+    with pytest.raises(EvaluationError, match=r"has no analogies: 1 pairs without.*within 15 %\.$"):
+        read_set(f"evalset:{evalset}", SetOptions(tasks=("db_not_in_trainset/Make it rain",)))
 
 
 def test_an_evaluation_folder_holds_one_set_and_is_filled_once(tmp_path):

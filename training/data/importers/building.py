@@ -59,9 +59,7 @@ def build_pairs(candidates: Sequence[Candidate]) -> tuple[list[PairRecord], list
                 raise ImageFileError(candidate.before, "odd-aspect", "a strip of one column has no halves")
             if not candidate.strip:
                 read_image_size(candidate.before)
-            record = PairRecord(
-                **vars(candidate), width=width // 2 if candidate.strip else width, height=height, sha256=""
-            )
+            record = PairRecord(**vars(candidate), width=width // 2 if candidate.strip else width, height=height)
             return replace(record, sha256=hash_files(record.files))
         except ImageFileError as error:
             return Problem(str(error.path), error.kind, error.reason, pair_id=candidate.id)

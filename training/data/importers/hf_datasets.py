@@ -133,7 +133,8 @@ def _open_splits(source: str) -> dict[str, Any]:
             "datasets` (or the extra `hf` of this project)."
         ) from error
     path = Path(source)
-    if not path.exists() and (path.is_absolute() or source.startswith(".") or source.count("/") != 1 or path.suffix):
+    is_file_name = path.suffix.lower() in (".parquet", ".zip")  # ids may have a dot: owner/set-1.5M
+    if not path.exists() and (path.is_absolute() or source.startswith(".") or source.count("/") != 1 or is_file_name):
         raise _cannot_open(source, "there is no such file or folder, and it is not an `owner/name` of the hub")
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():

@@ -86,10 +86,16 @@ def _read_pair(
         reason = f"sample {key} has no before and after image, only {', '.join(sorted(members))}"
         found.problems.append(Problem(str(shard), "unpaired", reason))
         return
-    fields = _fields_of(members)
-    if fields is None:
+    texts = {name: members[name].decode("utf-8-sig", "replace") for name in ("txt", "cls") if name in members}
+    fields: dict[str, Any] = {name: texts[part] for name, part in (("caption", "txt"), ("cls", "cls")) if part in texts}
+    try:
+        described = parse_json(members.get("json", b"{}").decode("utf-8-sig"), "json")
+    except ValueError:  # FileError among them
+        described = None
+    if isinstance(described, dict):
+        fields |= described
+    else:
         found.problems.append(Problem(str(shard), "unreadable", f"the JSON of sample {key}", "warning"))
-        fields = {}
     weight = fields.get("weight", 1.0)
     found.candidates.append(
         Candidate(
@@ -113,16 +119,3 @@ def _image_among(members: Mapping[str, bytes], names: Sequence[str]) -> bytes | 
     parts = ((extension.rpartition("."), data) for extension, data in members.items())
     by_name = {name: data for (name, dot, suffix), data in parts if dot and suffix not in _TEXT_SUFFIXES}
     return next((by_name[name] for name in names if name in by_name), None)
-
-
-def _fields_of(members: Mapping[str, bytes]) -> dict[str, Any] | None:
-    """The fields in `key.json`, `key.txt` and `key.cls`; None when the JSON cannot be read."""
-    texts = {name: members[name].decode("utf-8-sig", "replace") for name in ("txt", "cls") if name in members}
-    fields: dict[str, Any] = {"caption": texts["txt"]} if "txt" in texts else {}
-    if "cls" in texts:
-        fields["cls"] = texts["cls"]
-    try:
-        described = parse_json(members.get("json", b"{}").decode("utf-8-sig"), "json")
-    except ValueError:  # FileError among them
-        return None
-    return {**fields, **described} if isinstance(described, dict) else None
